@@ -1,0 +1,54 @@
+"""The errors a user can meet. Every message says what was given, what was expected and what to do."""
+
+__all__ = [
+    "EncoderLoadError",
+    "HostError",
+    "ImageReadError",
+    "InvalidBoxError",
+    "MemoryMismatchError",
+    "MissingAssetError",
+    "RankerError",
+    "RankerLoadError",
+    "RarError",
+    "VocabularyError",
+]
+
+
+class RarError(Exception):
+    """Base class: everything a user can cause and mend."""
+
+
+class HostError(RarError, ImportError):
+    """A package of the host is missing, out of the supported range or built without its ops."""
+
+
+class MissingAssetError(RarError, FileNotFoundError):
+    """A dataset, checkpoint or vocabulary file is not where the config says."""
+
+
+class ImageReadError(RarError, OSError):
+    """An image file is missing, truncated or not an image."""
+
+
+class InvalidBoxError(RarError, ValueError):
+    """A box is not finite, empty, inverted or outside its image."""
+
+
+class VocabularyError(RarError, ValueError):
+    """Category names are missing, empty or of the wrong kind."""
+
+
+class EncoderLoadError(RarError, RuntimeError):
+    """An encoder could not be loaded completely."""
+
+
+class MemoryMismatchError(RarError, ValueError):
+    """A memory on disk was made by another encoder, template set or vocabulary, or is damaged."""
+
+
+class RankerLoadError(RarError, RuntimeError):
+    """A ranker's model could not be loaded completely, or does not fit the device."""
+
+
+class RankerError(RarError, RuntimeError):
+    """A ranker failed while running: the server is gone, or too many replies were unusable."""

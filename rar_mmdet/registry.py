@@ -1,0 +1,24 @@
+"""Registries of scope `rar_mmdet`, children of MMDetection's.
+
+A config that names `rar_mmdet.Something` makes MMEngine import this module, which then imports `locations` by itself;
+no `custom_imports` is needed (MMEngine 0.10.7, `Registry.switch_scope_and_registry` and `import_from_location`).
+"""
+
+from mmdet import registry as mmdet_registry
+from mmengine.registry import Registry
+
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TASK_UTILS", "TRANSFORMS", "VISUALIZERS"]
+
+MODELS = Registry("model", parent=mmdet_registry.MODELS, scope="rar_mmdet", locations=["rar_mmdet.models"])
+TASK_UTILS = Registry(
+    "task util", parent=mmdet_registry.TASK_UTILS, scope="rar_mmdet", locations=["rar_mmdet.models.components"]
+)
+DATASETS = Registry("dataset", parent=mmdet_registry.DATASETS, scope="rar_mmdet", locations=["rar_mmdet.datasets"])
+TRANSFORMS = Registry(
+    "transform", parent=mmdet_registry.TRANSFORMS, scope="rar_mmdet", locations=["rar_mmdet.datasets"]
+)
+METRICS = Registry("metric", parent=mmdet_registry.METRICS, scope="rar_mmdet", locations=["rar_mmdet.evaluation"])
+HOOKS = Registry("hook", parent=mmdet_registry.HOOKS, scope="rar_mmdet", locations=["rar_mmdet.models.hooks"])
+VISUALIZERS = Registry(
+    "visualizer", parent=mmdet_registry.VISUALIZERS, scope="rar_mmdet", locations=["rar_mmdet.visualization"]
+)
