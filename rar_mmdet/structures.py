@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Ranking", "RankStatus", "Recognition", "Shortlist"]
+__all__ = ["RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist"]
 
 
 class RankStatus(IntEnum):
@@ -71,7 +71,9 @@ class Ranking:
         if self.order.ndim != 2 or self.order.dtype != torch.int64:
             raise ValueError(f"Ranking.order must be (R, K) int64, got {tuple(self.order.shape)} {self.order.dtype}")
         num_regions, k = self.order.shape
-        if not torch.equal(self.order.sort(dim=1).values, torch.arange(k, device=self.order.device).repeat(num_regions, 1)):
+        if not torch.equal(
+            self.order.sort(dim=1).values, torch.arange(k, device=self.order.device).repeat(num_regions, 1)
+        ):
             raise ValueError("Ranking.order: every row must be a permutation of 0..K-1")
         if self.log_probs is not None and self.log_probs.shape != self.order.shape:
             raise ValueError(f"Ranking.log_probs {tuple(self.log_probs.shape)} != order {tuple(self.order.shape)}")
@@ -119,3 +121,11 @@ class Recognition:
         ):
             best.setdefault(region, (category_names[category], score))
         return [best.get(r, ("", 0.0)) for r in range(len(self.boxes_xyxy))]
+
+
+@dataclass(frozen=True)
+class RegionCrops:
+    """Crops made ahead of recognition, for instance in dataloader workers."""
+
+    encoder: Tensor  # (R, 3, S, S) uint8 RGB, for the encoder
+    ranker: Tensor | None = None  # (R, 3, S', S') uint8 RGB, for the ranker; None: cropped when asked
