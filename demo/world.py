@@ -26,7 +26,7 @@ NUM_CLASSES = len(CLASS_NAMES)
 # Attribute indices (colour, pattern, shape) of every class, in the order of CLASS_NAMES.
 ATTRIBUTES = np.array([(c, p, s) for c in range(len(COLOURS)) for p in range(len(PATTERNS)) for s in range(len(SHAPES))])
 _TAIL_SEED = 240313805  # fixed: which classes are rare is part of the world, not of its seed, because trained weights depend on it
-RARE_MAX, COMMON_MAX = 2, 10  # photos in the train split; LVIS uses 10 and 100 for 250 times as many photos
+RARE_MAX, COMMON_MAX = 2, 6  # photos in the train split; LVIS has 10 and 100 for 250 times as many photos
 
 
 def train_image_quota(num_instances: int = 2880) -> np.ndarray:
