@@ -1,3 +1,27 @@
-"""RAR: retrieving and ranking augmented recognition for MMDetection (arXiv 2403.13805)."""
+"""RAR: retrieving and ranking augmented recognition of large vocabularies (arXiv 2403.13805) for MMDetection.
+
+`RegionRecognizer` is the whole method without MMDetection. The MMDetection components register themselves when a config
+names one of them with its scope, as in `type="rar_mmdet.RARRoIHead"`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rar_mmdet._host import check_host
+
+if TYPE_CHECKING:
+    from rar_mmdet.recognizer import RegionRecognizer
+
+__all__ = ["RegionRecognizer", "__version__"]
 
 __version__ = "0.1.0"
+
+check_host()
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on demand: `import rar_mmdet` alone must not pull in torch.
+    if name == "RegionRecognizer":
+        from rar_mmdet.recognizer import RegionRecognizer
+
+        return RegionRecognizer
+    raise AttributeError(f"module 'rar_mmdet' has no attribute {name!r}")

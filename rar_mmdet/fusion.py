@@ -1,9 +1,9 @@
 """From a shortlist and a ranking to one score per (region, category), and from those to the detections of an image.
 
-Retrieval gives q, a softmax over the full vocabulary; the ranker has an opinion on the K best of each region. Every fusion keeps
-the mass m = sum of q over the K candidates and leaves the other columns as they are: the tail is worth about 20 AP under LVIS's
-federated scoring (our simulation), and a region's mass is what makes scores comparable across boxes. A fusion never looks at
-rows in which the ranker has no opinion.
+Retrieval gives q, a softmax over the full vocabulary; the ranker has an opinion on the K best of each region. Every
+fusion keeps the mass m = sum of q over the K candidates and leaves the other columns alone: the tail is worth about
+20 AP under LVIS's federated scoring (our simulation), and a region's mass is what makes scores comparable across boxes.
+Rows in which the ranker has no opinion stay as retrieval left them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def _ranks(order: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RankFusion:
-    """q'_c proportional to q_c * exp(-beta * rank_c): for rankers that only give an order (ours; `beta` 0.6 from our simulation)."""
+    """q'_c proportional to q_c * exp(-beta * rank_c), for rankers that only give an order.
+
+    Ours; `beta` 0.6 is the best of our simulation.
+    """
 
     beta: float = 0.6
 
@@ -68,8 +71,9 @@ class RankFusion:
 
 @dataclass(frozen=True)
 class LogLikFusion:
-    """q'_c proportional to q_c^(1-alpha) * p_c^alpha, p = softmax(log_probs / temperature) (ours; a geometric mean as in F-ViT).
+    """q'_c proportional to q_c^(1-alpha) * p_c^alpha with p = softmax(log_probs / temperature).
 
+    Ours; a geometric mean of two classifiers, as open-vocabulary detectors use it (F-ViT, arXiv 2310.01403).
     Rankings without log-probabilities are fused by `RankFusion(beta)`.
     """
 
@@ -98,7 +102,10 @@ class LogLikFusion:
 
 @dataclass(frozen=True)
 class PermuteFusion:
-    """The K candidates' scores, sorted, are handed out in the ranker's order (the paper's re-ordering; arXiv 2403.13805 section 3.3)."""
+    """The K candidates' scores, sorted, are handed out in the ranker's order.
+
+    The paper's re-ordering (arXiv 2403.13805, section 3.3); the set of scores of a region does not change.
+    """
 
     def __call__(self, shortlist: Shortlist, ranking: Ranking) -> Tensor:
         ranks = _ranks(ranking.order).to(shortlist.probs.device)
@@ -153,7 +160,8 @@ def emit(
         emission: the rule.
 
     Returns:
-        flat (M,) int64 indices into the R * N pairs, best first (ties: lower region, then earlier column), and their (M,) scores.
+        flat (M,) int64 indices into the R * N pairs, best first (ties: lower region, then earlier column);
+        their (M,) scores.
     """
     final = emission.combine(scores, box_scores).flatten()
     num_wanted = min(emission.max_per_image, final.numel())
@@ -179,9 +187,9 @@ def emit(
 def can_reach(shortlist: Shortlist, num_candidates: int, box_scores: Tensor, emission: Emission) -> Tensor:
     """(R,) bool: regions of one image whose candidates can still reach its top `max_per_image`, whatever a ranker says.
 
-    A candidate gets at most the region's mass m. Certain of a place whatever is said: every tail column, and of each region one
-    candidate of at least m / K. A region with m below the `max_per_image`-th of those cannot matter. Exact without NMS; with
-    NMS suppressed pairs free places, so the bar is taken at four times the depth (ours).
+    A candidate gets at most the region's mass m. Certain of a place whatever is said: every tail column, and of each
+    region one candidate of at least m / K. A region with m below the `max_per_image`-th of those cannot matter. Exact
+    without NMS; with NMS suppressed pairs free places, so the bar is taken at four times the depth (ours).
     """
     k = min(num_candidates, shortlist.depth)
     if k == 0 or len(shortlist) == 0:

@@ -28,7 +28,8 @@ class RegionRecognizer:
     Args:
         cropper: `RegionCropper` for what the encoder sees.
         encoder: `OpenClipEncoder`, or anything with its methods.
-        memory: a `CategoryMemory`, or a recipe with `prepare(encoder, category_names)` that builds or loads one at first use.
+        memory: a `CategoryMemory`, or a recipe with `prepare(encoder, category_names)` that builds or loads one at
+            first use.
         category_names: the vocabulary, in label order. Names are for prompts and people; identity is the index.
         ranker: re-orders the shortlist; `None` for retrieval only.
         ranker_cropper: `RegionCropper` for what the ranker sees; `None`: `cropper`'s policies at the ranker's size.
@@ -62,7 +63,8 @@ class RegionRecognizer:
             raise ValueError(f"on_bad_box must be 'raise' or 'skip', got {on_bad_box!r}")
         if num_candidates < 1 or shortlist_depth < num_candidates:
             raise ValueError(
-                f"need 1 <= num_candidates <= shortlist_depth, got num_candidates={num_candidates}, shortlist_depth={shortlist_depth}"
+                f"need 1 <= num_candidates <= shortlist_depth, got num_candidates={num_candidates} "
+                f"and shortlist_depth={shortlist_depth}"
             )
         self.cropper, self.encoder, self.ranker = cropper, encoder, ranker
         self.category_names = list(category_names)
@@ -178,9 +180,9 @@ class RegionRecognizer:
         if self.on_bad_box == "raise":
             first = min(bad)
             raise InvalidBoxError(
-                f"image {index} of the batch ({image_hw[1]}x{image_hw[0]} px): {len(bad)} of {len(boxes)} boxes cannot be cropped; "
-                f"box {first} = {boxes[first].tolist()}: {bad[first]}. Boxes are xyxy in pixels of the original image; "
-                "use on_bad_box='skip' to drop and count such boxes"
+                f"image {index} of the batch ({image_hw[1]}x{image_hw[0]} px): {len(bad)} of {len(boxes)} boxes cannot "
+                f"be cropped; box {first} = {boxes[first].tolist()}: {bad[first]}. Boxes are xyxy in pixels of the "
+                "original image; use on_bad_box='skip' to drop and count such boxes"
             )
         for reason in bad.values():
             self.counts[f"skipped box: {reason}"] += 1

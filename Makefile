@@ -1,0 +1,25 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+PY := .venv/bin/python
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install:  ## make .venv with everything in it (again: nothing to do)
+	@bash scripts/install.sh
+
+demo: install  ## recognise the embedded demo world, retrieval only and RAR, and print one table
+	@$(PY) demo/run_demo.py
+
+test: install  ## run the tests (offline, CPU)
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+lint: install  ## ruff (lint and format) and mypy, pinned
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: install  ## run every benchmark; each prints ratios against a named baseline of the same run
+	@for b in benchmarks/*.py; do echo "== $$b"; $(PY) $$b || exit 1; done

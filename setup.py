@@ -1,0 +1,61 @@
+"""Packaging of rar_mmdet. `scripts/install.sh` makes a complete environment; see the README."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_constant(path: str, name: str):
+    """The literal assigned to `name` in a module, read without importing it (its imports are not installed yet)."""
+    for node in ast.parse((HERE / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise ValueError(f"{name} not found in {path}")
+
+
+def data_files(folder: str) -> list[str]:
+    """Files of a data folder, relative to it."""
+    root = HERE / folder
+    return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+
+
+requirements = read_constant("rar_mmdet/_host.py", "REQUIREMENTS")
+setup(
+    name="rar_mmdet",
+    version=read_constant("rar_mmdet/__init__.py", "__version__"),
+    description="RAR: retrieving and ranking augmented recognition of large vocabularies for MMDetection",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # mmcv is left out: pip would build it in isolation, without torch and therefore without its ops.
+    # `import rar_mmdet` says what to type when it is missing.
+    install_requires=[f"{name}{spec}" for name, spec in requirements.items() if name != "mmcv"],
+    extras_require={
+        "openai": ["openai>=2.25,<4"],
+        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "mypy==2.4.1", "openai>=2.25,<4"],
+        "test": ["pytest", "hypothesis", "openai>=2.25,<4", "num2words", "scikit-image", "psutil", "faster-coco-eval"],
+    },
+    # configs, demo and tools travel as data under the package, with the same relative layout as in the checkout.
+    packages=[
+        *find_packages(include=["rar_mmdet", "rar_mmdet.*"]),
+        "rar_mmdet.configs",
+        "rar_mmdet.demo",
+        "rar_mmdet.tools",
+    ],
+    package_dir={
+        "rar_mmdet": "rar_mmdet",
+        "rar_mmdet.configs": "configs",
+        "rar_mmdet.demo": "demo",
+        "rar_mmdet.tools": "tools",
+    },
+    package_data={
+        "rar_mmdet": ["**/*.json", "**/*.jinja", "**/*.txt"],
+        "rar_mmdet.configs": data_files("configs"),
+        "rar_mmdet.demo": data_files("demo"),
+        "rar_mmdet.tools": data_files("tools"),
+    },
+)
