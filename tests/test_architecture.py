@@ -1,0 +1,68 @@
+"""Imports run one way, and MMDetection is known only at its face."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rar_mmdet"
+STAGES = ("regions", "encoders", "memory", "rankers")
+FACE = ("models", "datasets", "evaluation", "visualization", "registry")
+# May import: what stands to the right of it in the architecture.
+BASE = {"structures", "errors", "_host"}
+ALLOWED = {
+    **{stage: {stage, *BASE} for stage in STAGES},
+    "fusion": {"fusion", *BASE},
+    "testing": {"testing", *BASE},
+    "structures": {"structures", "errors"},
+    "errors": set(),
+    "_host": {"errors"},
+    "recognizer": {*STAGES, "fusion", "recognizer", *BASE},
+    "registry": set(),
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("rar_mmdet.")}
+    if room in ALLOWED:
+        assert used <= ALLOWED[room], f"{path.name} of room {room!r} imports {sorted(used - ALLOWED[room])}"
+    if room not in FACE:
+        hosts = {name.split(".")[0] for name in imports_of(path)} & {"mmdet", "mmengine", "mmcv"}
+        assert not hosts, f"{path.name} of room {room!r} imports {sorted(hosts)}; only {FACE} may"
+
+
+def loaded_after(statement: str, modules: tuple[str, ...]) -> str:
+    code = f"import sys; {statement}; print([m for m in {modules!r} if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_recognizer_needs_no_mmdet():
+    assert loaded_after("from rar_mmdet import RegionRecognizer", ("mmdet", "mmengine", "mmcv")) == "[]"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_after("import rar_mmdet", ("torch", "transformers", "faiss", "open_clip")) == "[]"
