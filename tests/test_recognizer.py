@@ -1,0 +1,163 @@
+"""The recogniser: batching, skipping and ranking change nothing they should not change."""
+
+import pytest
+import torch
+
+from rar_mmdet.errors import InvalidBoxError, VocabularyError
+from rar_mmdet.fusion import Emission, LogLikFusion, PermuteFusion
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.regions import RegionCropper
+from rar_mmdet.structures import Ranking, RankStatus, RegionCrops
+from rar_mmdet.testing import FakeEncoder, FakeMemory, make_boxes, make_image
+
+NAMES = [f"thing {i}" for i in range(40)]
+
+
+class ReversingRanker:
+    """Says the shortlist is upside down, for the regions it is asked about."""
+
+    crop_size = 24
+
+    def __init__(self):
+        self.asked, self.crop_shapes = [], []
+
+    def rank(self, crops, shortlist, category_names, ask=None):
+        self.asked.append(ask)
+        self.crop_shapes.append(tuple(crops.shape))
+        k = shortlist.depth
+        order = torch.where(ask[:, None], torch.arange(k - 1, -1, -1), torch.arange(k))
+        return Ranking(order, None, torch.where(ask, RankStatus.OK, RankStatus.SKIPPED).long())
+
+    def report(self):
+        return {"calls": len(self.asked)}
+
+
+def make_recognizer(**changes):
+    encoder = FakeEncoder()
+    settings = {
+        "cropper": RegionCropper(size=32),
+        "encoder": encoder,
+        "memory": FakeMemory(vectors=encoder.encode_texts(NAMES)),
+        "category_names": NAMES,
+    }
+    return RegionRecognizer(**{**settings, **changes})
+
+
+def assert_same(a, b):
+    assert torch.equal(a.category_ids, b.category_ids)
+    assert torch.equal(a.region_ids, b.region_ids)
+    torch.testing.assert_close(a.scores, b.scores)
+
+
+def test_scores_are_the_full_softmax_of_the_shortlist():
+    recognizer, image, boxes = make_recognizer(), make_image(), make_boxes(3)
+    result = recognizer(image, boxes)
+    assert len(result.scores) == 3 * 40
+    for region in range(3):
+        torch.testing.assert_close(result.scores[result.region_ids == region].sum(), torch.tensor(1.0))
+    assert (result.scores.diff() <= 0).all()
+    best = [NAMES[i] for i in result.shortlist.category_ids[:, 0].tolist()]
+    assert [name for name, _ in result.top(NAMES)] == best
+
+
+def test_batch_equals_one_at_a_time_whatever_the_region_batch():
+    images = [make_image(seed=1), make_image(50, 70, seed=2), make_image(seed=3)]
+    boxes = [make_boxes(4, seed=1), torch.zeros(0, 4), make_boxes(7, seed=3)]
+    single = [make_recognizer()(image, b) for image, b in zip(images, boxes, strict=True)]
+    for region_batch in (1, 3, 100):
+        together = make_recognizer(region_batch=region_batch).recognize(images, boxes)
+        for a, b in zip(single, together, strict=True):
+            assert_same(a, b)
+    assert len(single[1].scores) == 0
+
+
+def test_crops_made_ahead_give_the_same():
+    image, boxes, cropper = make_image(), make_boxes(5), RegionCropper(size=32)
+    ready = RegionCrops(cropper.crop(image, boxes), cropper.with_size(24).crop(image, boxes))
+    recognizer = make_recognizer(ranker=ReversingRanker())
+    a, b = recognizer(image, boxes), recognizer.recognize([None], [boxes], crops=[ready])[0]
+    assert_same(a, b)
+
+
+def test_identity_order_permuted_equals_retrieval():
+    class AgreeingRanker(ReversingRanker):
+        def rank(self, crops, shortlist, category_names, ask=None):
+            ranking = Ranking.identity(len(shortlist), shortlist.depth)
+            return Ranking(ranking.order, None, torch.zeros_like(ranking.status))
+
+    image, boxes = make_image(), make_boxes(5)
+    plain = make_recognizer()(image, boxes)
+    agreed = make_recognizer(ranker=AgreeingRanker(), fusion=PermuteFusion())(image, boxes)
+    assert torch.equal(plain.scores, agreed.scores)
+    assert_same(plain, agreed)
+
+
+def test_a_ranker_moves_mass_within_its_candidates_only():
+    image, boxes = make_image(), make_boxes(5)
+    plain = make_recognizer()(image, boxes)
+    ranked = make_recognizer(ranker=ReversingRanker(), fusion=LogLikFusion())(image, boxes)
+    assert torch.equal(plain.shortlist.category_ids, ranked.shortlist.category_ids)
+    assert torch.equal(ranked.ranked_ids, plain.shortlist.category_ids[:, :5].flip(1))
+    torch.testing.assert_close(plain.scores.sum(), ranked.scores.sum())
+    assert not torch.equal(plain.scores, ranked.scores)
+
+
+def test_only_regions_that_can_matter_are_asked():
+    ranker = ReversingRanker()
+    recognizer = make_recognizer(ranker=ranker, emission=Emission(max_per_image=1, box_score_weight=0.5))
+    recognizer(make_image(), make_boxes(4), box_scores=[0.9, 1e-6, 1e-6, 1e-6])
+    assert ranker.asked[0].tolist() == [True, False, False, False]
+    assert ranker.crop_shapes == [(4, 3, 24, 24)]
+    assert recognizer.report() == {"images": 1, "regions": 4, "ranker": {"calls": 1}}
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param([5.0, 5.0, 5.0, 9.0], id="empty"),
+        pytest.param([9.0, 5.0, 5.0, 9.0], id="inverted"),
+        pytest.param([float("nan"), 5.0, 9.0, 9.0], id="nan"),
+        pytest.param([float("inf"), 5.0, 9.0, 9.0], id="inf"),
+        pytest.param([200.0, 200.0, 220.0, 220.0], id="outside"),
+    ],
+)
+def test_bad_boxes_are_named_or_skipped_and_counted(box):
+    image, boxes = make_image(), torch.cat([make_boxes(2), torch.tensor([box])])
+    with pytest.raises(InvalidBoxError, match=r"image 0 of the batch \(80x60 px\): 1 of 3 boxes.*box 2 = "):
+        make_recognizer()(image, boxes)
+    recognizer = make_recognizer(on_bad_box="skip")
+    assert_same(recognizer(image, boxes), make_recognizer()(image, boxes[:2]))
+    assert sum(n for key, n in recognizer.report().items() if key.startswith("skipped box")) == 1
+
+
+def test_one_pixel_wide_and_half_outside_boxes_are_fine():
+    result = make_recognizer()(make_image(), [[10, 10, 11, 30], [-20, -20, 10, 10], [0, 0, 80, 60]])
+    assert len(result.boxes_xyxy) == 3
+    assert result.scores.isfinite().all()
+
+
+def test_no_boxes_no_detections():
+    result = make_recognizer(ranker=ReversingRanker())(make_image(), [])
+    assert len(result.scores) == len(result.boxes_xyxy) == len(result.ranking) == 0
+
+
+def test_scores_or_crops_of_another_number_are_refused():
+    with pytest.raises(InvalidBoxError, match="2 boxes but 1 box_scores"):
+        make_recognizer()(make_image(), make_boxes(2), [0.5])
+    crops = RegionCrops(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(InvalidBoxError, match="2 boxes but 1 crops"):
+        make_recognizer().recognize([make_image()], [make_boxes(2)], crops=[crops])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        pytest.param({"category_names": []}, VocabularyError, "category_names is empty", id="no-names"),
+        pytest.param({"on_bad_box": "drop"}, ValueError, "'raise' or 'skip', got 'drop'", id="on-bad-box"),
+        pytest.param({"num_candidates": 0}, ValueError, "got num_candidates=0", id="k-0"),
+        pytest.param({"shortlist_depth": 3}, ValueError, "shortlist_depth=3", id="n-below-k"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        make_recognizer(**changes)
