@@ -8,6 +8,7 @@ lengths are pixels, boxes are ``(x1, y1, x2, y2)`` with the right and lower edge
 from __future__ import annotations
 
 import colorsys
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -111,13 +112,13 @@ def _ink(rng: np.random.Generator, colour: str) -> tuple[np.ndarray, np.ndarray]
 def _pattern(rng: np.random.Generator, pattern: str, u: np.ndarray, v: np.ndarray) -> np.ndarray | None:
     """Where the second tone goes, as a boolean of the object's own coordinates (about [-1, 1]); ``None`` for plain."""
     periods, phase_u, phase_v = rng.uniform(1.5, 2.3), rng.random(), rng.random()
-    turn = rng.uniform(0, np.pi)
+    turn = rng.uniform(0, math.pi)
     if pattern == 'plain':
         return None
     if pattern == 'ringed':
-        return np.asarray((np.sqrt(u * u + v * v) * periods * 1.2 + phase_u) % 1 < 0.5)
+        return np.asarray((np.sqrt(u * u + v * v) * (periods * 1.2) + phase_u) % 1 < 0.5)
     if pattern == 'striped':
-        return np.asarray(((u * np.cos(turn) + v * np.sin(turn)) * periods + phase_u) % 1 < 0.5)
+        return np.asarray(((u * math.cos(turn) + v * math.sin(turn)) * periods + phase_u) % 1 < 0.5)
     if pattern == 'checkered':
         return np.asarray(((u * periods + phase_u) % 1 < 0.5) ^ ((v * periods + phase_v) % 1 < 0.5))
     fu, fv = (u * periods + phase_u) % 1 - 0.5, (v * periods + phase_v) % 1 - 0.5
@@ -139,9 +140,10 @@ def _paint(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> tuple[
     centre = np.array([thing.cx - left, thing.cy - top])
     mask = np.zeros((size * zoom, size * zoom), np.uint8)
     cv2.fillPoly(mask, [np.round((outline + centre) * zoom * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    grid = ((np.arange(size * zoom, dtype=np.float32) + 0.5) / zoom)
-    dx, dy = (grid - centre[0])[None, :], (grid - centre[1])[:, None]
-    u, v = inverse[0, 0] * dx + inverse[0, 1] * dy, inverse[1, 0] * dx + inverse[1, 1] * dy
+    grid = (np.arange(size * zoom, dtype=np.float32) + 0.5) / zoom
+    dx, dy = (grid - float(centre[0]))[None, :], (grid - float(centre[1]))[:, None]
+    (ux, uy), (vx, vy) = inverse.tolist()  # plain floats keep the grids float32
+    u, v = ux * dx + uy * dy, vx * dx + vy * dy
     base, second = _ink(rng, colour)
     where = _pattern(rng, pattern, u, v)
     share = np.zeros((size, size), np.float32)
@@ -195,7 +197,7 @@ def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     cast = rng.uniform(0.88, 1.10) * rng.uniform(0.96, 1.04, 3).astype(np.float32)
     canvas = (canvas - 127) * np.float32(rng.uniform(0.88, 1.06)) + 127
     canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.6)) * cast
-    canvas += rng.normal(0, rng.uniform(2, 6), canvas.shape).astype(np.float32)
+    canvas += np.float32(rng.uniform(2, 6)) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
