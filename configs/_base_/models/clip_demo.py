@@ -1,0 +1,13 @@
+# The demo world's retriever: a tiny CLIP trained for it (demo/README.md), on given boxes.
+model = dict(
+    type="rar_mmdet.ProposalRecognizer",
+    recognizer=dict(
+        cropper=dict(
+            type="RegionCropper", size=64, scale=dict(type="AreaScale"), background=dict(type="BlurBackground")
+        ),
+        encoder=dict(type="OpenClipEncoder", model="local-dir:{{fileDirname}}/../../../demo/weights/clip"),
+        memory=dict(type="TextMemory", templates="single"),
+        shortlist_depth=300,
+        num_candidates=5,
+    ),
+)

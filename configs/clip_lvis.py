@@ -1,0 +1,4 @@
+# Retrieval only on LVIS v1 val, annotated boxes: what the ranker has to beat.
+_base_ = ["_base_/default_runtime.py", "_base_/datasets/lvis_v1_boxes.py", "_base_/models/clip_vitb16.py"]
+
+model = dict(recognizer=dict(vocabulary={{_base_.ann_file}}))

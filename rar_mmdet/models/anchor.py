@@ -1,0 +1,51 @@
+"""What a model without trained parameters needs to live under MMEngine's runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["DistributedAnchor", "with_vocabulary"]
+
+
+class DistributedAnchor(nn.Module):
+    """One scalar that asks for a gradient and never gets one.
+
+    `DistributedDataParallel` refuses a model without trainable parameters. The scalar is no part of a checkpoint:
+    it is left out on saving and not missed on loading.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalar = nn.Parameter(torch.zeros(()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model was moved."""
+        return self.scalar.device
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        """Save nothing."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Miss nothing."""
+
+
+def with_vocabulary() -> property:
+    """`dataset_meta` of a model, whose `classes` are always the recognizer's vocabulary.
+
+    MMDetection's inference helpers set the classes of the detector's checkpoint, or COCO's; labels index neither.
+    """
+
+    def read(model: Any) -> dict | None:
+        return model.__dict__.get("_dataset_meta")
+
+    def write(model: Any, meta: dict | None) -> None:
+        model.__dict__["_dataset_meta"] = {
+            **(meta or {}),
+            "classes": tuple(model.classifier.recognizer.category_names),
+        }
+
+    return property(read, write)

@@ -1,0 +1,112 @@
+"""RAR behind any detector: one-stage, DETR-like, or whatever else predicts boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import SampleList
+from torch import Tensor
+
+from rar_mmdet.errors import ConfigError, InferenceOnlyError
+from rar_mmdet.fusion import Emission
+from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
+from rar_mmdet.models.frames import ImageFrame
+from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection
+from rar_mmdet.registry import MODELS
+
+__all__ = ["RARDetector"]
+
+
+@MODELS.register_module()
+class RARDetector(BaseDetector):
+    """Any MMDetection detector whose boxes are merged across its classes, named anew and scored anew.
+
+    A checkpoint of the inner detector loads as it is.
+
+    Args:
+        detector: config of the inner detector (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO, ...).
+        recognizer: config of the `RegionRecognizer`. Its default emission is (s * score)^0.5, per-class NMS at 0.5 and
+            the best 300.
+        selection: arguments of `RegionSelection`; by default the best 300 boxes after class-agnostic NMS at 0.7 (ours:
+            the same object is often predicted under several of the detector's classes).
+        backend_args: MMEngine file backend for images that were not packed.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: dict,
+        recognizer: Any,
+        selection: dict | None = None,
+        data_preprocessor: dict | None = None,
+        backend_args: dict | None = None,
+    ) -> None:
+        inner = MODELS.build(detector)
+        super().__init__(data_preprocessor=data_preprocessor or inner.data_preprocessor)
+        self.detector = inner
+        self.classifier = RegionClassifier(
+            recognizer,
+            where="model.recognizer",
+            emission=Emission(max_per_image=300, box_score_weight=0.5, nms_iou=0.5),
+            backend_args=backend_args,
+        )
+        try:
+            self.selection = RegionSelection(**{"max_regions": 300, "nms_iou": 0.7, **(selection or {})})
+        except TypeError as error:
+            raise ConfigError(f"model.selection: {error}") from error
+        self.anchor = DistributedAnchor()
+        self._register_load_state_dict_pre_hook(self._add_prefix)
+
+    dataset_meta = with_vocabulary()
+
+    @staticmethod
+    def _add_prefix(state_dict: dict, prefix: str, *_: Any) -> None:
+        """Before loading: the keys of the inner detector's own checkpoint lack `detector.`."""
+        if any(key.startswith(f"{prefix}detector.") for key in state_dict):
+            return
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}detector.{key[len(prefix) :]}"] = state_dict.pop(key)
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        """Detect, then recognise.
+
+        Args:
+            batch_inputs: (B, 3, H, W) network input.
+            batch_data_samples: B data samples.
+            rescale: boxes in the size of the original image.
+
+        Returns:
+            The data samples with `pred_instances` (the inner detector's masks follow their boxes) and `recognition`.
+        """
+        batch_data_samples = self.detector.predict(batch_inputs, batch_data_samples, rescale=True)
+        frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in batch_data_samples]
+        boxes, scores, sources = [], [], []
+        for sample, frame in zip(batch_data_samples, frames, strict=True):
+            found = sample.pred_instances
+            selected, rows = self.selection(frame.from_output(found.bboxes), found.scores, frame)
+            boxes.append(selected)
+            scores.append(found.scores[rows])
+            sources.append(rows)
+        recognitions = self.classifier(batch_data_samples, boxes, scores, batch_inputs.device)
+        results = []
+        for sample, recognition, frame, rows in zip(batch_data_samples, recognitions, frames, sources, strict=True):
+            result = self.classifier.to_instances(recognition, frame, rescale, batch_inputs.device)
+            if "masks" in sample.pred_instances and rescale:
+                result.masks = sample.pred_instances.masks[rows[result.region_ids]]
+            results.append(result)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
+        """Refuse: RAR is training-free."""
+        raise InferenceOnlyError(
+            "RARDetector is inference only: RAR needs no training. Train the inner detector by its own config and load "
+            "that checkpoint here"
+        )
+
+    def extract_feat(self, batch_inputs: Tensor) -> Any:
+        """Features of the inner detector."""
+        return self.detector.extract_feat(batch_inputs)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> Any:
+        return self.detector._forward(batch_inputs, batch_data_samples)

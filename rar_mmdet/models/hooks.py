@@ -1,0 +1,109 @@
+"""A hook that checks the vocabulary before a test and reports what the recogniser did after it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import all_gather_object
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from rar_mmdet.errors import VocabularyError
+from rar_mmdet.models.region_classifier import RegionClassifier
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.registry import HOOKS
+
+__all__ = ["RecognitionHook", "check_vocabulary", "collect_reports", "find_recognizers"]
+
+
+def find_recognizers(model: nn.Module) -> Iterator[RegionRecognizer]:
+    """The recognizers inside a model, wherever they sit."""
+    for module in model.modules():
+        classifier = module.__dict__.get("classifier")
+        if isinstance(classifier, RegionClassifier):
+            yield classifier.recognizer
+
+
+def _add_up(reports: Sequence[Any]) -> Any:
+    """Sum numbers of equal keys, into depth; of other values keep the first."""
+    if all(isinstance(r, Mapping) for r in reports):
+        keys = dict.fromkeys(key for r in reports for key in r)
+        return {key: _add_up([r[key] for r in reports if key in r]) for key in keys}
+    if all(isinstance(r, int) and not isinstance(r, bool) for r in reports):
+        return sum(reports)
+    return reports[0]
+
+
+def collect_reports(model: nn.Module) -> dict[str, Any]:
+    """The recognizers' reports, counts added up over all processes; call it in every process."""
+    own = [recognizer.report() for recognizer in find_recognizers(model)]
+    reports = [report for rank in all_gather_object(own) for report in rank]
+    return _add_up(reports) if reports else {}
+
+
+def check_vocabulary(category_names: Sequence[str], classes: Sequence[str] | None) -> None:
+    """Labels index both the recognizer's vocabulary and the dataset's classes, so they must agree.
+
+    Raises:
+        VocabularyError: another number of names, or the same names in another order.
+    """
+    if classes is None:
+        return
+    if len(classes) != len(category_names):
+        raise VocabularyError(
+            f"the recognizer's vocabulary has {len(category_names)} names, the dataset {len(classes)} classes; labels "
+            "would mean different things. Point `recognizer.vocabulary` at the dataset's annotation file"
+        )
+    different = [i for i, (a, b) in enumerate(zip(category_names, classes, strict=True)) if a != b]
+    if different and Counter(category_names) == Counter(classes):
+        i = different[0]
+        raise VocabularyError(
+            f"the recognizer's vocabulary has the dataset's names in another order: label {i} is {category_names[i]!r} "
+            f"here and {classes[i]!r} there. Point `recognizer.vocabulary` at the dataset's annotation file"
+        )
+
+
+@HOOKS.register_module()
+class RecognitionHook(Hook):
+    """Before a test: the vocabulary must be the dataset's. After it: one log line with counts and failures.
+
+    `seconds_per_image` is the wall time of this process per image, without the first batch, in which models load.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_per_image: float | None = None
+        self._start: float | None = None
+        self._num_images = 0
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Keep the time."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
+            return
+        self._num_images += len(outputs or ())
+        self.seconds_per_image = (now - self._start) / max(self._num_images, 1)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Compare vocabulary and dataset."""
+        classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
+        for recognizer in find_recognizers(runner.model):
+            check_vocabulary(recognizer.category_names, classes)
+            runner.logger.info(
+                f"RAR: {len(recognizer.category_names)} categories, shortlist of {recognizer.shortlist_depth}, "
+                f"ranker {type(recognizer.ranker).__name__ if recognizer.ranker else 'none'}, "
+                f"{recognizer.fusion}, {recognizer.emission}"
+            )
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Log the counts of all processes."""
+        report = collect_reports(runner.model)
+        if report:
+            runner.logger.info(f"RAR report: {json.dumps(report, default=str)}")
