@@ -1,9 +1,11 @@
 """The errors a user can meet. Every message says what was given, what was expected and what to do."""
 
 __all__ = [
+    "ConfigError",
     "EncoderLoadError",
     "HostError",
     "ImageReadError",
+    "InferenceOnlyError",
     "InvalidBoxError",
     "MemoryMismatchError",
     "MissingAssetError",
@@ -16,6 +18,14 @@ __all__ = [
 
 class RarError(Exception):
     """Base class: everything a user can cause and mend."""
+
+
+class ConfigError(RarError, ValueError):
+    """A config names a component or a key that does not exist, or values that do not fit together."""
+
+
+class InferenceOnlyError(RarError, NotImplementedError):
+    """Training was asked of a model that only predicts."""
 
 
 class HostError(RarError, ImportError):

@@ -113,7 +113,7 @@ class RegionRecognizer:
     @torch.inference_mode()
     def recognize(
         self,
-        images: Sequence[np.ndarray | Tensor],
+        images: Sequence[np.ndarray | Tensor | None],
         boxes_xyxy: Sequence[Any],
         box_scores: Sequence[Any] | None = None,
         crops: Sequence[RegionCrops | None] | None = None,
