@@ -1,0 +1,5 @@
+"""Pixels and text to unit vectors of one space."""
+
+from rar_mmdet.encoders.openclip import OpenClipEncoder
+
+__all__ = ["OpenClipEncoder"]

@@ -1,0 +1,307 @@
+"""Any open_clip model as the retriever's encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from rar_mmdet.encoders.weights import (
+    HUB_PREFIX,
+    LOCAL_PREFIX,
+    WeightsSource,
+    check_weights_fit,
+    locate,
+    root_logging_untouched,
+)
+from rar_mmdet.errors import EncoderLoadError, MissingAssetError
+
+__all__ = ["OpenClipEncoder"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class _Loaded:
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    mean: Tensor  # (1, 3, 1, 1), on the device
+    std: Tensor
+    interpolation: str
+    text_trim: tuple[str, str] | None  # parameter and buffer to cut for short texts, see `_trimmable`
+
+
+class OpenClipEncoder:
+    """Crops and texts to unit vectors, by any model open_clip knows, with the model's own preprocessing.
+
+    A plain object: it loads at first use, stays outside `nn.Module` registration (DDP, `state_dict` and `.to` must not
+    touch it), and copies or pickles as its arguments alone.
+
+    Args:
+        model: an open_clip name ('ViT-B-16'), 'local-dir:FOLDER' (open_clip_config.json + weights + tokenizer), or
+            'hf-hub:ORG/NAME'.
+        pretrained: for a name: a tag of open_clip ('openai') or a file of weights; for folders and repositories `None`.
+        device: where it runs when `load` is not told; `None`: the first GPU, else the CPU.
+        precision: 'fp32', 'fp16' or 'bf16'; `None`: fp16 on a GPU (as OpenAI's CLIP runs), fp32 on the CPU.
+        batch_size: crops or texts per forward pass.
+        cache_dir: folder of downloaded weights; `None`: the hub's own (`HF_HOME`).
+        allow_download: let open_clip fetch missing weights; otherwise they are reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        pretrained: str | None = None,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        batch_size: int = 256,
+        cache_dir: str | None = None,
+        allow_download: bool = False,
+    ) -> None:
+        if precision is not None and precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.pretrained, self.precision = model, pretrained, precision
+        self.device, self.batch_size, self.cache_dir, self.allow_download = (
+            device,
+            batch_size,
+            cache_dir,
+            allow_download,
+        )
+        self.num_truncated = 0  # texts cut to the model's context length so far
+        self._loaded: _Loaded | None = None
+        self._source: WeightsSource | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None, "_source": None}
+
+    def __repr__(self) -> str:
+        return f"OpenClipEncoder(model={self.model!r}, pretrained={self.pretrained!r}, precision={self.precision!r})"
+
+    def missing_assets(self) -> list[str]:
+        """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
+        missing = list(locate(self.model, self.pretrained, self.cache_dir).missing)
+        return [] if self.allow_download and not self.model.startswith(LOCAL_PREFIX) else missing
+
+    def load(self, device: torch.device | str | None = None) -> OpenClipEncoder:
+        """Load the model on `device`, or move it there; returns self.
+
+        Raises:
+            MissingAssetError: the weights are not on this machine.
+            EncoderLoadError: the weights do not fill the model completely, or are damaged.
+        """
+        wanted = torch.device(device or self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self._loaded is None or self._loaded.device != wanted:
+            self._loaded = self._load(wanted)
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square crops the model was trained on, in pixels."""
+        height, width = self._image_hw()
+        if height != width:
+            raise EncoderLoadError(
+                f"{self.model} takes {height}x{width} images; crops are square, choose another model"
+            )
+        return height
+
+    @property
+    def dim(self) -> int:
+        """D, the length of the vectors."""
+        return int(self._ready_source().config["model_cfg"]["embed_dim"])
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned scale of cosines, 1 / τ (100 for OpenAI's CLIP)."""
+        return float(self._ready().model.logit_scale.detach().float().exp().item())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The learned bias of SigLIP-type models, else `None`. It cancels in a softmax over categories."""
+        bias = getattr(self._ready().model, "logit_bias", None)
+        return None if bias is None else float(bias.detach().float().item())
+
+    @property
+    def fingerprint(self) -> str:
+        """Model and hash of its architecture, preprocessing, weights and tokenizer; the same wherever they lie."""
+        source = self._ready_source()
+        return f"{source.label}@{source.digest()}"
+
+    @torch.inference_mode()
+    def encode_images(self, crops: Tensor) -> Tensor:
+        """Unit vectors of crops.
+
+        Args:
+            crops: (R, 3, S, S) uint8 RGB on any device; resized (antialiased) when S is not `image_size`.
+
+        Returns:
+            (R, D) float32 on the encoder's device.
+        """
+        if crops.ndim != 4 or crops.shape[1] != 3 or crops.dtype != torch.uint8:
+            raise ValueError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
+        state = self._ready()
+        vectors = [torch.zeros((0, self.dim), device=state.device)]
+        for batch in crops.split(self.batch_size) if len(crops) else ():
+            pixels = self._preprocess(batch, state)
+            vectors.append(self._unit(state.model.encode_image(pixels)))
+        return torch.cat(vectors)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """(T, D) float32 unit vectors of T texts; those beyond the context length are cut, counted and warned of."""
+        state = self._ready()
+        texts = list(texts)
+        self._count_truncated(texts, state)
+        # Texts of like length share a batch: `_encode_tokens` drops the columns that are padding throughout.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = torch.zeros((len(texts), self.dim), device=state.device)
+        for start in range(0, len(texts), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            tokens = state.tokenizer([texts[i] for i in rows])
+            out[rows] = self._unit(_encode_tokens(state, tokens.to(state.device)))
+        return out
+
+    def _ready_source(self) -> WeightsSource:
+        if self._source is None:
+            source = locate(self.model, self.pretrained, self.cache_dir)
+            if source.missing and self.allow_download and self._loaded is None:
+                self._loaded = self._load(torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+                source = locate(self.model, self.pretrained, self.cache_dir)
+            if source.missing:
+                raise MissingAssetError("missing:\n" + "\n".join(source.missing))
+            self._source = source
+        return self._source
+
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            self.load()
+        assert self._loaded is not None
+        return self._loaded
+
+    def _image_hw(self) -> tuple[int, int]:
+        size = self._ready_source().config["model_cfg"]["vision_cfg"].get("image_size", 224)
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def _load(self, device: torch.device) -> _Loaded:
+        import open_clip
+
+        if not self.allow_download:
+            self._ready_source()
+        precision = self.precision or ("fp16" if device.type == "cuda" else "fp32")
+        tag = {} if self.model.startswith((LOCAL_PREFIX, HUB_PREFIX)) else self._tag_config()
+        try:
+            with root_logging_untouched():
+                model = open_clip.create_model(
+                    self.model,
+                    pretrained=self.pretrained,
+                    precision=precision,
+                    device=device,
+                    force_quick_gelu=bool(tag.get("quick_gelu")),
+                    pretrained_text=False,
+                    require_pretrained=True,
+                    weights_only=True,
+                    cache_dir=self.cache_dir,
+                )
+                tokenizer = open_clip.get_tokenizer(self.model, cache_dir=self.cache_dir)
+        except Exception as error:  # open_clip re-raises everything from OSError to pickle errors in its own words
+            raise EncoderLoadError(f"{self.model} ({self.pretrained}) could not be loaded: {error}") from error
+        source = self._ready_source()
+        assert source.checkpoint is not None
+        check_weights_fit(source.checkpoint, model, source.label)
+        model.eval().requires_grad_(False)
+        preprocess = model.visual.preprocess_cfg
+        logger.info("encoder %s on %s in %s, %s", source.label, device, precision, self.fingerprint)
+        return _Loaded(
+            model=model,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=DTYPES[precision],
+            mean=torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1),
+            std=torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1),
+            interpolation=preprocess["interpolation"],
+            text_trim=_trimmable(model),
+        )
+
+    def _tag_config(self) -> dict[str, Any]:
+        """The tag's settings. A tag trained with QuickGELU needs it; open_clip only warns of a mismatch."""
+        import open_clip
+
+        name = self.model.replace("/", "-")
+        tag: dict[str, Any] = open_clip.get_pretrained_cfg(name, self.pretrained or "")
+        if tag and not tag.get("quick_gelu") and open_clip.get_model_config(name).get("quick_gelu"):
+            raise EncoderLoadError(
+                f"{self.model} computes with QuickGELU, but weights tagged {self.pretrained!r} were trained without; "
+                f"use model={name.replace('-quickgelu', '')!r}"
+            )
+        return tag
+
+    def _preprocess(self, crops: Tensor, state: _Loaded) -> Tensor:
+        pixels = crops.to(state.device).float() / 255
+        if tuple(crops.shape[-2:]) != self._image_hw():
+            mode = state.interpolation if state.interpolation in ("bicubic", "bilinear") else "bicubic"
+            # Antialiased, as PIL resizes; overshoot of the cubic is clamped as it is in 8 bits.
+            pixels = F.interpolate(pixels, self._image_hw(), mode=mode, antialias=True, align_corners=False).clamp_(
+                0, 1
+            )
+        return pixels.sub_(state.mean).div_(state.std).to(state.dtype)
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        unit = F.normalize(vectors.float(), dim=1)
+        if not torch.isfinite(unit).all():
+            raise EncoderLoadError(f"{self.model} gave vectors that are not finite; use precision='bf16' or 'fp32'")
+        return unit
+
+    def _count_truncated(self, texts: list[str], state: _Loaded) -> None:
+        limit = state.tokenizer.context_length
+        # A token covers at least one byte, so only texts of more bytes than tokens allowed need counting.
+        suspects = [text for text in texts if len(text.encode()) + 2 > limit]
+        cut = [text for text in suspects if _num_tokens(state.tokenizer, text) > limit]
+        if cut and not self.num_truncated:
+            logger.warning(
+                "%d of %d texts exceed %d tokens and are cut, e.g. %.80r", len(cut), len(texts), limit, cut[0]
+            )
+        self.num_truncated += len(cut)
+
+
+def _num_tokens(tokenizer: Any, text: str) -> int:
+    inner = getattr(tokenizer, "tokenizer", None)  # HFTokenizer and SigLipTokenizer wrap one of transformers
+    if inner is None:
+        return len(tokenizer.encode(text)) + 2  # start and end token
+    return len(inner(tokenizer.clean_fn(text), truncation=False).input_ids)
+
+
+def _trimmable(model: Any) -> tuple[str, str] | None:
+    """Names of position embedding and causal mask, where cutting trailing padding cannot change the result.
+
+    True of CLIP's own text tower: attention is causal and the text's vector is read at its end token, so what comes
+    after has no say. 77 columns become about 12, which makes a CPU several times faster.
+    """
+    tower, prefix = (model.text, "text.") if hasattr(model, "text") else (model, "")
+    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    if pool != "argmax" or getattr(tower, "attn_mask", None) is None or getattr(tower, "cls_emb", None) is not None:
+        return None
+    return f"{prefix}positional_embedding", f"{prefix}attn_mask"
+
+
+def _encode_tokens(state: _Loaded, tokens: Tensor) -> Tensor:
+    if state.text_trim is None:
+        return state.model.encode_text(tokens)
+    position, mask = state.text_trim
+    length = int(tokens.argmax(dim=1).max()) + 1  # the end token has the highest id of CLIP's vocabulary
+    tensors = {
+        position: state.model.get_parameter(position)[:length],
+        mask: state.model.get_buffer(mask)[:length, :length],
+    }
+    out = torch.func.functional_call(state.model, tensors, kwargs={"text": tokens[:, :length]})
+    return out["text_features"] if isinstance(out, dict) else out[1]
