@@ -38,9 +38,10 @@ def _ranker_crop(rng: np.random.Generator, class_index: int, neighbours: np.ndar
     if rng.random() < 0.5:
         picture = blur_outside(picture, window, uniform_log(rng, 0.01, 0.10))
     if rng.random() < 0.15:  # a window that leaves the photo is filled with the mean colour
-        strip = int(rng.uniform(0, 0.5 - 0.45 / window) * canvas)
-        picture = np.rot90(picture, rng.integers(4)).copy()
-        picture[: max(strip, 0)] = picture.mean((0, 1)).astype(np.uint8)
+        strip, side_of_picture = max(int(rng.uniform(0, 0.5 - 0.45 / window) * canvas), 0), int(rng.integers(4))
+        picture = np.rot90(picture, side_of_picture).copy()
+        picture[:strip] = picture.mean((0, 1)).astype(np.uint8)
+        picture = np.ascontiguousarray(np.rot90(picture, -side_of_picture))
     interpolation = cv2.INTER_AREA if canvas > SIZE else (cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC)
     return cv2.resize(picture, (SIZE, SIZE), interpolation=interpolation), np.array([class_index, min(side, 170.0)])
 
