@@ -1,0 +1,255 @@
+"""Average precision from the (image, category) pairs that have detections or annotations, and no others.
+
+The arrays equal those of the reference APIs: `precision[t, r, k, a, m]` and `recall[t, k, a, m]` over IoU thresholds,
+recall thresholds, categories, area ranges and detection limits; -1 where a category has nothing to find. LVIS has one
+limit, so its arrays are compared after `[..., 0]`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from rar_mmdet.errors import RarError
+from rar_mmdet.evaluation.category_tree import CategoryTree, add_ignored_ancestors
+from rar_mmdet.evaluation.matching import find_edges, match
+from rar_mmdet.evaluation.records import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
+from rar_mmdet.evaluation.settings import Protocol
+
+__all__ = ["MatchedDetections", "SparseResult", "UnknownImageError", "accumulate", "evaluate", "match_detections"]
+
+logger = logging.getLogger(__name__)
+
+EPS = np.spacing(1)  # guards the division as in both APIs
+
+
+class UnknownImageError(RarError, ValueError):
+    """A detection is of an image that the annotations do not have."""
+
+
+@dataclass(frozen=True)
+class MatchedDetections:
+    """M detections ordered by category, then falling score; the D that overlap something carry their matches."""
+
+    protocol: Protocol
+    num_categories: int
+    num_truth: IntArray  # (K, areas) annotations to be found
+    category: IntArray  # (M,) category row, ascending
+    image: IntArray  # (M,) image row
+    rank: IntArray  # (M,) place within the (image, category) pair
+    false: BoolArray  # (M, areas) a false positive if it matched nothing
+    edge: IntArray  # (D,) rows of the M, ascending
+    matched: BoolArray  # (D, areas x thresholds)
+    ignored: BoolArray  # (D, areas x thresholds) final: of matched and unmatched alike
+    dropped: dict[str, int]  # why detections were left out, as in the reference API
+    truth_image: IntArray  # (G,) image row of each annotation, for resampling
+    truth_category: IntArray  # (G,)
+    truth_counts: BoolArray  # (G, areas) it is to be found
+
+
+@dataclass(frozen=True)
+class SparseResult:
+    """Precision and recall of every setting."""
+
+    protocol: Protocol
+    precision: FloatArray  # (T, R, K, A, M) or -1
+    recall: FloatArray  # (T, K, A, M) or -1
+    matches: MatchedDetections
+
+
+def evaluate(
+    truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None
+) -> SparseResult:
+    """Score detections.
+
+    Args:
+        truth: Annotations, read for this protocol (`federated`) and, for segm, with segmentations.
+        detections: In the order of the result file, which settles ties.
+        protocol: One of `LVIS`, `COCO`, `V3DET`, or a variation.
+        tree: Forgive predictions of a descendant of the annotated category (V3Det's second protocol).
+
+    Raises:
+        UnknownImageError: A detection names an image the annotations do not have.
+    """
+    matches = match_detections(truth, detections, protocol, tree)
+    precision, recall = accumulate(matches)
+    return SparseResult(protocol, precision, recall, matches)
+
+
+def match_detections(
+    truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None
+) -> MatchedDetections:
+    """Filter, order and match detections; see `evaluate`."""
+    detections, image, category, dropped = _select(truth, detections, protocol)
+    if not protocol.use_categories:
+        truth = truth.without_categories()
+        category = np.zeros(len(category), np.int64)
+    if tree is not None:
+        truth = add_ignored_ancestors(truth, tree, truth.pair_keys(image, category))
+    pair = truth.pair_keys(image, category)
+    order = np.lexsort((-detections.scores, pair))  # stable: equal scores keep the order of the file
+    detections, pair, image, category = detections.take(order), pair[order], image[order], category[order]
+    rank = _rank_in_run(pair)
+    edges = find_edges(detections, pair, rank, truth, protocol)
+    found = match(edges, pair, truth, protocol)
+    outside = _forgiven(truth, detections.area, pair, protocol)
+    ignored = found.ignored | (~found.matched & np.repeat(outside[found.detection], len(protocol.iou_thrs), axis=1))
+    # Over images: falling score; equal scores by image id, then by rank (both APIs sort a concatenation over images).
+    order = np.lexsort((-detections.scores, category))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    edge_order = np.argsort(place[found.detection])
+    counts = _to_find(truth, protocol)
+    return MatchedDetections(
+        protocol=protocol,
+        num_categories=truth.num_categories,
+        num_truth=_count_by(truth.category, counts, truth.num_categories),
+        category=category[order],
+        image=image[order],
+        rank=rank[order],
+        false=~outside[order],
+        edge=place[found.detection][edge_order],
+        matched=found.matched[edge_order],
+        ignored=ignored[edge_order],
+        dropped=dropped,
+        truth_image=truth.image,
+        truth_category=truth.category,
+        truth_counts=counts,
+    )
+
+
+def accumulate(matches: MatchedDetections) -> tuple[FloatArray, FloatArray]:
+    """Precision (T, R, K, A, M) and recall (T, K, A, M) from matched detections."""
+    protocol = matches.protocol
+    num_thrs, num_areas, num_limits = len(protocol.iou_thrs), len(protocol.area_ranges), len(protocol.max_dets)
+    shape = (num_thrs, len(protocol.rec_thrs), matches.num_categories, num_areas, num_limits)
+    precision = np.full(shape, -1.0)
+    recall = np.full((num_thrs, *shape[2:]), -1.0)
+    for m, limit in enumerate(protocol.max_dets):
+        within = matches.rank < limit
+        for a in range(num_areas):
+            _accumulate_area(matches, a, within, precision[..., a, m], recall[..., a, m])
+    return precision, recall
+
+
+def _accumulate_area(
+    matches: MatchedDetections, a: int, within: BoolArray, precision: FloatArray, recall: FloatArray
+) -> None:
+    """Fill precision (T, R, K) and recall (T, K) of one area range and limit."""
+    protocol, num_categories = matches.protocol, matches.num_categories
+    num_thrs, num_recalls = len(protocol.iou_thrs), len(protocol.rec_thrs)
+    num_truth = matches.num_truth[:, a]
+    present = num_truth > 0
+    settings = slice(a * num_thrs, (a + 1) * num_thrs)
+    inside = within[matches.edge][:, None]
+    matched, counted = matches.matched[:, settings], ~matches.ignored[:, settings] & inside
+    true, false = matched & counted, ~matched & counted
+    # False positives so far in the category: those that overlap nothing, whatever the threshold, and those that do.
+    lone = matches.false[:, a] & within
+    lone[matches.edge] = False
+    lone_before = _running_in_run(lone, matches.category)[matches.edge]
+    edge_category = matches.category[matches.edge]
+    for t in range(num_thrs):
+        true_rank = _running_in_run(true[:, t], edge_category)
+        hits = np.flatnonzero(true[:, t])
+        tp = true_rank[hits].astype(float)
+        fp = (lone_before[hits] + _running_in_run(false[:, t], edge_category)[hits]).astype(float)
+        category = edge_category[hits]
+        value = tp / (fp + tp + EPS)
+        reached = np.searchsorted(protocol.rec_thrs, tp / num_truth[category], side="right") - 1
+        # Best precision at this recall or beyond: group by the last threshold reached, then maximum from the right.
+        best = np.zeros((num_categories, num_recalls))
+        key = category * num_recalls + reached
+        if len(key):
+            starts = np.flatnonzero(np.diff(key, prepend=-1))
+            best.reshape(-1)[key[starts]] = np.maximum.reduceat(value, starts)
+        best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
+        precision[t][:, present] = best[present].T
+        found = np.bincount(category, minlength=num_categories)[present]
+        recall[t, present] = found / num_truth[present]
+
+
+def _select(
+    truth: GroundTruth, detections: Detections, protocol: Protocol
+) -> tuple[Detections, IntArray, IntArray, dict[str, int]]:
+    """Detections that take part, their image and category rows, and how many were left out for which reason."""
+    image = rows_of(detections.image_ids, truth.image_ids)
+    if len(image) and image.min() < 0:
+        record = int(np.argmin(image))
+        raise UnknownImageError(
+            f"detection {record} is of image {detections.image_ids[record]}, which the annotations do not have"
+        )
+    dropped: dict[str, int] = {}
+
+    def keep(mask: BoolArray, reason: str) -> None:
+        nonlocal detections, image
+        if not mask.all():
+            dropped[reason] = int(np.count_nonzero(~mask))
+            detections, image = detections.take(mask), image[mask]
+
+    if protocol.max_per_image is not None:
+        keep(_best_per_image(image, detections.scores, protocol.max_per_image), "beyond the limit per image")
+    keep(rows_of(detections.category_ids, truth.category_ids) >= 0, "unknown category")
+    if protocol.federated:
+        area = detections.area
+        keep((area > 0) & (area < np.inf), "no area")
+        category = rows_of(detections.category_ids, truth.category_ids)
+        annotated = truth.pair_keys(truth.image, truth.category)
+        verified = np.union1d(annotated, truth.negatives)
+        keep(_contains(verified, truth.pair_keys(image, category)), "category not verified in the image")
+    return detections, image, rows_of(detections.category_ids, truth.category_ids), dropped
+
+
+def _best_per_image(image: IntArray, scores: FloatArray, limit: int) -> BoolArray:
+    """Keep the `limit` best of each image, earlier ones of equal score first (lvis-api, `limit_dets_per_image`)."""
+    keep = np.ones(len(image), bool)
+    if len(image) and np.bincount(image).max() > limit:
+        order = np.lexsort((-scores, image))
+        keep[order] = _rank_in_run(image[order]) < limit
+    return keep
+
+
+def _forgiven(truth: GroundTruth, area: FloatArray, pair: IntArray, protocol: Protocol) -> BoolArray:
+    """(M, areas): an unmatched detection is ignored: outside the range, or its category is annotated in part."""
+    ranges = np.array(protocol.area_ranges)
+    partly = _contains(truth.not_exhaustive, pair)[:, None]
+    return (area[:, None] < ranges[:, 0]) | (area[:, None] > ranges[:, 1]) | partly
+
+
+def _to_find(truth: GroundTruth, protocol: Protocol) -> BoolArray:
+    ranges = np.array(protocol.area_ranges)
+    area = truth.area[:, None]
+    return ~(truth.ignore[:, None] | (area < ranges[:, 0]) | (area > ranges[:, 1]))
+
+
+def _count_by(category: IntArray, flags: BoolArray, num_categories: int) -> IntArray:
+    counts = [np.bincount(category[flags[:, a]], minlength=num_categories) for a in range(flags.shape[1])]
+    return np.stack(counts, axis=1)
+
+
+def _contains(sorted_keys: IntArray, keys: IntArray) -> BoolArray:
+    if not len(sorted_keys):
+        return np.zeros(len(keys), bool)
+    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    return sorted_keys[place] == keys
+
+
+def _run_starts(values: IntArray) -> IntArray:
+    """First index of each run of equal values."""
+    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]]))
+
+
+def _rank_in_run(values: IntArray) -> IntArray:
+    """Place of each element within its run of equal values, from 0."""
+    starts = _run_starts(values)
+    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+
+
+def _running_in_run(flags: BoolArray, runs: IntArray) -> IntArray:
+    """Running count of flags, this element included, starting anew with each run."""
+    total = np.cumsum(flags)
+    starts = _run_starts(runs)
+    before: IntArray = total[starts] - flags[starts]
+    return total - np.repeat(before, np.diff(np.append(starts, len(runs))))
