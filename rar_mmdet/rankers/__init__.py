@@ -1,0 +1,7 @@
+"""Shortlist -> permutation and log-probabilities: prompts, parsing, scoring, cache, and one file per way to a model."""
+
+from rar_mmdet.rankers.base import IdentityRanker, Ranker, ScriptedRanker
+from rar_mmdet.rankers.parsing import Parsed, parse_ranking
+from rar_mmdet.rankers.transformers_ranker import TransformersRanker
+
+__all__ = ["IdentityRanker", "Parsed", "Ranker", "ScriptedRanker", "TransformersRanker", "parse_ranking"]

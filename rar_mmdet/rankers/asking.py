@@ -1,0 +1,374 @@
+"""The part all asking rankers share: whom to ask, what is known already, and what the answers mean.
+
+A model is reached by one method, `answer`; the rest is here: skipping, asking once, keeping, counting, interpreting.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rar_mmdet.errors import RankerError
+from rar_mmdet.rankers.cache import AnswerCache, hash_parts
+from rar_mmdet.rankers.parsing import parse_ranking
+from rar_mmdet.rankers.prompts import LETTERS, Prompt, clean_candidate, load_prompts
+from rar_mmdet.rankers.scoring import (
+    apply_temperature,
+    cyclic_shifts,
+    likelihood_scores,
+    undo_cyclic_shifts,
+    yes_margin,
+)
+from rar_mmdet.structures import Ranking, RankStatus, Shortlist
+
+__all__ = ["Answer", "AskingRanker", "DEFAULT_PROMPTS", "Question"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROMPTS = {"generate": "paper", "likelihood": "choose", "letter": "letter", "yesno": "yesno"}
+# Fewer replies than this say little about the share of bad ones; the limit is applied at the end in any case.
+_MIN_REPLIES_TO_JUDGE = 100
+_FORMAT = 1  # of keys and stored answers; raise it when either changes meaning
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One crop and the candidates to tell apart, in the order the prompt shows them."""
+
+    crop: Tensor  # (3, S, S) uint8 RGB
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, before any interpretation, so that a better reading needs no new question.
+
+    scores: 'likelihood' (1, K) summed log-probabilities; 'letter' (S, K) label log-probabilities of S cyclic shifts;
+        'yesno' (2, K) log p(yes), log p(no). Empty for text.
+    lengths: 'likelihood': tokens of each name.
+    reply: the text of 'generate', and of servers that give no log-probabilities.
+    """
+
+    scores: tuple[tuple[float, ...], ...] = ()
+    lengths: tuple[int, ...] = ()
+    reply: str | None = None
+
+    def dump(self) -> str:
+        """As JSON; floats survive the round trip bit for bit."""
+        return json.dumps([self.scores, self.lengths, self.reply])
+
+    @staticmethod
+    def load(text: str) -> Answer:
+        """From `dump`."""
+        scores, lengths, reply = json.loads(text)
+        return Answer(tuple(tuple(row) for row in scores), tuple(lengths), reply)
+
+
+class AskingRanker(ABC):
+    """A ranker that puts questions to a model.
+
+    Args:
+        ask: 'likelihood', 'letter', 'yesno' or 'generate'.
+        prompt: name of the prompt; `None` for the usual one of that way to ask.
+        prompts: JSON file of {name: text} that adds to or replaces the prompts of this package.
+        score: for 'likelihood': 'sum', 'mean' (per token) or 'pmi' (against a blank crop).
+        pmi_weight: how much of the blank crop's score 'pmi' subtracts.
+        num_shifts: for 'letter': cyclic shifts averaged to remove the position bias; `None` for all K, 1 for none.
+        temperature: divides the scores before they are normalised; `tools/calibrate_ranker.py` fits it.
+        decisive_margin: regions whose best two retrieval probabilities differ by this much or more are not asked
+            about; `None` asks about all.
+        max_fallback_rate: share of asked regions without a usable answer above which the run fails.
+        cache: SQLite file of answers; `None` keeps them for this process only.
+    """
+
+    def __init__(
+        self,
+        *,
+        ask: str,
+        prompt: str | None,
+        prompts: str | Path | None,
+        score: str,
+        pmi_weight: float,
+        num_shifts: int | None,
+        temperature: float,
+        decisive_margin: float | None,
+        max_fallback_rate: float,
+        cache: str | Path | None,
+    ) -> None:
+        self.ask, self.score, self.pmi_weight, self.num_shifts = ask, score, pmi_weight, num_shifts
+        self.temperature, self.decisive_margin = temperature, decisive_margin
+        self.max_fallback_rate = max_fallback_rate
+        self._check_settings()
+        known = load_prompts(prompts)
+        prompt = prompt or DEFAULT_PROMPTS[ask]
+        if prompt not in known:
+            raise ValueError(
+                f"prompt={prompt!r} is not known; known are {sorted(known)}, or give your own in `prompts`"
+            )
+        self.prompt: Prompt = known[prompt]
+        if ask == "yesno" and "{name}" not in self.prompt.text:
+            raise ValueError(f"ask='yesno' needs a prompt with {{name}} in it, {prompt!r} is {self.prompt.text!r}")
+        if ask in ("letter", "generate") and not self.prompt.mentions_candidates:
+            raise ValueError(
+                f"ask={ask!r} needs a prompt that shows the candidates, {prompt!r} is {self.prompt.text!r}"
+            )
+        self.counts: Counter[str] = Counter()
+        self.cache = cache
+        self._answers = AnswerCache(cache)
+
+    def _check_settings(self) -> None:
+        if self.ask not in DEFAULT_PROMPTS:
+            raise ValueError(f"ask must be one of {sorted(DEFAULT_PROMPTS)}, got {self.ask!r}")
+        if self.score not in ("sum", "mean", "pmi"):
+            raise ValueError(f"score must be 'sum', 'mean' or 'pmi', got {self.score!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if not 0 <= self.max_fallback_rate <= 1:
+            raise ValueError(f"max_fallback_rate must be in [0, 1], got {self.max_fallback_rate}")
+        if self.num_shifts is not None and self.num_shifts < 1:
+            raise ValueError(f"num_shifts must be at least 1, or None for all K, got {self.num_shifts}")
+
+    # What an adapter gives.
+
+    @abstractmethod
+    def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, Answer]]:
+        """Put questions to the model; yields answers by index, each dict is kept at once.
+
+        An index that never comes counts as a region without a usable answer, and is asked again in the next run.
+        """
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Everything about the model that can change an answer: id, revision, weight hash, precision (JSON types)."""
+
+    def special_tokens(self) -> Sequence[str]:
+        """Texts the model obeys rather than reads."""
+        return ()
+
+    # What callers use.
+
+    def rank(
+        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
+    ) -> Ranking:
+        """See `Ranker.rank`.
+
+        Raises:
+            RankerError: the model is out of reach, or too many answers are unusable.
+        """
+        started = time.perf_counter()
+        num_regions, k = len(shortlist), shortlist.depth
+        if crops.ndim != 4 or crops.shape[:2] != (num_regions, 3) or crops.dtype != torch.uint8:
+            raise ValueError(
+                f"crops must be ({num_regions}, 3, S, S) uint8 RGB like the shortlist, "
+                f"got {tuple(crops.shape)} {crops.dtype}"
+            )
+        if self.ask == "letter" and k > len(LETTERS):
+            raise ValueError(
+                f"ask='letter' has {len(LETTERS)} letters, got K={k} candidates; use fewer or 'likelihood'"
+            )
+        rows = self._whom_to_ask(shortlist, ask).nonzero().flatten().tolist()
+        special = self.special_tokens() if rows else ()
+        names = {
+            i: clean_candidate(category_names[i], special) for i in shortlist.category_ids[rows].flatten().tolist()
+        }
+        shown = [self._shown_order([names[i] for i in shortlist.category_ids[row].tolist()]) for row in rows]
+        questions = [
+            Question(crops[row].contiguous(), tuple(names[int(shortlist.category_ids[row, c])] for c in columns))
+            for row, columns in zip(rows, shown, strict=True)
+        ]
+        answers = self._resolve(questions)
+        ranking = self._interpret(num_regions, k, rows, shown, questions, answers)
+        self._count(ranking, time.perf_counter() - started)
+        return ranking
+
+    def evidence(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Tensor:
+        """(R, K) float32 in [0, 1], p(yes) of each candidate on its own; NaN without an answer. 'yesno' only.
+
+        Unlike `Ranking.log_probs` this is comparable across regions: all candidates of a region may be unlikely.
+        """
+        if self.ask != "yesno":
+            raise ValueError(f"evidence is what ask='yesno' gives; this ranker has ask={self.ask!r}")
+        result = torch.full(tuple(shortlist.category_ids.shape), float("nan"))
+        special = self.special_tokens()
+        for row, ids in enumerate(shortlist.category_ids.tolist()):
+            names = [clean_candidate(category_names[i], special) for i in ids]
+            columns = self._shown_order(names)
+            (answer,) = self._resolve([Question(crops[row].contiguous(), tuple(names[c] for c in columns))])
+            if answer is not None and answer.scores:
+                result[row, columns] = yes_margin(torch.tensor(answer.scores, dtype=torch.float64)).sigmoid().float()
+        return result
+
+    def report(self) -> dict[str, Any]:
+        """What was done so far: how asked, and counts of regions and questions; to be stored with the results.
+
+        Raises:
+            RankerError: the share of fallbacks is above `max_fallback_rate`.
+        """
+        names = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial")
+        counts = {name: int(self.counts[name]) for name in (*names, "fallback")}
+        self._judge(least=1)
+        settings = {"ask": self.ask, "prompt": self.prompt.name, "temperature": self.temperature}
+        if self.ask == "likelihood":
+            settings["score"] = self.score
+        return {
+            **settings,
+            **counts,
+            "seconds": round(float(self.counts["seconds"]), 3),
+            "model": dict(self.identity()),
+        }
+
+    def forget_counts(self) -> None:
+        """Start counting from zero."""
+        self.counts.clear()
+
+    # The steps of `rank`.
+
+    def _whom_to_ask(self, shortlist: Shortlist, ask: Tensor | None) -> Tensor:
+        wanted = torch.ones(len(shortlist), dtype=torch.bool) if ask is None else ask.to("cpu", torch.bool).clone()
+        if shortlist.depth < 2:
+            wanted[:] = False  # nothing to order
+        elif self.decisive_margin is not None:
+            decisive = (shortlist.probs[:, 0] - shortlist.probs[:, 1]).cpu() >= self.decisive_margin
+            self.counts["decisive"] += int((wanted & decisive).sum())
+            wanted &= ~decisive
+        return wanted
+
+    def _shown_order(self, names: Sequence[str]) -> list[int]:
+        """Columns in the order the prompt shows them.
+
+        Where the order should not matter it is the alphabet's: the answer then cannot depend on retrieval order, and
+        equal sets of candidates share one question. Text and letters follow retrieval, as in the paper.
+        """
+        columns = list(range(len(names)))
+        return sorted(columns, key=lambda c: names[c]) if self.ask in ("likelihood", "yesno") else columns
+
+    def _resolve(self, questions: Sequence[Question], null: bool = False) -> list[Answer | None]:
+        """Answers in order: from the cache, or from the model; equal questions are asked once.
+
+        Missing questions keep their order, batches are filled in that order and kept batch by batch: a run that was
+        killed goes on with the very batches it would have had, so resuming does not change a bit of any score.
+        """
+        keys = self._keys(questions)
+        first: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            first.setdefault(key, index)
+        known = {key: Answer.load(text) for key, text in self._answers.get(list(first)).items()}
+        missing = [key for key in first if key not in known]
+        if not null:
+            self.counts["cached"] += len(known)
+            self.counts["deduped"] += len(keys) - len(first)
+        self.counts["null_asked" if null else "asked"] += len(missing)
+        if missing:
+            for fresh in self.answer([questions[first[key]] for key in missing]):
+                by_key = {missing[index]: answer for index, answer in fresh.items()}
+                self._answers.put({key: answer.dump() for key, answer in by_key.items()})
+                known |= by_key
+        return [known.get(key) for key in keys]
+
+    def _keys(self, questions: Sequence[Question]) -> list[str]:
+        if not questions:
+            return []
+        settings = {
+            "format": _FORMAT,
+            "model": dict(self.identity()),
+            "ask": self.ask,
+            "prompt": self.prompt.text,
+            "num_shifts": self.num_shifts if self.ask == "letter" else None,
+        }
+        head = json.dumps(settings, sort_keys=True).encode()
+        return [
+            hash_parts(
+                [
+                    head,
+                    str(tuple(q.crop.shape)).encode(),
+                    q.crop.numpy().tobytes(),
+                    *(c.encode("utf-8", "surrogatepass") for c in q.candidates),
+                ]
+            )
+            for q in questions
+        ]
+
+    def _interpret(
+        self,
+        num_regions: int,
+        k: int,
+        rows: list[int],
+        shown: list[list[int]],
+        questions: list[Question],
+        answers: list[Answer | None],
+    ) -> Ranking:
+        ranking = Ranking.identity(num_regions, k)
+        order, status = ranking.order, ranking.status
+        status[rows] = int(RankStatus.FALLBACK)
+        log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
+        scored = [i for i, answer in enumerate(answers) if answer is not None and answer.scores]
+        if scored:
+            values = self._scores([questions[i] for i in scored], [answers[i] for i in scored])
+            for i, row_scores in zip(scored, values, strict=True):
+                if row_scores.isfinite().all():
+                    row = rows[i]
+                    log_probs[row, shown[i]] = apply_temperature(row_scores, self.temperature)
+                    # Stable: candidates the model cannot tell apart keep retrieval order.
+                    order[row] = log_probs[row].argsort(descending=True, stable=True)
+                    status[row] = int(RankStatus.OK)
+        for i, answer in enumerate(answers):
+            if answer is not None and answer.reply is not None:
+                parsed = parse_ranking(answer.reply, questions[i].candidates)
+                order[rows[i]] = torch.tensor([shown[i][j] for j in parsed.order], dtype=torch.int64)
+                status[rows[i]] = int(parsed.status)
+        return Ranking(order, log_probs if scored else None, status)
+
+    def _scores(self, questions: list[Question], answers: Sequence[Answer | None]) -> Tensor:
+        """(R, K) float64 scores of the candidates as shown, from answers that have scores."""
+        raw = torch.tensor([answer.scores for answer in answers if answer], dtype=torch.float64)  # (R, S, K)
+        if self.ask == "letter":
+            return undo_cyclic_shifts(raw, self.shifts(raw.shape[-1]))
+        if self.ask == "yesno":
+            return yes_margin(raw)
+        lengths = torch.tensor([answer.lengths for answer in answers if answer])
+        null_sums = self._null_sums(questions) if self.score == "pmi" else None
+        return likelihood_scores(raw[:, 0], lengths, self.score, null_sums, self.pmi_weight)
+
+    def shifts(self, k: int) -> list[list[int]]:
+        """The orders in which 'letter' shows K candidates."""
+        return cyclic_shifts(k, k if self.num_shifts is None else self.num_shifts)
+
+    def _null_sums(self, questions: list[Question]) -> Tensor:
+        """(R, K) log p(name | blank crop); a prompt without candidates makes it depend on the name alone, asked once."""
+        blank = torch.full_like(questions[0].crop, 127) if questions else None
+        assert blank is not None, "asked only with questions"
+        if self.prompt.mentions_candidates:
+            groups = [q.candidates for q in questions]
+        else:
+            groups = [(name,) for q in questions for name in q.candidates]
+        answers = self._resolve([Question(blank, group) for group in groups], null=True)
+        flat = [
+            a.scores[0] if a and a.scores else (float("nan"),) * len(g) for a, g in zip(answers, groups, strict=True)
+        ]
+        return torch.tensor([value for row in flat for value in row], dtype=torch.float64).reshape(len(questions), -1)
+
+    def _count(self, ranking: Ranking, seconds: float) -> None:
+        self.counts["regions"] += len(ranking)
+        self.counts["seconds"] += seconds  # type: ignore[assignment]  # Counter of ints in typing only
+        for status in RankStatus:
+            self.counts[status.name.lower()] += int((ranking.status == status).sum())
+        self._judge(least=_MIN_REPLIES_TO_JUDGE)
+
+    def _judge(self, least: int) -> None:
+        answered = self.counts["ok"] + self.counts["partial"] + self.counts["fallback"]
+        if answered >= least and self.counts["fallback"] > self.max_fallback_rate * answered:
+            raise RankerError(
+                f"{self.counts['fallback']} of {answered} regions got no usable answer, more than "
+                f"max_fallback_rate={self.max_fallback_rate}. The numbers of this run would not be the ranker's. Look "
+                "at a few replies, try another `ask` or `prompt`, or raise max_fallback_rate if this is meant"
+            )

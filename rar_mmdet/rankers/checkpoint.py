@@ -1,0 +1,104 @@
+"""A model on disk: where it is, what it is, and whether it is complete, without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Checkpoint"]
+
+# Everything that shapes an answer: weights, tokenizer, processor and chat template.
+_CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+class Checkpoint:
+    """A folder in the layout of transformers, or a hub id whose files lie in the local hub cache.
+
+    Args:
+        model: folder or hub id.
+        revision: branch, tag or commit of the hub id; `None` for its main branch.
+    """
+
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self.model, self.revision = model, revision
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are; the hub id as a path if they are nowhere."""
+        local = Path(self.model).expanduser()
+        if local.is_dir():
+            return local
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(self.model, "config.json", revision=self.revision)
+        except HFValidationError:  # an absolute or deeper path is no hub id
+            found = None
+        return Path(found).parent if isinstance(found, str) else local
+
+    def missing(self) -> list[str]:
+        """Lines that say what is missing, where it was looked for and how to get it."""
+        folder = self.folder
+        if not folder.is_dir():
+            looks_like_hub_id = self.model.count("/") == 1 and not self.model.startswith((".", "/", "~"))
+            get = (
+                f"run `hf download {self.model}{f' --revision {self.revision}' if self.revision else ''}`"
+                if looks_like_hub_id
+                else "give the folder of a model in the layout of transformers"
+            )
+            return [f"ranker model {self.model!r}: no such folder, and not in the local hub cache; {get}"]
+        lines = []
+        if not (folder / "config.json").is_file():
+            lines.append(f"ranker model {self.model!r}: no config.json in {folder}; get the complete model folder")
+        index = folder / "model.safetensors.index.json"
+        wanted = {"model.safetensors"}
+        if index.is_file():
+            wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        absent = sorted(name for name in wanted if not (folder / name).is_file())
+        if absent:
+            lines.append(f"ranker model {self.model!r}: no {', '.join(absent[:3])} in {folder}; download it again")
+        return lines
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`, or nothing if it is not there."""
+        file = self.folder / "config.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def image_size(self) -> int | None:
+        """Side in pixels of the square images its vision tower is built for, if its config says so."""
+        size = self.config.get("vision_config", {}).get("image_size", self.config.get("img_size"))
+        size = size[0] if isinstance(size, list) and size else size
+        return size if isinstance(size, int) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content of every file that shapes an answer."""
+        digest = hashlib.sha256()
+        for file in sorted({f for pattern in _CONTENT for f in self.folder.glob(pattern)}):
+            digest.update(f"{file.name}\0{_content_hash(file)}\n".encode())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Special and added tokens of its tokenizer, longest first, read from its JSON files."""
+        tokens: set[str] = set()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            file = self.folder / name
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            added = [*content.get("added_tokens", []), *content.get("added_tokens_decoder", {}).values()]
+            tokens |= {token["content"] for token in added if isinstance(token, dict) and "content" in token}
+        return tuple(sorted(tokens, key=lambda token: (-len(token), token)))
+
+
+def _content_hash(file: Path) -> str:
+    # Large files of the hub cache are links to blobs named by their SHA-256.
+    target = file.resolve().name
+    if file.is_symlink() and len(target) == 64 and all(c in "0123456789abcdef" for c in target):
+        return target
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,156 @@
+"""Free text of a model -> a permutation of the candidates, whatever the text is.
+
+A candidate counts as named only where an *item* of the reply is that name and nothing else: 'polar bear' does not name
+'bear'. Lists are scanned with the candidates in hand, so names with apostrophes, commas or brackets need no escaping.
+Nothing is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rar_mmdet.structures import RankStatus
+
+__all__ = ["Parsed", "parse_letter", "parse_ranking"]
+
+_MAX_CHARS = 16_384  # more than any list needs; keeps the scan linear in practice for a model that babbles
+_MAX_LISTS = 32  # opening brackets tried as the start of a list
+_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "´": "'", "_": " "})
+_BULLET = re.compile(r"(?:\(?\d{1,3}[.):]|[A-Z][.)]|[-*•])\s+", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[,;>\n]")
+_LIST_SEPARATOR = re.compile(r"[,;\n\]]")
+_LEAD = r"(?:^|\b(?:is|are|shows|depicts|answer|category|object)\b)[\s:]*(?:an?\s+|the\s+)?[\"'`*]*"
+_NEGATION = re.compile(r"\b(?:no|not|cannot|none|neither|nor|without)\b|n't\b")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A permutation of 0..K-1, best first, and how much of it the reply said."""
+
+    order: tuple[int, ...]
+    status: RankStatus
+
+
+def parse_ranking(reply: str, names: Sequence[str]) -> Parsed:
+    """The order a reply gives to the candidates; candidates it does not name follow in retrieval order.
+
+    Args:
+        reply: anything.
+        names: the K candidates in retrieval order; repeats are allowed and are served in that order.
+
+    Returns:
+        `OK` if the reply lists every candidate once and nothing else, `PARTIAL` if it names at least one, `FALLBACK`
+        (retrieval order) if it names none.
+
+    >>> parse_ranking("['wolf', 'dog']", ["cat", "dog"])
+    Parsed(order=(1, 0), status=<RankStatus.PARTIAL: 1>)
+    """
+    text = _normalise(_without_thoughts(reply)[:_MAX_CHARS])
+    columns: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        columns.setdefault(_normalise(name).strip(), []).append(column)
+    columns.pop("", None)
+    longest_first = sorted(columns, key=len, reverse=True)
+    for items in _readings(text, longest_first):
+        order, complete = _assign(items, columns, len(names))
+        if order:
+            rest = [column for column in range(len(names)) if column not in order]
+            status = RankStatus.OK if complete and not rest else RankStatus.PARTIAL
+            return Parsed((*order, *rest), status)
+    return Parsed(tuple(range(len(names))), RankStatus.FALLBACK)
+
+
+def parse_letter(reply: str, k: int) -> int | None:
+    """The option (0..k-1) that a reply like 'B', '(b).' or 'Answer: B' chooses, or `None`.
+
+    >>> parse_letter("Answer: B.", 3), parse_letter("A dog", 3)
+    (1, None)
+    """
+    match = re.fullmatch(r"\W*(?:(?:the\s+)?(?:answer|option)(?:\s+is)?\W*)?([A-Z])\W*", reply[:200], re.IGNORECASE)
+    index = ord(match.group(1).upper()) - ord("A") if match else k
+    return index if index < k else None
+
+
+def _normalise(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold()
+    return re.sub(r"[^\S\n]+", " ", text)
+
+
+def _without_thoughts(reply: str) -> str:
+    """What follows the last `</think>`: reasoning models list candidates there that they then reject."""
+    return reply.rpartition("</think>")[2]
+
+
+def _readings(text: str, names: list[str]) -> list[list[str | None]]:
+    """Ways to read the reply as items, most literal first; an item is a candidate's name or `None`."""
+    readings = []
+    start = text.find("[")
+    while start >= 0 and len(readings) < _MAX_LISTS:
+        readings.append(_scan(text, start + 1, names, _LIST_SEPARATOR))
+        start = text.find("[", start + 1)
+    readings.append(_scan(text, 0, names, _SEPARATOR))
+    readings.append(_sentence(text, names))
+    return readings
+
+
+def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> list[str | None]:
+    """Read items until the closing bracket (where `separator` has one) or the end."""
+    items: list[str | None] = []
+    while position < len(text):
+        while position < len(text) and text[position].isspace():
+            position += 1
+        bullet = _BULLET.match(text, position)
+        found = _name_at(text, position, names, separator)
+        if found is None and bullet is not None:
+            position = bullet.end()
+            found = _name_at(text, position, names, separator)
+        if found is not None:
+            items.append(found[0])
+            position = found[1]
+        else:
+            end = separator.search(text, position)
+            stop = end.start() if end else len(text)
+            if text[position:stop].strip(" \"'`.*"):
+                items.append(None)
+            position = stop
+        if position < len(text) and text[position] == "]" and "]" in separator.pattern:
+            break
+        position += 1
+    return items
+
+
+def _name_at(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> tuple[str, int] | None:
+    """The longest candidate that is the whole item at `position`, and where the item's separator stands."""
+    opened = re.compile(r"[\"'`*]*").match(text, position)
+    starts = {position, opened.end() if opened else position}
+    for name in names:
+        for start in starts:
+            if text.startswith(name, start):
+                tail = re.compile(r"[\"'`*]*[^\S\n]?[.!]?[^\S\n]*").match(text, start + len(name))
+                end = tail.end() if tail else start + len(name)
+                if end == len(text) or separator.match(text, end):
+                    return name, end
+    return None
+
+
+def _sentence(text: str, names: list[str]) -> list[str | None]:
+    """'The object is a cat.': one candidate where such a sentence ends, unless something is denied."""
+    if _NEGATION.search(text):
+        return []
+    for name in names:
+        if re.search(_LEAD + re.escape(name) + r"[\"'`*]*\s*(?:[.!\n]|$)", text):
+            return [name, None]
+    return []
+
+
+def _assign(items: list[str | None], columns: dict[str, list[int]], k: int) -> tuple[list[int], bool]:
+    """Columns in the order named, and whether the items were just that: no repeats, nothing unknown."""
+    unused = {name: list(found) for name, found in columns.items()}
+    order = []
+    for item in items:
+        if item is not None and unused[item]:
+            order.append(unused[item].pop(0))
+    return order, len(items) == len(order) <= k
