@@ -4,6 +4,7 @@ from rar_mmdet._lvis import patch_lvis
 from rar_mmdet.evaluation.category_tree import CategoryTree, CategoryTreeError
 from rar_mmdet.evaluation.image_records import DetectionError
 from rar_mmdet.evaluation.metrics import MetricConfigError, SparseCocoMetric, SparseLVISMetric
+from rar_mmdet.evaluation.recognition_metric import RecognitionMetric
 from rar_mmdet.evaluation.records import AnnotationFileError, Detections, GroundTruth, load_annotation_file
 from rar_mmdet.evaluation.result_files import ResultFileError, read_results, write_results
 from rar_mmdet.evaluation.settings import COCO, LVIS, V3DET, Protocol
@@ -22,6 +23,7 @@ __all__ = [
     "GroundTruth",
     "MetricConfigError",
     "Protocol",
+    "RecognitionMetric",
     "ResultFileError",
     "SparseCocoMetric",
     "SparseLVISMetric",
