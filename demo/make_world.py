@@ -4,13 +4,14 @@
 
 writes
 
-    data/demo/annotations/lvis_demo_{train,calib,test}.json    600 categories, frequency r/c/f counted on the train split
+    data/demo/annotations/lvis_demo_{train,calib,test}.json    600 categories, frequency counted on the train split
     data/demo/train2017/*.jpg                                  photos of the train and calib splits
     data/demo/val2017/*.jpg                                    photos of the test split
     data/demo/world.json                                       version, seed, sizes and checksums
 
-Nothing is done when that world is already there. The same version and seed give the same bytes, whatever the number of workers. No photo is
-in two splits. What is drawn, and what a number measured on it can and cannot mean, is in demo/README.md.
+Nothing is done when that world is already there. The same version and seed give the same bytes, whatever the number
+of workers. No photo is in two splits. What is drawn, and what a number measured on it can and cannot mean, is in
+demo/README.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ from typing import Any
 import cv2
 import numpy as np
 from tqdm import tqdm
-from world import ATTRIBUTES, CLASS_NAMES, COMMON_MAX, NUM_CLASSES, RARE_MAX, WORLD_VERSION, Thing, draw_photo, train_image_quota
+from world import (
+    ATTRIBUTES,
+    CLASS_NAMES,
+    COMMON_MAX,
+    NUM_CLASSES,
+    RARE_MAX,
+    WORLD_VERSION,
+    Thing,
+    draw_photo,
+    train_image_quota,
+)
 
 WIDTH, HEIGHT = 480, 360
 DOMAIN = 4201  # first word of every seed drawn here; the training scripts use others
@@ -44,7 +55,7 @@ CONFUSABLE_NEGATIVES, OTHER_NEGATIVES, NOT_EXHAUSTIVE = 5, 20, 0.04
 
 @dataclass(frozen=True)
 class Split:
-    """A part of the world: how many photos, where they lie, and how strongly it follows the tail (1 as in train, 0 all classes alike)."""
+    """A part of the world: how many photos, where, and how strongly it follows the tail (1 as train, 0 not at all)."""
 
     name: str
     number: int
@@ -54,17 +65,16 @@ class Split:
 
 
 def make_splits(photos: tuple[int, int, int]) -> tuple[Split, ...]:
-    """Train, calib and test. The last two flatten the tail, or most rare classes would have no object to measure AP_r on."""
-    tails, folders = (1.0, 0.5, 0.5), ('train2017', 'train2017', 'val2017')
-    return tuple(
-        Split(name, i, photos[i], folders[i], tails[i]) for i, name in enumerate(('train', 'calib', 'test'))
-    )
+    """Train, calib and test. The last two flatten the tail, or AP_r would have hardly an object to be measured on."""
+    tails, folders = (1.0, 0.5, 0.5), ("train2017", "train2017", "val2017")
+    return tuple(Split(name, i, photos[i], folders[i], tails[i]) for i, name in enumerate(("train", "calib", "test")))
 
 
 def deal_classes(rng: np.random.Generator, split: Split) -> list[int]:
     """Shuffled classes of the objects of a split, following its tail.
 
-    Counts are rounded, not drawn, so that every seed has the same tail and rare classes are exactly those of ``rare_classes``.
+    Counts are rounded, not drawn, so that every seed has the same tail and rare classes are exactly those of
+    ``rare_classes``.
     """
     quota = train_image_quota()
     quota = np.where(quota <= RARE_MAX, np.maximum(quota.round(), 1), np.maximum(quota.round(), RARE_MAX + 1))
@@ -93,7 +103,7 @@ def _overlap(a: Thing, b: Thing) -> float:
 
 
 def lay_out_photo(rng: np.random.Generator, classes: list[int]) -> list[Thing]:
-    """Give every class a size and a place; one that finds no place is made smaller until it does. Order is back to front."""
+    """Give every class a size and a place, back to front; one that finds no place is made smaller until it does."""
     things: list[Thing] = []
     for class_index in classes:
         _, low, high = SIZE_DRAWS[rng.choice(len(SIZE_DRAWS), p=[share for share, _, _ in SIZE_DRAWS])]
@@ -109,7 +119,7 @@ def lay_out_photo(rng: np.random.Generator, classes: list[int]) -> list[Thing]:
 
 
 def lay_out_split(seed: int, split: Split) -> list[list[Thing]]:
-    """Objects of every photo of a split. No class is dealt twice to a photo, but some objects bring a twin of their class."""
+    """Objects of every photo of a split. No class is dealt twice to a photo, but some objects bring a twin."""
     rng = np.random.default_rng([DOMAIN, WORLD_VERSION, seed, split.number])
     queue = deal_classes(rng, split)
     photos = []
@@ -135,14 +145,14 @@ def photo_id(split: Split, index: int) -> int:
 
 
 def make_photo(root: Path, seed: int, split: Split, job: tuple[int, list[Thing]]) -> list[dict[str, Any]]:
-    """Draw one photo, write it, and return its annotations (without ids). Boxes are tight around what can be seen of an object."""
+    """Draw and write one photo; returns its annotations (without ids), boxes tight around what can be seen."""
     cv2.setNumThreads(1)
     index, things = job
     rng = np.random.default_rng([DOMAIN, WORLD_VERSION, seed, split.number, 1 + index])
     photo, masks = draw_photo(rng, things, WIDTH, HEIGHT)
-    ok, data = cv2.imencode('.jpg', photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    ok, data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     assert ok
-    (root / split.folder / f'{photo_id(split, index):012d}.jpg').write_bytes(data.tobytes())
+    (root / split.folder / f"{photo_id(split, index):012d}.jpg").write_bytes(data.tobytes())
     annotations = []
     for thing, mask in zip(things, masks, strict=True):
         polygons = _polygons(mask)
@@ -150,116 +160,143 @@ def make_photo(root: Path, seed: int, split: Split, job: tuple[int, list[Thing]]
             continue
         (x1, x2), (y1, y2) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (0, 1))
         box = [float(x1), float(y1), float(x2 + 1 - x1), float(y2 + 1 - y1)]
-        annotations.append({
-            'image_id': photo_id(split, index), 'category_id': thing.class_index + 1, 'bbox': box, 'area': box[2] * box[3], 'segmentation': polygons,
-        })  # fmt: skip
+        annotations.append(
+            {
+                "image_id": photo_id(split, index),
+                "category_id": thing.class_index + 1,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "segmentation": polygons,
+            }
+        )
     return annotations
 
 
-def describe_image(rng: np.random.Generator, split: Split, index: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """LVIS image entry. Negatives, verified absent: look-alikes of what is there (two attributes shared) and some others."""
-    present = sorted({annotation['category_id'] - 1 for annotation in annotations})
+def describe_image(
+    rng: np.random.Generator, split: Split, index: int, annotations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """LVIS image entry. Negatives (absent): look-alikes of what is there, two attributes shared, and some others."""
+    present = sorted({annotation["category_id"] - 1 for annotation in annotations})
     negatives: set[int] = set(rng.choice(NUM_CLASSES, OTHER_NEGATIVES, replace=False).tolist())
     for class_index in present:
-        alike = np.flatnonzero((ATTRIBUTES == ATTRIBUTES[class_index]).sum(1) == 2)
+        alike = np.flatnonzero((ATTRIBUTES[class_index] == ATTRIBUTES).sum(1) == 2)
         negatives.update(rng.choice(alike, CONFUSABLE_NEGATIVES, replace=False).tolist())
     image_id = photo_id(split, index)
     return {
-        'id': image_id,
-        'width': WIDTH,
-        'height': HEIGHT,
-        'license': 1,
-        'flickr_url': '',
-        'date_captured': '2024-03-20 00:00:00',
-        'coco_url': f'http://images.cocodataset.org/{split.folder}/{image_id:012d}.jpg',
-        'neg_category_ids': sorted(negative + 1 for negative in negatives.difference(present)),
-        'not_exhaustive_category_ids': [class_index + 1 for class_index in present if rng.random() < NOT_EXHAUSTIVE],
+        "id": image_id,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "license": 1,
+        "flickr_url": "",
+        "date_captured": "2024-03-20 00:00:00",
+        "coco_url": f"http://images.cocodataset.org/{split.folder}/{image_id:012d}.jpg",
+        "neg_category_ids": sorted(negative + 1 for negative in negatives.difference(present)),
+        "not_exhaustive_category_ids": [class_index + 1 for class_index in present if rng.random() < NOT_EXHAUSTIVE],
     }
 
 
-def describe_categories(train_annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def describe_categories(train_photos: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """LVIS categories with image and instance counts of the train split and the frequency they amount to."""
-    pairs = {(annotation['image_id'], annotation['category_id']) for annotation in train_annotations}
-    image_count = np.bincount([category for _, category in pairs], minlength=NUM_CLASSES + 1)
-    instance_count = np.bincount([annotation['category_id'] for annotation in train_annotations], minlength=NUM_CLASSES + 1)
+    per_photo = [[annotation["category_id"] for annotation in annotations] for annotations in train_photos]
+    instance_count = np.bincount([i for ids in per_photo for i in ids], minlength=NUM_CLASSES + 1)
+    image_count = np.bincount([i for ids in per_photo for i in set(ids)], minlength=NUM_CLASSES + 1)
     categories = []
     for category_id, words in enumerate(CLASS_NAMES, 1):
         pattern, colour, shape = words.split()
         photos = int(image_count[category_id])
-        categories.append({
-            'id': category_id,
-            'name': words.replace(' ', '_'),
-            'synset': f'{words.replace(" ", "_")}.n.01',
-            'synonyms': [words.replace(' ', '_'), f'{colour}_{pattern}_{shape}'],
-            'def': f'a {shape} that is {colour} and {pattern}',
-            'image_count': photos,
-            'instance_count': int(instance_count[category_id]),
-            'frequency': 'r' if photos <= RARE_MAX else 'c' if photos <= COMMON_MAX else 'f',
-        })  # fmt: skip
+        categories.append(
+            {
+                "id": category_id,
+                "name": words.replace(" ", "_"),
+                "synset": f"{words.replace(' ', '_')}.n.01",
+                "synonyms": [words.replace(" ", "_"), f"{colour}_{pattern}_{shape}"],
+                "def": f"a {shape} that is {colour} and {pattern}",
+                "image_count": photos,
+                "instance_count": int(instance_count[category_id]),
+                "frequency": "r" if photos <= RARE_MAX else "c" if photos <= COMMON_MAX else "f",
+            }
+        )
     return categories
 
 
-def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> dict[str, Any]:
-    """Write a whole world under the empty folder ``root``; returns its manifest."""
-    (root / 'annotations').mkdir()
+def describe_split(
+    seed: int, split: Split, per_photo: list[list[dict[str, Any]]], categories: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The LVIS annotation file of a split."""
+    rng = np.random.default_rng([DOMAIN, WORLD_VERSION, seed, split.number, 0])
+    flat = [annotation for annotations in per_photo for annotation in annotations]
+    info = {
+        "description": f"Synthetic demo world, split {split.name}",
+        "version": str(WORLD_VERSION),
+        "seed": seed,
+        "year": 2024,
+        "frequency": f"photos of the train split that show the category: r <= {RARE_MAX}, c <= {COMMON_MAX}, f above; "
+        "LVIS has 10 and 100 on 250 times as many photos",
+        "area": "of the box, not of the outline",
+        "not_exhaustive_category_ids": "flagged at random, as LVIS has them; every object is annotated all the same",
+    }
+    return {
+        "info": info,
+        "licenses": [{"id": 1, "name": "Apache-2.0", "url": ""}],
+        "categories": categories,
+        "images": [describe_image(rng, split, i, annotations) for i, annotations in enumerate(per_photo)],
+        "annotations": [{"id": split.number * 1_000_000 + i, **annotation} for i, annotation in enumerate(flat, 1)],
+    }
+
+
+def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> None:
+    """Write a whole world under the empty folder ``root``."""
+    (root / "annotations").mkdir()
     for split in splits:
         (root / split.folder).mkdir(exist_ok=True)
+    layouts = [lay_out_split(seed, split) for split in splits]
     checksums: dict[str, str] = {}
     categories: list[dict[str, Any]] = []
-    jobs = [(split, job) for split in splits for job in enumerate(lay_out_split(seed, split))]
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(jobs), desc=f'demo world, seed {seed}', unit='photo') as progress:
-        for split in splits:
-            mine = [job for owner, job in jobs if owner is split]
+    progress = tqdm(total=sum(map(len, layouts)), desc=f"demo world, seed {seed}", unit="photo", mininterval=0.5)
+    with progress, ProcessPoolExecutor(workers) as pool:
+        for split, photos in zip(splits, layouts, strict=True):
             per_photo = []
-            for annotations in pool.map(partial(make_photo, root, seed, split), mine, chunksize=4):
+            for annotations in pool.map(partial(make_photo, root, seed, split), enumerate(photos), chunksize=4):
                 per_photo.append(annotations)
                 progress.update()
-            flat = [annotation for annotations in per_photo for annotation in annotations]
-            categories = categories or describe_categories(flat)  # the train split comes first
-            rng = np.random.default_rng([DOMAIN, WORLD_VERSION, seed, split.number, 0])
-            text = json.dumps({
-                'info': {
-                    'description': f'Synthetic demo world, split {split.name}', 'version': str(WORLD_VERSION), 'seed': seed, 'year': 2024,
-                    'frequency': f'photos of the train split that show the category: r <= {RARE_MAX}, c <= {COMMON_MAX}, f above '
-                                 f'(LVIS: 10 and 100, on 250 times as many photos)',
-                    'area': 'of the box, not of the outline',
-                    'not_exhaustive_category_ids': 'flagged at random as in LVIS; every object is annotated all the same',
-                },
-                'licenses': [{'id': 1, 'name': 'Apache-2.0', 'url': ''}],
-                'categories': categories,
-                'images': [describe_image(rng, split, index, annotations) for index, annotations in enumerate(per_photo)],
-                'annotations': [{'id': split.number * 1_000_000 + i + 1, **annotation} for i, annotation in enumerate(flat)],
-            })  # fmt: skip
-            (root / 'annotations' / f'lvis_demo_{split.name}.json').write_text(text)
+            categories = categories or describe_categories(per_photo)  # the train split comes first
+            text = json.dumps(describe_split(seed, split, per_photo, categories))
+            (root / "annotations" / f"lvis_demo_{split.name}.json").write_text(text)
             checksums[split.name] = hashlib.sha256(text.encode()).hexdigest()
-    manifest = {**identity(seed, splits), 'sha256': checksums}
-    (root / 'world.json').write_text(json.dumps(manifest, indent=2) + '\n')
-    return manifest
+    (root / "world.json").write_text(json.dumps({**identity(seed, splits), "sha256": checksums}, indent=2) + "\n")
 
 
 def identity(seed: int, splits: tuple[Split, ...]) -> dict[str, Any]:
     """What decides the bytes of a world."""
-    return {'world': 'rar_mmdet demo', 'version': WORLD_VERSION, 'seed': seed, 'photos': {split.name: split.photos for split in splits}}
+    return {
+        "world": "rar_mmdet demo",
+        "version": WORLD_VERSION,
+        "seed": seed,
+        "photos": {split.name: split.photos for split in splits},
+    }
 
 
 def is_complete(root: Path, wanted: dict[str, Any]) -> bool:
     """Whether ``root`` holds exactly that world: its manifest, unchanged annotations and the number of photos."""
-    if not (root / 'world.json').is_file():
+    if not (root / "world.json").is_file():
         return False
-    manifest = json.loads((root / 'world.json').read_text())
+    manifest = json.loads((root / "world.json").read_text())
     if {key: manifest.get(key) for key in wanted} != wanted:
         return False
-    files = {name: root / 'annotations' / f'lvis_demo_{name}.json' for name in wanted['photos']}
-    if not all(path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == manifest['sha256'][name] for name, path in files.items()):
+    files = {name: root / "annotations" / f"lvis_demo_{name}.json" for name in wanted["photos"]}
+    if not all(
+        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == manifest["sha256"][name]
+        for name, path in files.items()
+    ):
         return False
-    return sum(1 for _ in root.glob('*2017/*.jpg')) == sum(wanted['photos'].values())
+    return sum(1 for _ in root.glob("*2017/*.jpg")) == sum(wanted["photos"].values())
 
 
 def make_world(out: Path, seed: int, photos: tuple[int, int, int] = (400, 120, 280), workers: int = 2) -> bool:
     """Make a world at ``out`` unless it is there already.
 
-    The world is built beside ``out`` and moved there when it is whole, so a killed run leaves no half world; an older world at ``out`` is
-    replaced.
+    The world is built beside ``out`` and moved there when it is whole, so a killed run leaves no half world; an
+    older world at ``out`` is replaced.
 
     Args:
         out: Folder to create.
@@ -276,36 +313,48 @@ def make_world(out: Path, seed: int, photos: tuple[int, int, int] = (400, 120, 2
     splits = make_splits(photos)
     if is_complete(out, identity(seed, splits)):
         return False
-    if out.exists() and any(out.iterdir()) and not (out / 'world.json').is_file():
-        raise FileExistsError(f'{out} is not empty and holds no demo world: give another folder with --out, or empty this one')
+    if out.exists() and any(out.iterdir()) and not (out / "world.json").is_file():
+        raise FileExistsError(
+            f"{out} is not empty and holds no demo world: give another folder with --out, or empty this one"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
-        root = Path(scratch) / 'world'
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        root = Path(scratch) / "world"
         root.mkdir()
         build(root, seed, splits, workers)
         if out.exists():
-            out.rename(Path(scratch) / 'old')
+            out.rename(Path(scratch) / "old")
         shutil.move(root, out)
     return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('data/demo'), help='folder to create (default: data/demo)')
-    parser.add_argument('--seed', type=int, default=0, help='which world; the published numbers use 0, 1 and 2')
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to create (default: data/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="which world; the published numbers use 0, 1 and 2")
     parser.add_argument(
-        '--photos', type=int, nargs=3, default=(400, 120, 280), metavar=('TRAIN', 'CALIB', 'TEST'), help='photos per split (default: 400 120 280)'
+        "--photos",
+        type=int,
+        nargs=3,
+        default=(400, 120, 280),
+        metavar=("TRAIN", "CALIB", "TEST"),
+        help="photos per split (default: 400 120 280)",
     )
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes that draw; no influence on the bytes')
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="processes that draw; no influence on the bytes",
+    )
     args = parser.parse_args()
     if args.seed < 0 or min(args.photos) < 1 or args.workers < 1:
-        parser.error('--seed must not be negative; --photos and --workers must be at least 1')
+        parser.error("--seed must not be negative; --photos and --workers must be at least 1")
     try:
         drawn = make_world(args.out, args.seed, tuple(args.photos), args.workers)
     except FileExistsError as error:
-        sys.exit(f'make_world: {error}')
-    print(f'{args.out}: {"made" if drawn else "already there"}, seed {args.seed}, version {WORLD_VERSION}')
+        sys.exit(f"make_world: {error}")
+    print(f"{args.out}: {'made' if drawn else 'already there'}, seed {args.seed}, version {WORLD_VERSION}")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

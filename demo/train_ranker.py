@@ -1,10 +1,11 @@
-"""Train the demo's ranker: a tiny LLaVA (convolutional tower, 16 visual tokens, 4-layer Llama of width 128) on rendered crops.
+"""Train the demo's ranker: a tiny LLaVA (convolutional tower, 16 visual tokens, 4-layer Llama) on rendered crops.
 
-It stands in for a 7B multimodal LLM. Three stages: the tower learns colour, pattern and shape as a classifier; it is frozen and its tokens are
-cached; projector and language model learn to name, choose, sort, answer by letter and answer yes or no (demo/prompts.json) about candidate
-lists, half of them the retriever's own. Rare classes are never the truth in any stage.
+It stands in for a 7B multimodal LLM. Three stages: the tower learns colour, pattern and shape as a classifier; it
+is frozen and its tokens are cached; projector and language model learn to name, choose, sort, answer by letter and
+answer yes or no (demo/prompts.json) about candidate lists, half of them the retriever's own. Rare classes are never
+the truth in any stage.
 
-    python demo/train_ranker.py                    # about 40 minutes on two CPU cores; kill and run again at any time: it goes on
+    python demo/train_ranker.py                    # about 30 minutes on two CPU cores; kill and run again: it goes on
 
 Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelForImageTextToText`` and ``AutoProcessor``.
 """
@@ -12,162 +13,118 @@ Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelFor
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
-from ranker_data import CHAT_TEMPLATE, SIZE, build_tokenizer, chat, leak_free_list, make_example, render_any, render_known, retrieved_list
+from ranker_data import (
+    CHAT_TEMPLATE,
+    SIZE,
+    build_tokenizer,
+    chat,
+    leak_free_list,
+    make_example,
+    render_any,
+    render_known,
+    retrieved_list,
+)
+from ranker_tower import DOMAIN, VISUAL_TOKENS, cosine_with_warmup, make_optimizer, normalise, train_tower
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 from train_clip import normalise as normalise_for_clip
 from training import load_checkpoint, rendered_pool, save_checkpoint, write_json
-from transformers import CLIPImageProcessorPil, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
-from world import ATTRIBUTES, CLASS_NAMES, COLOURS, PATTERNS, SHAPES, rare_classes
+from transformers import (
+    CLIPImageProcessorPil,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from world import CLASS_NAMES, rare_classes
 
-from rar_mmdet.rankers.tiny_vision import TinyVisionConfig, TinyVisionModel
+from rar_mmdet.rankers.tiny_vision import TinyVisionModel
 
 HERE = Path(__file__).resolve().parent
-DOMAIN = 7002  # first word of every seed drawn here; make_world.py and train_clip.py use others
-MIX = {'name': 0.30, 'choose': 0.12, 'sort': 0.18, 'paper': 0.10, 'paper_in_context': 0.08, 'letter': 0.12, 'yesno': 0.10}
-VISUAL_TOKENS = 16
+MIX = {
+    "name": 0.30,
+    "choose": 0.12,
+    "sort": 0.18,
+    "paper": 0.10,
+    "paper_in_context": 0.08,
+    "letter": 0.12,
+    "yesno": 0.10,
+}
 
 
-def normalise(pictures: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, S, S) to the tower's input in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
-
-
-# ---- stage 1: the tower ----------------------------------------------------------------------------------------------------------
-
-
-class AttributeHeads(nn.Module):
-    """Colour, pattern and shape from visual tokens, each by its own attention over them; used in training only."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        counts = (len(COLOURS), len(PATTERNS), len(SHAPES))
-        self.look = nn.Linear(width, len(counts))
-        self.place = nn.Parameter(torch.zeros(VISUAL_TOKENS, len(counts)))
-        self.heads = nn.ModuleList(nn.Linear(width, count) for count in counts)
-
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        weights = (self.look(tokens) + self.place).softmax(1)  # (B, 16, 3)
-        pooled = torch.einsum('btc,bta->abc', tokens, weights)
-        return [head(part) for head, part in zip(self.heads, pooled, strict=True)]
-
-
-def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
-    """Learning rate as a share of its peak."""
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    parameters = list(parameters)
-    matrices, rest = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    return torch.optim.AdamW([{'params': matrices, 'weight_decay': 0.05}, {'params': rest, 'weight_decay': 0.0}], lr=lr, betas=(0.9, 0.98))
-
-
-@torch.inference_mode()
-def joint_accuracy(tower: nn.Module, heads: nn.Module, pictures: Tensor, classes: Tensor) -> dict[str, float]:
-    """Share of test crops with every attribute right, and per attribute."""
-    tower.eval()
-    right = []
-    for part, truth in zip(pictures.split(250), torch.from_numpy(ATTRIBUTES)[classes].split(250), strict=True):
-        guesses = heads(tower(normalise(part)).last_hidden_state)
-        right.append(torch.stack([guess.argmax(1) for guess in guesses], 1) == truth)
-    tower.train()
-    hits = torch.cat(right)
-    names = ('colour', 'pattern', 'shape')
-    return {'joint': round(hits.all(1).float().mean().item(), 4), **{n: round(hits[:, i].float().mean().item(), 4) for i, n in enumerate(names)}}
-
-
-def train_tower(args: argparse.Namespace, test: tuple[Tensor, Tensor]) -> tuple[TinyVisionModel, list[dict[str, Any]]]:
-    """Stage 1; resumes from its checkpoint."""
-    torch.manual_seed(args.seed)
-    tower = TinyVisionModel(TinyVisionConfig(image_size=SIZE)).to(memory_format=torch.channels_last)
-    heads = AttributeHeads(tower.config.hidden_size)
-    both = nn.ModuleList([tower, heads])
-    optimizer = make_optimizer(both.parameters(), 2e-3)
-    start, curve = 0, []
-    if (state := load_checkpoint(args.work / 'tower.pt')) is not None:
-        both.load_state_dict(state['model'])
-        optimizer.load_state_dict(state['optimizer'])
-        start, curve = state['step'], state['curve']
-    if start == args.tower_steps:
-        return tower.eval(), curve
-    pictures, labels = rendered_pool(args.work / 'tower', args.tower_renders, (DOMAIN, args.seed, 1), render_known, args.threads)
-    truth = torch.from_numpy(ATTRIBUTES)[labels[:, 0].long()]
-    progress = tqdm(range(start, args.tower_steps), initial=start, total=args.tower_steps, desc='train tower')
-    for step in progress:
-        for group in optimizer.param_groups:
-            group['lr'] = 2e-3 * cosine_with_warmup(step, args.tower_steps, 40)
-        rng = np.random.default_rng([DOMAIN, args.seed, 11, step])  # by step, so that a resumed run draws the same batches
-        rows = torch.from_numpy(rng.choice(len(pictures), args.batch, replace=False))
-        batch = pictures[rows]
-        mirrored = torch.from_numpy(rng.random(args.batch) < 0.5)
-        batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-        guesses = heads(tower(normalise(batch)).last_hidden_state)
-        loss = torch.stack([F.cross_entropy(guess, truth[rows, i]) for i, guess in enumerate(guesses)]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        progress.set_postfix(loss=f'{loss.item():.3f}')
-        if (step + 1) % 200 == 0 or step + 1 == args.tower_steps:
-            curve.append({'step': step + 1, 'loss': round(loss.item(), 4), **joint_accuracy(tower, heads, test[0][:1000], test[1][:1000, 0].long())})
-            progress.write(f'tower {curve[-1]}')
-            save_checkpoint(
-                args.work / 'tower.pt', {'model': both.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1, 'curve': curve}
-            )
-    return tower.eval(), curve
-
-
-# ---- stage 2: what does not change while the language model learns ---------------------------------------------------------------
+# ---- stage 2: what does not change while the language model learns -------------------------------------------------
 
 
 @torch.inference_mode()
 def visual_tokens(tower: nn.Module, pictures: Tensor) -> Tensor:
     """Tokens of the frozen tower, (B, 16, C) float16."""
-    return torch.cat([tower(normalise(part)).last_hidden_state.half() for part in tqdm(pictures.split(250), desc='tower features')])
+    return torch.cat(
+        [tower(normalise(part)).last_hidden_state.half() for part in tqdm(pictures.split(250), desc="tower features")]
+    )
 
 
 @torch.inference_mode()
 def retrieved_classes(folder: Path, pictures: Tensor, depth: int = 8) -> Tensor:
     """The demo retriever's best classes for every crop, best first, (B, depth) int64."""
-    model = open_clip.create_model(f'local-dir:{folder}').eval()
-    tokenizer = open_clip.get_tokenizer(f'local-dir:{folder}')
-    names = F.normalize(model.encode_text(tokenizer([f'a photo of a {name}' for name in CLASS_NAMES])), dim=-1)
-    parts = [(model.encode_image(normalise_for_clip(part)) @ names.T).topk(depth).indices for part in tqdm(pictures.split(250), desc='retrieve')]
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    names = functional.normalize(model.encode_text(tokenizer([f"a photo of a {name}" for name in CLASS_NAMES])), dim=-1)
+    parts = [
+        (model.encode_image(normalise_for_clip(part)) @ names.T).topk(depth).indices
+        for part in tqdm(pictures.split(250), desc="retrieve")
+    ]
     return torch.cat(parts)
 
 
 def cached(path: Path, make: Any) -> Tensor:
     """A tensor that a killed run need not compute again."""
     if (state := load_checkpoint(path)) is None:
-        state = {'value': make()}
+        state = {"value": make()}
         save_checkpoint(path, state)
-    return state['value']
+    return state["value"]
 
 
-# ---- stage 3: projector and language model ---------------------------------------------------------------------------------------
+# ---- stage 3: projector and language model -------------------------------------------------------------------------
 
 
 def build_llava(tower: TinyVisionModel, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """An untrained LLaVA around a trained tower."""
-    special = {'pad_token_id': tokenizer.pad_token_id, 'bos_token_id': tokenizer.bos_token_id, 'eos_token_id': tokenizer.eos_token_id}
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     text = LlamaConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, vocab_size=len(tokenizer),
-        max_position_embeddings=512, initializer_range=0.05, tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        **special,
+    )
     config = LlavaConfig(
-        vision_config=tower.config, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids('<image>'), projector_hidden_act='gelu',
-        vision_feature_layer=-1, vision_feature_select_strategy='full', image_seq_length=VISUAL_TOKENS, tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projector_hidden_act="gelu",
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=VISUAL_TOKENS,
+        tie_word_embeddings=True,
+        **special,
+    )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.vision_tower.requires_grad_(False)
@@ -181,9 +138,9 @@ def embed(model: LlavaForConditionalGeneration, ids: Tensor, features: Tensor) -
     return inputs.masked_scatter((ids == model.config.image_token_id)[..., None], image)
 
 
-def draw_batch(args: argparse.Namespace, rng: np.random.Generator, kind: str, truths: np.ndarray, retrieved: np.ndarray) -> list[Any]:
+def draw_batch(rng: np.random.Generator, kind: str, truths: np.ndarray, retrieved: np.ndarray) -> list[Any]:
     """Examples of one kind with one list length, so that all have the same number of tokens."""
-    length = 5 if rng.random() < 0.6 else int(rng.integers(3 if kind == 'letter' else 2, 8 if kind == 'letter' else 9))
+    length = 5 if rng.random() < 0.6 else int(rng.integers(3 if kind == "letter" else 2, 8 if kind == "letter" else 9))
     examples = []
     for truth, best in zip(truths.tolist(), retrieved.tolist(), strict=True):
         own = rng.random() < 0.5
@@ -192,30 +149,34 @@ def draw_batch(args: argparse.Namespace, rng: np.random.Generator, kind: str, tr
     return examples
 
 
-def batch_loss(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: list[Any], features: Tensor) -> Tensor:
+def batch_loss(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: list[Any], features: Tensor
+) -> Tensor:
     """Cross-entropy of the answers; tokens that decide the order weigh three times."""
-    expand = '<image>' * VISUAL_TOKENS
-    texts = [(chat(e.prompt).replace('<image>', expand), e.answer, e.emphasis) for e in examples]
-    full = tokenizer([prompt + answer + '</s>' for prompt, answer, _ in texts])['input_ids']
-    begins = len(tokenizer(texts[0][0])['input_ids'])
-    emphasised = len(tokenizer(texts[0][2], add_special_tokens=False)['input_ids'])
+    expand = "<image>" * VISUAL_TOKENS
+    texts = [(chat(e.prompt).replace("<image>", expand), e.answer, e.emphasis) for e in examples]
+    full = tokenizer([prompt + answer + "</s>" for prompt, answer, _ in texts])["input_ids"]
+    begins = len(tokenizer(texts[0][0])["input_ids"])
+    emphasised = len(tokenizer(texts[0][2], add_special_tokens=False)["input_ids"])
     ids = torch.tensor(full)  # one kind and one length: no padding
     hidden = model.model.language_model(inputs_embeds=embed(model, ids, features), use_cache=False).last_hidden_state
     answers = ids[:, begins:]
     logits = model.lm_head(hidden[:, begins - 1 : -1])
-    losses = F.cross_entropy(logits.transpose(1, 2), answers, reduction='none')
+    losses = functional.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
     weights = torch.ones(answers.shape[1])
     weights[:emphasised] = 3.0
     return (losses * weights).sum() / (weights.sum() * len(ids))
 
 
 @torch.inference_mode()
-def rank_by_name(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, features: Tensor, candidates: Tensor) -> Tensor:
+def rank_by_name(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, features: Tensor, candidates: Tensor
+) -> Tensor:
     """Log-likelihood of every candidate's name after 'What is the object in the image?', (B, K)."""
     model.eval()
-    prompt = chat('What is the object in the image?').replace('<image>', '<image>' * VISUAL_TOKENS)
-    begins = len(tokenizer(prompt)['input_ids'])
-    sequences = torch.tensor(tokenizer([f'{prompt} {name}</s>' for name in CLASS_NAMES])['input_ids'])
+    prompt = chat("What is the object in the image?").replace("<image>", "<image>" * VISUAL_TOKENS)
+    begins = len(tokenizer(prompt)["input_ids"])
+    sequences = torch.tensor(tokenizer([f"{prompt} {name}</s>" for name in CLASS_NAMES])["input_ids"])
     scores = []
     for feature, rows in zip(features.split(100), candidates.split(100), strict=True):
         ids = sequences[rows.flatten()]
@@ -227,8 +188,14 @@ def rank_by_name(model: LlavaForConditionalGeneration, tokenizer: PreTrainedToke
     return torch.cat(scores)
 
 
-def measure(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, features: Tensor, classes: Tensor, lists: Tensor) -> dict[str, Any]:
-    """Top-1 of the retriever and after ranking its five best by name; the truth is not put in when retrieval missed it."""
+def measure(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    features: Tensor,
+    classes: Tensor,
+    lists: Tensor,
+) -> dict[str, Any]:
+    """Top-1 of the retriever and after ranking its five best by name; a truth it missed is not put in."""
     best = lists[:, :5]
     ranked = best.gather(1, rank_by_name(model, tokenizer, features, best).argmax(1, keepdim=True))[:, 0]
     listed = (best == classes[:, None]).any(1)
@@ -238,20 +205,29 @@ def measure(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizer
         return round(hits.float().mean().item(), 4)
 
     return {
-        'n': len(classes), 'retriever': share(best[:, 0] == classes), 'recall@5': share(listed), 'ranked': share(ranked == classes),
-        'rank-1 when listed': share((ranked == classes)[listed]), 'rare: retriever': share((best[:, 0] == classes)[rare]),
-        'rare: ranked': share((ranked == classes)[rare]),
-    }  # fmt: skip
+        "n": len(classes),
+        "retriever": share(best[:, 0] == classes),
+        "recall@5": share(listed),
+        "ranked": share(ranked == classes),
+        "rank-1 when listed": share((ranked == classes)[listed]),
+        "rare: retriever": share((best[:, 0] == classes)[rare]),
+        "rare: ranked": share((ranked == classes)[rare]),
+    }
 
 
 def train_language(
     args: argparse.Namespace, tower: TinyVisionModel, tokenizer: PreTrainedTokenizerFast, test: tuple[Tensor, Tensor]
 ) -> tuple[LlavaForConditionalGeneration, list[dict[str, Any]]]:
     """Stages 2 and 3; resumes from its checkpoint."""
-    pictures, labels = rendered_pool(args.work / 'language', args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads)
+    pictures, labels = rendered_pool(
+        args.work / "language", args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads
+    )
     classes = labels[:, 0].long()
-    features = cached(args.work / 'features.pt', lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]))
-    lists = cached(args.work / 'lists.pt', lambda: retrieved_classes(args.clip, pictures))
+    features = cached(
+        args.work / "features.pt",
+        lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]),
+    )
+    lists = cached(args.work / "lists.pt", lambda: retrieved_classes(args.clip, pictures))
     test_features, test_lists = visual_tokens(tower, test[0]), retrieved_classes(args.clip, test[0])
     test_classes = test[1][:, 0].long()
 
@@ -260,41 +236,57 @@ def train_language(
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(learned, 2e-3)
     start, curve = 0, []
-    if (state := load_checkpoint(args.work / 'language.pt')) is not None:
-        model.load_state_dict(state['model'])
-        optimizer.load_state_dict(state['optimizer'])
-        start, curve = state['step'], state['curve']
-    progress = tqdm(range(start, args.language_steps), initial=start, total=args.language_steps, desc='train language model')
+    if (state := load_checkpoint(args.work / "language.pt")) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, curve = state["step"], state["curve"]
+    progress = tqdm(
+        range(start, args.language_steps), initial=start, total=args.language_steps, desc="train language model"
+    )
     for step in progress:
         for group in optimizer.param_groups:
-            group['lr'] = 2e-3 * cosine_with_warmup(step, args.language_steps, 60)
+            group["lr"] = 2e-3 * cosine_with_warmup(step, args.language_steps, 60)
         rng = np.random.default_rng([DOMAIN, args.seed, 12, step])
-        kind = 'name' if step < 0.08 * args.language_steps else str(rng.choice(list(MIX), p=list(MIX.values())))
-        rows = rng.choice(len(classes), 128 if kind in ('name', 'yesno') else 64, replace=False)
+        kind = "name" if step < 0.08 * args.language_steps else str(rng.choice(list(MIX), p=list(MIX.values())))
+        rows = rng.choice(len(classes), 128 if kind in ("name", "yesno") else 64, replace=False)
         mirrored = torch.from_numpy(rng.integers(2, size=len(rows)))
-        examples = draw_batch(args, rng, kind, classes.numpy()[rows], lists.numpy()[rows])
+        examples = draw_batch(rng, kind, classes.numpy()[rows], lists.numpy()[rows])
         loss = batch_loss(model, tokenizer, examples, features[mirrored, torch.from_numpy(rows)])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
-        progress.set_postfix(loss=f'{loss.item():.3f}')
-        if (step + 1) % 200 == 0 or step + 1 == args.language_steps:
-            curve.append({'step': step + 1, **measure(model, tokenizer, test_features[:600], test_classes[:600], test_lists[:600])})
-            progress.write(f'ranker {curve[-1]}')
-            state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'step': step + 1, 'curve': curve}
-            save_checkpoint(args.work / 'language.pt', state)
-    curve.append({'step': args.language_steps, **measure(model, tokenizer, test_features, test_classes, test_lists)})
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % args.save_every == 0 or step + 1 == args.language_steps:
+            curve.append(
+                {
+                    "step": step + 1,
+                    **measure(model, tokenizer, test_features[:600], test_classes[:600], test_lists[:600]),
+                }
+            )
+            progress.write(f"ranker {curve[-1]}")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "curve": curve}
+            save_checkpoint(args.work / "language.pt", state)
+    curve.append({"step": args.language_steps, **measure(model, tokenizer, test_features, test_classes, test_lists)})
     return model.eval(), curve
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write weights (float16), configuration, tokenizer and processor the way ``from_pretrained`` reads them."""
     pictures = CLIPImageProcessorPil(
-        size={'height': SIZE, 'width': SIZE}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_resize=True
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_resize=True,
     )
     processor = LlavaProcessor(
-        pictures, tokenizer, patch_size=SIZE // 4, vision_feature_select_strategy='full', chat_template=CHAT_TEMPLATE, num_additional_image_tokens=0
+        pictures,
+        tokenizer,
+        patch_size=SIZE // 4,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=0,
     )
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
@@ -304,27 +296,35 @@ def save(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrain
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=HERE / 'weights' / 'ranker', help='folder of the finished model')
-    parser.add_argument('--clip', type=Path, default=HERE / 'weights' / 'clip', help='the retriever whose lists are ranked')
-    parser.add_argument('--work', type=Path, default=Path('work_dirs/demo_ranker'), help='rendered crops and the states to resume from')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--tower-steps', type=int, default=3200)
-    parser.add_argument('--language-steps', type=int, default=2400)
-    parser.add_argument('--batch', type=int, default=96, help='crops per step of the tower')
-    parser.add_argument('--tower-renders', type=int, default=48000)
-    parser.add_argument('--language-renders', type=int, default=24000)
-    parser.add_argument('--test-renders', type=int, default=3000)
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "weights" / "ranker", help="folder of the finished model")
+    parser.add_argument(
+        "--clip", type=Path, default=HERE / "weights" / "clip", help="the retriever whose lists are ranked"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("work_dirs/demo_ranker"), help="rendered crops and the states to resume from"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=3200)
+    parser.add_argument("--language-steps", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
+    parser.add_argument("--tower-renders", type=int, default=48000)
+    parser.add_argument("--language-renders", type=int, default=24000)
+    parser.add_argument("--test-renders", type=int, default=3000)
+    parser.add_argument("--save-every", type=int, default=200, help="steps between measured, resumable states")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
-    test = rendered_pool(args.work / 'test', args.test_renders, (DOMAIN, args.seed, 3), render_any, args.threads)
+    test = rendered_pool(args.work / "test", args.test_renders, (DOMAIN, args.seed, 3), render_any, args.threads)
     tower, tower_curve = train_tower(args, test)
     model, curve = train_language(args, tower, tokenizer, test)
     save(args.out, model, tokenizer)
-    write_json(args.out / 'measured.json', {'parameters': sum(p.numel() for p in model.parameters()), 'tower': tower_curve, 'ranker': curve})
+    write_json(
+        args.out / "measured.json",
+        {"parameters": sum(p.numel() for p in model.parameters()), "tower": tower_curve, "ranker": curve},
+    )
     print(curve[-1])
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -22,29 +22,31 @@ Renderer = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a neighbour of ``path`` and move it into place, so that ``path`` is whole or absent after a kill."""
-    partial_path = path.with_name(f'.{os.getpid()}.{path.name}')
+    """Let ``write`` fill a neighbour of ``path`` and move it into place: after a kill ``path`` is whole or absent."""
+    partial_path = path.with_name(f".{os.getpid()}.{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write(partial_path)
     os.replace(partial_path, path)
 
 
 def _render_shard(folder: Path, entropy: tuple[int, ...], render: Renderer, shard: int) -> Path:
-    path = folder / f'{shard:04d}.npz'
+    path = folder / f"{shard:04d}.npz"
     if not path.exists():
         cv2.setNumThreads(1)
         rng = np.random.default_rng([*entropy, shard])
         pictures, labels = zip(*(render(rng) for _ in range(SHARD)), strict=True)
 
         def write(target: Path) -> None:
-            with target.open('wb') as file:
+            with target.open("wb") as file:
                 np.savez(file, pictures=np.stack(pictures), labels=np.stack(labels))
 
         write_atomically(path, write)
     return path
 
 
-def rendered_pool(folder: Path, count: int, entropy: tuple[int, ...], render: Renderer, workers: int) -> tuple[Tensor, Tensor]:
+def rendered_pool(
+    folder: Path, count: int, entropy: tuple[int, ...], render: Renderer, workers: int
+) -> tuple[Tensor, Tensor]:
     """Render ``count`` labelled crops, or read those that an earlier run left behind.
 
     Args:
@@ -57,19 +59,19 @@ def rendered_pool(folder: Path, count: int, entropy: tuple[int, ...], render: Re
     Returns:
         Pictures (count, 3, S, S) uint8 RGB and labels (count, ...).
     """
-    folder = folder / '-'.join(map(str, (WORLD_VERSION, *entropy)))
+    folder = folder / "-".join(map(str, (WORLD_VERSION, *entropy)))
     shards = range(-(-count // SHARD))
     job = partial(_render_shard, folder, entropy, render)
     if workers > 1:
         with ProcessPoolExecutor(workers) as pool:
-            paths = list(tqdm(pool.map(job, shards), total=len(shards), desc=f'render {folder.parent.name}', unit='k'))
+            paths = list(tqdm(pool.map(job, shards), total=len(shards), desc=f"render {folder.parent.name}", unit="k"))
     else:
-        paths = [job(shard) for shard in tqdm(shards, desc=f'render {folder.parent.name}', unit='k')]
+        paths = [job(shard) for shard in tqdm(shards, desc=f"render {folder.parent.name}", unit="k")]
     pictures, labels = [], []
     for path in paths:
         with np.load(path, allow_pickle=False) as file:
-            pictures.append(torch.from_numpy(file['pictures']).permute(0, 3, 1, 2).contiguous())
-            labels.append(torch.from_numpy(file['labels']))
+            pictures.append(torch.from_numpy(file["pictures"]).permute(0, 3, 1, 2).contiguous())
+            labels.append(torch.from_numpy(file["labels"]))
     return torch.cat(pictures)[:count], torch.cat(labels)[:count]
 
 
@@ -80,12 +82,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read a training state (tensors and plain values only, never pickled code); ``None`` if there is none."""
-    return torch.load(path, map_location='cpu', weights_only=True) if path.exists() else None
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    write_atomically(path, lambda target: target.write_text(json.dumps(value, indent=2) + '\n'))
+    write_atomically(path, lambda target: target.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 def uniform_log(rng: np.random.Generator, low: float, high: float) -> float:

@@ -1,8 +1,9 @@
 """The demo world: its 600 classes, their long tail, and the renderer that draws photos and crops of them.
 
-Every picture is a function of a numpy generator, so the same seed gives the same bytes. Photos (``draw_photo``) and the crops that train
-the two demo models (``draw_crop``) go through the same brushes; they differ in how the scene is laid out. Colours are RGB in [0, 255],
-lengths are pixels, boxes are ``(x1, y1, x2, y2)`` with the right and lower edge excluded.
+Every picture is a function of a numpy generator, so the same seed gives the same bytes. Photos (``draw_photo``) and
+the crops that train the two demo models (``draw_crop``) go through the same brushes; they differ in how the scene
+is laid out. Colours are RGB in [0, 255], lengths are pixels, boxes are ``(x1, y1, x2, y2)`` with the right and
+lower edge excluded.
 """
 
 from __future__ import annotations
@@ -15,30 +16,33 @@ import cv2
 import numpy as np
 
 WORLD_VERSION = 1
-COLOURS: dict[str, tuple[float, float, float]] = {  # hue in degrees, saturation, value: the centre of each colour's jitter
+COLOURS: dict[str, tuple[float, float, float]] = {  # hue in degrees, saturation, value, before the jitter
     'red': (0, 0.85, 0.82), 'orange': (27, 0.90, 0.95), 'yellow': (53, 0.85, 0.95), 'green': (122, 0.70, 0.62),
     'teal': (178, 0.75, 0.66), 'blue': (221, 0.80, 0.80), 'purple': (277, 0.65, 0.68), 'pink': (332, 0.48, 0.95),
     'brown': (24, 0.62, 0.46), 'gray': (210, 0.05, 0.58),
 }  # fmt: skip
-PATTERNS = ('plain', 'striped', 'dotted', 'checkered', 'ringed')
-SHAPES = ('circle', 'square', 'triangle', 'diamond', 'pentagon', 'hexagon', 'star', 'cross', 'heart', 'crescent', 'arrow', 'drop')
-CLASS_NAMES = tuple(f'{pattern} {colour} {shape}' for colour in COLOURS for pattern in PATTERNS for shape in SHAPES)
+PATTERNS = ("plain", "striped", "dotted", "checkered", "ringed")
+SHAPES = ("circle", "square", "triangle", "diamond", "pentagon", "hexagon")
+SHAPES += ("star", "cross", "heart", "crescent", "arrow", "drop")
+CLASS_NAMES = tuple(f"{pattern} {colour} {shape}" for colour in COLOURS for pattern in PATTERNS for shape in SHAPES)
 NUM_CLASSES = len(CLASS_NAMES)
 # Attribute indices (colour, pattern, shape) of every class, in the order of CLASS_NAMES.
-ATTRIBUTES = np.array([(c, p, s) for c in range(len(COLOURS)) for p in range(len(PATTERNS)) for s in range(len(SHAPES))])
-_TAIL_SEED = 240313805  # fixed: which classes are rare is part of the world, not of its seed, because trained weights depend on it
+ATTRIBUTES = np.array(
+    [(c, p, s) for c in range(len(COLOURS)) for p in range(len(PATTERNS)) for s in range(len(SHAPES))]
+)
+_TAIL_SEED = 240313805  # fixed: which classes are rare must not depend on the seed, as trained weights do
 RARE_MAX, COMMON_MAX = 2, 6  # photos in the train split; LVIS has 10 and 100 for 250 times as many photos
 
 
 def train_image_quota(num_instances: int = 2880) -> np.ndarray:
-    """Expected number of train objects per class, (600,) float64: a Zipf tail over a fixed random order of the classes."""
+    """Expected train objects per class, (600,) float64: a Zipf tail over a fixed random order of the classes."""
     rank = np.random.default_rng(_TAIL_SEED).permutation(NUM_CLASSES)
     weight = 1.0 / (rank + 12.0) ** 0.88
     return weight / weight.sum() * num_instances
 
 
 def rare_classes() -> np.ndarray:
-    """Classes (indices) that neither demo model ever sees as the truth: the tail that the train split shows in at most two photos."""
+    """Classes (indices) in at most two train photos; neither demo model ever sees one as the truth."""
     return np.flatnonzero(train_image_quota() <= RARE_MAX)
 
 
@@ -52,7 +56,7 @@ class Thing:
     side: float
 
 
-# ---- brushes ---------------------------------------------------------------------------------------------------------------------
+# ---- brushes -------------------------------------------------------------------------------------------------------
 
 
 def _polar(angles_deg: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
@@ -65,6 +69,9 @@ def _outlines() -> dict[str, np.ndarray]:
     turn = np.linspace(0, 360, 48, endpoint=False)
     t = np.deg2rad(turn)
     outer, inner = np.linspace(-150, 150, 30), np.linspace(112, -112, 24)
+    heart = np.stack(
+        [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1
+    )
     return {
         'circle': _polar(turn, 1.0),
         'square': np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float),
@@ -73,9 +80,9 @@ def _outlines() -> dict[str, np.ndarray]:
         'pentagon': _polar(np.arange(5) * 72.0, 1.0),
         'hexagon': _polar(np.arange(6) * 60.0 + 30, 1.0),
         'star': _polar(np.arange(10) * 36.0, np.where(np.arange(10) % 2 == 0, 1.0, 0.42)),
-        'cross': np.array([(-.34, -1), (.34, -1), (.34, -.34), (1, -.34), (1, .34), (.34, .34), (.34, 1), (-.34, 1), (-.34, .34), (-1, .34),
-                           (-1, -.34), (-.34, -.34)]),
-        'heart': np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1) / 16,
+        'cross': np.array([(-.34, -1), (.34, -1), (.34, -.34), (1, -.34), (1, .34), (.34, .34), (.34, 1), (-.34, 1),
+                           (-.34, .34), (-1, .34), (-1, -.34), (-.34, -.34)]),
+        'heart': heart / 16,
         'crescent': np.concatenate([_polar(outer - 90, 1.0), _polar(inner - 90, 0.72) + np.array([0.42, 0.0])]),
         'arrow': np.array([(0, -1), (.8, -.1), (.3, -.1), (.3, 1), (-.3, 1), (-.3, -.1), (-.8, -.1)]),
         'drop': np.stack([0.72 * np.sin(t) * np.sin(t / 2) ** 1.3, -np.cos(t)], 1),
@@ -103,7 +110,8 @@ def _ink(rng: np.random.Generator, colour: str) -> tuple[np.ndarray, np.ndarray]
     hue, saturation, value = COLOURS[colour]
     hue = (hue + rng.uniform(-7, 7)) % 360
     saturation = np.clip(saturation + rng.uniform(-0.10, 0.10) * min(1.0, saturation * 4), 0, 1)
-    base = np.array(colorsys.hsv_to_rgb(hue / 360, saturation, np.clip(value + rng.uniform(-0.10, 0.08), 0.1, 1)), np.float32) * 255
+    value = np.clip(value + rng.uniform(-0.10, 0.08), 0.1, 1)
+    base = np.array(colorsys.hsv_to_rgb(hue / 360, saturation, value), np.float32) * 255
     mix = rng.uniform(0.45, 0.75)
     towards = np.float32(255.0 if rng.random() < 0.5 else 10.0)
     return base, base * np.float32(1 - mix) + towards * np.float32(mix)
@@ -113,13 +121,13 @@ def _pattern(rng: np.random.Generator, pattern: str, u: np.ndarray, v: np.ndarra
     """Where the second tone goes, as a boolean of the object's own coordinates (about [-1, 1]); ``None`` for plain."""
     periods, phase_u, phase_v = rng.uniform(1.5, 2.3), rng.random(), rng.random()
     turn = rng.uniform(0, math.pi)
-    if pattern == 'plain':
+    if pattern == "plain":
         return None
-    if pattern == 'ringed':
+    if pattern == "ringed":
         return np.asarray((np.sqrt(u * u + v * v) * (periods * 1.2) + phase_u) % 1 < 0.5)
-    if pattern == 'striped':
+    if pattern == "striped":
         return np.asarray(((u * math.cos(turn) + v * math.sin(turn)) * periods + phase_u) % 1 < 0.5)
-    if pattern == 'checkered':
+    if pattern == "checkered":
         return np.asarray(((u * periods + phase_u) % 1 < 0.5) ^ ((v * periods + phase_v) % 1 < 0.5))
     fu, fv = (u * periods + phase_u) % 1 - 0.5, (v * periods + phase_v) % 1 - 0.5
     return np.asarray(fu * fu + fv * fv < 0.095)
@@ -129,9 +137,9 @@ def _paint(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> tuple[
     """Paint one object onto a float32 canvas in place.
 
     Returns:
-        Its coverage, (h, w) float32 in [0, 1], and the canvas position (x, y) of the coverage's corner (may be negative).
+        Its coverage, (h, w) float32 in [0, 1], and the canvas position (x, y) of its corner (may be negative).
     """
-    colour, pattern, shape = CLASS_NAMES[thing.class_index].split(' ')[1], *CLASS_NAMES[thing.class_index].split(' ')[0::2]
+    pattern, colour, shape = CLASS_NAMES[thing.class_index].split()
     zoom = 4 if thing.side < 48 else 2  # supersampling: thin patterns of small objects need more of it
     outline, inverse = _pose(rng, shape, thing.side)
     half = int(np.ceil(thing.side / 2)) + 2
@@ -185,9 +193,10 @@ def draw_background(rng: np.random.Generator, width: int, height: int, clutter: 
             cv2.line(ground, (int(x), int(y)), end, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
         elif kind == 1:
             axes = (max(1, int(length / 2)), max(1, int(length * rng.uniform(0.1, 0.4))))
-            cv2.ellipse(ground, (int(x), int(y)), axes, rng.uniform(0, 360), 0, 360, colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+            turn, width_px = rng.uniform(0, 360), int(rng.integers(1, 3))
+            cv2.ellipse(ground, (int(x), int(y)), axes, turn, 0, 360, colour, width_px, cv2.LINE_AA)
         else:
-            corners = rng.normal(0, length / 3, (int(rng.integers(3, 7)), 2)) + (x, y)
+            corners = (*rng.normal(0, length / 3, (int(rng.integers(3, 7)), 2)), x, y)
             cv2.fillPoly(ground, [np.round(corners).astype(np.int32)], colour, cv2.LINE_AA)
     return ground
 
@@ -201,14 +210,17 @@ def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def draw_photo(rng: np.random.Generator, things: list[Thing], width: int = 480, height: int = 360) -> tuple[np.ndarray, list[np.ndarray]]:
+def draw_photo(
+    rng: np.random.Generator, things: list[Thing], width: int = 480, height: int = 360
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Draw a photo; later things lie in front of earlier ones.
 
     Returns:
-        The photo, (height, width, 3) uint8 RGB, and for every thing the mask of what can be seen of it, (height, width) bool.
+        The photo, (height, width, 3) uint8 RGB, and for every thing the mask of what can be seen of it, (height,
+        width) bool.
     """
     canvas = draw_background(rng, width, height)
     owner = np.full((height, width), -1, np.int32)
@@ -220,16 +232,21 @@ def draw_photo(rng: np.random.Generator, things: list[Thing], width: int = 480, 
     return _develop(rng, canvas), [owner == index for index in range(len(things))]
 
 
-def draw_crop(rng: np.random.Generator, class_index: int, neighbours: np.ndarray, window: float, canvas_size: int, blurred: float = 0.0) -> np.ndarray:
+def draw_crop(
+    rng: np.random.Generator,
+    class_index: int,
+    neighbours: np.ndarray,
+    window: float,
+    canvas_size: int,
+    blurred: float = 0.0,
+) -> np.ndarray:
     """Draw the neighbourhood of one object, at its native resolution, as a square picture.
 
     Args:
-        rng: Source of every draw.
-        class_index: Class of the object in the middle.
-        neighbours: Classes that may stand around it, (M,) integers.
-        window: Side of the picture over the longer side of the object, about 1 to 3.
-        canvas_size: Side of the picture in pixels.
-        blurred: Sigma of the blur of everything but the object, as a share of the picture's side (shallow depth of field); 0 is none.
+        rng: Source of every draw. class_index: Class of the object in the middle. neighbours: Classes that may
+        stand around it, (M,) integers. window: Side of the picture over the longer side of the object, about 1 to
+        3. canvas_size: Side of the picture in pixels. blurred: Sigma of the blur of everything but the object, as a
+        share of the picture's side (shallow depth of field); 0 is none.
 
     Returns:
         (canvas_size, canvas_size, 3) uint8 RGB.
@@ -241,7 +258,9 @@ def draw_crop(rng: np.random.Generator, class_index: int, neighbours: np.ndarray
     for _ in range(rng.integers(0, 4)):
         other = side * float(np.exp(rng.uniform(np.log(0.4), np.log(1.8))))
         turn, gap = rng.uniform(0, 2 * np.pi), (side + other) / 2 * rng.uniform(0.78, 1.3)
-        thing = Thing(int(rng.choice(neighbours)), middle[0] + np.cos(turn) * gap, middle[1] + np.sin(turn) * gap, other)
+        thing = Thing(
+            int(rng.choice(neighbours)), middle[0] + np.cos(turn) * gap, middle[1] + np.sin(turn) * gap, other
+        )
         (front if rng.random() < 0.4 and not blurred else behind).append(thing)
     for thing in behind:
         _paint(canvas, thing, rng)
@@ -253,7 +272,7 @@ def draw_crop(rng: np.random.Generator, class_index: int, neighbours: np.ndarray
 
 
 def blur_outside(picture: np.ndarray, window: float, sigma: float) -> np.ndarray:
-    """Blur a crop of ``draw_crop`` outside the box of its middle object (RAR sec. 3.2); sigma is a share of the picture's side."""
+    """Blur a crop of ``draw_crop`` outside its middle object's box (RAR sec. 3.2); sigma is a share of its side."""
     size = picture.shape[0]
     half = int(np.ceil(size / window / 2))
     low, high = max(size // 2 - half, 0), min(size // 2 + half + 1, size)

@@ -1,8 +1,9 @@
 """The vision tower of the demo ranker: a small convolutional network that `transformers` loads like any other tower.
 
-No stock tower learns from scratch in minutes on a CPU (patch transformers do not get off the ground, see demo/README.md), so the demo's
-LLaVA brings its own. Importing this module registers it with `AutoConfig` and `AutoModel`; after that a LLaVA folder whose
-`vision_config.model_type` is `rar_tiny_vision` loads through `AutoModelForImageTextToText` without remote code.
+No stock tower learns from scratch in minutes on a CPU (patch transformers do not get off the ground, see
+demo/README.md), so the demo's LLaVA brings its own. Importing this module registers it with `AutoConfig` and
+`AutoModel`; after that a LLaVA folder whose `vision_config.model_type` is `rar_tiny_vision` loads through
+`AutoModelForImageTextToText` without remote code.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ class TinyVisionConfig(PretrainedConfig):
     """Shape of the tower.
 
     Args:
-        image_size: Side of the square input in pixels.
-        widths: Channels after each stage; every stage halves the resolution. The last one is the width of the visual tokens.
-        depths: Residual blocks of each stage.
+        image_size: Side of the square input in pixels. widths: Channels after each stage; every stage halves the
+        resolution. The last one is the width of the visual tokens. depths: Residual blocks of each stage.
     """
 
     model_type = "rar_tiny_vision"
 
     def __init__(
-        self, image_size: int = 64, widths: Sequence[int] = (32, 64, 128, 192), depths: Sequence[int] = (0, 1, 1, 1), **kwargs
+        self,
+        image_size: int = 64,
+        widths: Sequence[int] = (32, 64, 128, 192),
+        depths: Sequence[int] = (0, 1, 1, 1),
+        **kwargs,
     ):
         self.image_size = image_size
         self.widths = list(widths)
@@ -74,7 +78,7 @@ class TinyVisionModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutput:
-        """`hidden_states` has one entry, the tokens, so `vision_feature_layer=-1` selects them; LLaVA's other keywords change nothing."""
+        """`hidden_states` is the tokens alone, so `vision_feature_layer=-1` selects them; other keywords do nothing."""
         grid = self.stages(pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last))
         tokens = self.norm(grid.flatten(2).transpose(1, 2))
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
