@@ -196,7 +196,7 @@ def draw_background(rng: np.random.Generator, width: int, height: int, clutter: 
             turn, width_px = rng.uniform(0, 360), int(rng.integers(1, 3))
             cv2.ellipse(ground, (int(x), int(y)), axes, turn, 0, 360, colour, width_px, cv2.LINE_AA)
         else:
-            corners = (*rng.normal(0, length / 3, (int(rng.integers(3, 7)), 2)), x, y)
+            corners = rng.normal(0, length / 3, (int(rng.integers(3, 7)), 2)) + np.array([x, y])
             cv2.fillPoly(ground, [np.round(corners).astype(np.int32)], colour, cv2.LINE_AA)
     return ground
 
