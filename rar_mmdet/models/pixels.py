@@ -58,7 +58,7 @@ def _read_rgb(sample: DetDataSample, backend_args: dict | None) -> np.ndarray:
         data = fileio.get(path, backend_args=backend_args)
     except OSError as error:
         raise ImageReadError(f"{_describe(sample)} cannot be read: {error}") from error
-    image = mmcv.imfrombytes(data, flag="color", channel_order="rgb")
+    image = mmcv.imfrombytes(data, flag="color")  # BGR: asked for RGB, mmcv converts before anyone can look for None
     if image is None:
         raise ImageReadError(f"{_describe(sample)} is not an image that OpenCV can decode")
-    return image
+    return np.ascontiguousarray(image[..., ::-1])

@@ -155,14 +155,32 @@ class _RecognitionMixin:
         rescale: bool,
     ) -> list[InstanceData]:
         """Masks by the stock mask branch, which wants boxes in the input frame and rescales them by itself."""
-        outputs = [result.bboxes for result in results]
-        for result, frame in zip(results, frames, strict=True):
-            if rescale:
-                result.bboxes = frame.to_input(frame.from_output(result.bboxes)).clone()
-        results = self.predict_mask(x, metas, results, rescale=rescale)  # type: ignore[attr-defined]
-        for result, output in zip(results, outputs, strict=True):
-            result.bboxes = output
+        rows = [self._mask_rows(result) for result in results]
+        boxes = [
+            InstanceData(
+                bboxes=(frame.to_input(frame.from_output(result.bboxes)) if rescale else result.bboxes)[keep].clone(),
+                scores=result.scores[keep],
+                labels=result.labels[keep],
+            )
+            for result, frame, (keep, _) in zip(results, frames, rows, strict=True)
+        ]
+        masked = self.predict_mask(x, metas, boxes, rescale=rescale)  # type: ignore[attr-defined]
+        for result, found, (_, inverse) in zip(results, masked, rows, strict=True):
+            result.masks = found.masks[inverse]
         return results
+
+    def _mask_rows(self, result: InstanceData) -> tuple[Tensor, Tensor]:
+        """Which detections get a mask of their own, and whose each detection takes.
+
+        A class-agnostic mask depends on the box alone; one box has many labels.
+        """
+        if not all(head.class_agnostic for head in _as_list(self.mask_head)):  # type: ignore[attr-defined]
+            every = torch.arange(len(result), device=result.scores.device)
+            return every, every
+        regions, inverse = result.region_ids.unique(return_inverse=True)
+        any_of_region = torch.zeros_like(regions)
+        any_of_region[inverse] = torch.arange(len(result), device=inverse.device)
+        return any_of_region, inverse
 
     def loss(self, x: tuple[Tensor, ...], rpn_results_list: Sequence[Any], batch_data_samples: SampleList) -> dict:
         """Refuse: RAR is training-free."""

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
+from rar_mmdet.fusion import Emission
+from rar_mmdet.models import RegionClassifier, RegionSelection
+from rar_mmdet.models.frames import ImageFrame
+from rar_mmdet.models.pixels import original_image
+from rar_mmdet.models.testing import fake_recognizer, make_batch, write_lvis_world
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.testing import make_boxes, make_image
+
+NAMES = [f"thing {i}" for i in range(12)]
+CPU = torch.device("cpu")
+FRAME = ImageFrame((1.0, 1.0), None, (60, 80))
+
+
+def classifier(**changes):
+    return RegionClassifier(fake_recognizer(NAMES, **changes), where="recognizer", emission=Emission())
+
+
+class TestSelection:
+    def test_nms_leaves_no_overlap_and_keeps_the_best(self):
+        boxes, scores = make_boxes(200), torch.rand(200)
+        kept, rows = RegionSelection(nms_iou=0.4)(boxes, scores, FRAME)
+        assert torch.equal(kept, boxes[rows])
+        overlaps = box_iou(kept, kept).fill_diagonal_(0)
+        assert overlaps.max() <= 0.4
+        assert rows[0] == scores.argmax()
+        assert (scores[rows].diff() <= 0).all()
+
+    def test_equal_scores_keep_their_order(self):
+        _, rows = RegionSelection(max_regions=5)(make_boxes(9), torch.ones(9), FRAME)
+        assert rows.tolist() == [0, 1, 2, 3, 4]
+
+    def test_boxes_are_cut_at_the_border_and_small_ones_dropped(self):
+        boxes = torch.tensor(
+            [[-10.0, 5, 10, 20], [5, 5, 5.5, 20], [90, 5, 99, 20], [float("nan"), 0, 5, 5], [0, 0, float("inf"), 5]]
+        )
+        kept, rows = RegionSelection()(boxes, torch.ones(5), FRAME)
+        assert rows.tolist() == [0, 4]
+        assert kept.tolist() == [[0, 5, 10, 20], [0, 0, 80, 5]]
+
+    def test_no_boxes(self):
+        kept, rows = RegionSelection(nms_iou=0.5)(torch.zeros(0, 4), torch.zeros(0), FRAME)
+        assert kept.shape == (0, 4)
+        assert rows.shape == (0,)
+
+    @pytest.mark.parametrize("key", ["max_regions", "nms_iou", "min_size"])
+    def test_bad_values(self, key):
+        with pytest.raises(ConfigError, match=key):
+            RegionSelection(**{key: 0})
+
+
+class TestPixels:
+    def test_packed_pixels_come_first(self):
+        sample = make_batch([(60, 80)])["data_samples"][0]
+        assert np.array_equal(original_image(sample, CPU), make_image(60, 80, seed=0))
+
+    def test_the_file_gives_the_same_pixels(self, tmp_path):
+        write_lvis_world(tmp_path, num_images=1)
+        sample = make_batch([(60, 80)])["data_samples"][0]
+        del sample.ori_img
+        sample.set_metainfo({"img_path": str(tmp_path / "val2017" / "000000.png")})
+        assert np.array_equal(original_image(sample, CPU), make_image(60, 80, seed=0))
+
+    def test_neither_pixels_nor_file(self):
+        sample = make_batch([(60, 80)])["data_samples"][0]
+        del sample.ori_img
+        with pytest.raises(ImageReadError, match="KeepOriginalImage"):
+            original_image(sample, CPU)
+
+    @pytest.mark.parametrize(("content", "match"), [(None, "cannot be read"), (b"no image", "not an image")])
+    def test_bad_file(self, tmp_path, content, match):
+        sample = make_batch([(60, 80)])["data_samples"][0]
+        del sample.ori_img
+        path = tmp_path / "photo.jpg"
+        if content:
+            path.write_bytes(content)
+        sample.set_metainfo({"img_path": str(path)})
+        with pytest.raises(ImageReadError, match=rf"image 0 \(.*photo\.jpg\) .*{match}"):
+            original_image(sample, CPU)
+
+    def test_pixels_kept_after_resize_are_refused(self):
+        sample = make_batch([(60, 80)])["data_samples"][0]
+        sample.ori_img = sample.ori_img[:30]
+        with pytest.raises(ImageReadError, match="80x30 px, but ori_shape says 80x60"):
+            original_image(sample, CPU)
+
+
+def test_a_batch_equals_its_images_one_by_one():
+    samples = make_batch([(60, 80), (90, 70), (64, 64)])["data_samples"]
+    boxes = [make_boxes(4, 60, 80), torch.zeros(0, 4), make_boxes(3, 64, 64, seed=2)]
+    together = classifier()(samples, boxes, None, CPU)
+    for i, sample in enumerate(make_batch([(60, 80), (90, 70), (64, 64)])["data_samples"]):
+        (alone,) = classifier()([sample], [boxes[i]], None, CPU)
+        assert torch.allclose(together[i].scores, alone.scores, atol=1e-6)
+        assert torch.equal(together[i].category_ids, alone.category_ids)
+
+
+def test_recognition_is_written_and_pixels_are_dropped():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    (recognition,) = classifier()([sample], [make_boxes(4)], None, CPU)
+    found = sample.recognition
+    assert set(found.keys()) == {
+        *("bboxes", "box_scores", "shortlist_ids", "shortlist_probs", "ranked_ids", "status", "asked")
+    }
+    assert found.shortlist_ids.shape == (4, 12)
+    assert found.ranked_ids.shape == (4, 3)
+    assert torch.equal(found.ranked_ids, recognition.ranked_ids)
+    assert "ori_img" not in sample
+
+
+def test_label_names_show_what_the_ranker_changed():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    head = classifier()
+    (recognition,) = head([sample], [make_boxes(8)], None, CPU)
+    found = head.to_instances(recognition, FRAME, True, CPU)
+    retrieved = recognition.shortlist.category_ids[:, 0]
+    arrows = {
+        region: name
+        for region, name in zip(found.region_ids.tolist(), found.label_names, strict=True)
+        if "→" in name
+    }
+    changed = (retrieved != recognition.ranked_ids[:, 0]).nonzero()[:, 0].tolist()
+    assert changed
+    assert arrows == {r: f"{NAMES[retrieved[r]]} → {NAMES[recognition.ranked_ids[r, 0]]}" for r in changed}
+
+
+def test_an_image_without_boxes_is_not_read():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    del sample.ori_img
+    (recognition,) = classifier()([sample], [torch.zeros(0, 4)], None, CPU)
+    assert recognition.scores.shape == (0,)
+    assert sample.recognition.ranked_ids.shape[0] == 0
+
+
+def test_a_bad_box_is_named_with_its_image():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    boxes = torch.tensor([[0.0, 0, 10, 10], [9, 9, 3, 3]])
+    with pytest.raises(InvalidBoxError, match=r"box 1 = \[9.0, 9.0, 3.0, 3.0\].*Images of this batch: 0"):
+        classifier()([sample], [boxes], None, CPU)
+    skipping = classifier(on_bad_box="skip")
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    (recognition,) = skipping([sample], [boxes], None, CPU)
+    assert len(recognition.boxes_xyxy) == 1
+    assert sum(v for k, v in skipping.recognizer.report().items() if k.startswith("skipped")) == 1
+
+
+def test_the_face_adds_nothing_to_the_recognizer():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    head = classifier()
+    (ours,) = head([sample], [make_boxes(5)], None, CPU)
+    plain: RegionRecognizer = head.recognizer
+    theirs = plain(make_image(60, 80, seed=0), make_boxes(5))
+    assert torch.equal(ours.scores, theirs.scores)
+    assert torch.equal(ours.category_ids, theirs.category_ids)
