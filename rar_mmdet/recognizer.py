@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -185,7 +186,8 @@ class RegionRecognizer:
                 "original image; use on_bad_box='skip' to drop and count such boxes"
             )
         for reason in bad.values():
-            self.counts[f"skipped box: {reason}"] += 1
+            # The reason without its particulars, such as the size of the photo.
+            self.counts[f"skipped box: {re.split(r'[:(]| the ', reason)[0].strip()}"] += 1
         keep = torch.tensor([i for i in range(len(boxes)) if i not in bad], dtype=torch.int64)
         if crops is not None:
             crops = RegionCrops(crops.encoder[keep], None if crops.ranker is None else crops.ranker[keep])
