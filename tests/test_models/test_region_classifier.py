@@ -120,9 +120,7 @@ def test_label_names_show_what_the_ranker_changed():
     found = head.to_instances(recognition, FRAME, True, CPU)
     retrieved = recognition.shortlist.category_ids[:, 0]
     arrows = {
-        region: name
-        for region, name in zip(found.region_ids.tolist(), found.label_names, strict=True)
-        if "→" in name
+        region: name for region, name in zip(found.region_ids.tolist(), found.label_names, strict=True) if "→" in name
     }
     changed = (retrieved != recognition.ranked_ids[:, 0]).nonzero()[:, 0].tolist()
     assert changed

@@ -29,7 +29,8 @@ def rar(config, **changes):
         head.mask_head.class_agnostic = True
     if "rpn" in model.test_cfg:
         model.test_cfg.rpn.max_per_img = 12
-    head.update(changes)
+    for key, value in changes.items():  # `ConfigDict.update` would merge dicts
+        head[key] = value
     return model
 
 
@@ -112,8 +113,9 @@ def test_without_rescale_boxes_stay_in_the_input_frame():
 def test_scores_are_fused_with_objectness():
     """Without ranker and NMS, score = sqrt(probability * objectness)."""
     recognizer = fake_recognizer(NAMES, ranker=False, emission={"box_score_weight": 0.5})
-    (found,) = predict(rar(FAST, bbox_head=None, recognizer=recognizer),
-                       given_proposals(make_batch([(60, 80)]), [make_boxes(3)]))
+    (found,) = predict(
+        rar(FAST, bbox_head=None, recognizer=recognizer), given_proposals(make_batch([(60, 80)]), [make_boxes(3)])
+    )
     kept = found.recognition
     expected = (kept.shortlist_probs * kept.box_scores[:, None]).sqrt().flatten().sort(descending=True).values
     assert torch.allclose(found.pred_instances.scores, expected, atol=1e-6)

@@ -1,0 +1,121 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import Compose
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.registry import DefaultScope
+
+from rar_mmdet.datasets import CropRegions, KeepOriginalImage, PackRecognitionInputs, ProposalsFromAnnotations
+from rar_mmdet.errors import ConfigError, ImageReadError
+from rar_mmdet.regions import RegionCropper
+from rar_mmdet.testing import make_boxes, make_image
+
+CROPPER = {"type": "RegionCropper", "size": 32}
+
+
+def results(**changes):
+    image = make_image(60, 80)[..., ::-1]  # BGR, as loaded
+    boxes = make_boxes(3)
+    return {
+        "img": image.copy(),
+        "img_id": 7,
+        "img_path": None,
+        "img_shape": (60, 80),
+        "ori_shape": (60, 80),
+        "gt_bboxes": HorizontalBoxes(boxes),
+        "gt_ignore_flags": np.array([False, True, False]),
+        "gt_bboxes_labels": np.array([0, 1, 2]),
+    } | changes
+
+
+def test_kept_pixels_survive_resize_and_flip():
+    assert DefaultScope.get_current_instance() is not None
+    pipeline = Compose(
+        [
+            dict(type="rar_mmdet.KeepOriginalImage"),
+            dict(type="mmdet.Resize", scale=(160, 160), keep_ratio=False),
+            dict(type="mmdet.RandomFlip", prob=1.0),
+            dict(type="rar_mmdet.PackRecognitionInputs"),
+        ]
+    )
+    packed = pipeline(results())
+    sample = packed["data_samples"]
+    assert packed["inputs"].shape == (3, 160, 160)
+    assert np.array_equal(sample.ori_img.numpy(), make_image(60, 80))  # RGB, unflipped
+    assert "ori_img" not in sample.metainfo
+    assert sample.scale_factor == (2.0, 160 / 60)
+    assert sample.flip
+
+
+class TestChecks:
+    @pytest.mark.parametrize("suffix", ["jpg", "png"])
+    def test_truncated_file(self, tmp_path, suffix):
+        path = tmp_path / f"photo.{suffix}"
+        cv2.imwrite(str(path), make_image(60, 80))
+        KeepOriginalImage()(results(img_path=str(path)))
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(
+            ImageReadError, match=rf"image 7 \(.*photo\.{suffix}\): the {suffix[0].upper()}.* truncated"
+        ):
+            KeepOriginalImage()(results(img_path=str(path)))
+        KeepOriginalImage(check=False)(results(img_path=str(path)))
+
+    def test_bytes_after_the_end_mark_are_fine(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        cv2.imwrite(str(path), make_image(60, 80))
+        path.write_bytes(path.read_bytes() + b"\0" * 5000)
+        assert KeepOriginalImage()(results(img_path=str(path)))["ori_img"].shape == (60, 80, 3)
+
+    def test_size_other_than_the_annotations(self):
+        with pytest.raises(ImageReadError, match="is 80x60 px but its annotation says 640x480"):
+            KeepOriginalImage()(results(height=480, width=640))
+
+
+class TestProposalsFromAnnotations:
+    def test_ignored_boxes_stay_out(self):
+        found = ProposalsFromAnnotations()(results())
+        assert np.array_equal(found["proposals"], make_boxes(3).numpy()[[0, 2]])
+        assert found["proposals_scores"].tolist() == [1.0, 1.0]
+        assert len(ProposalsFromAnnotations(with_ignored=True)(results())["proposals"]) == 3
+
+    def test_no_boxes(self):
+        empty = results(gt_bboxes=np.zeros((0, 4), np.float32), gt_ignore_flags=np.zeros(0, bool))
+        found = ProposalsFromAnnotations()(empty)
+        assert found["proposals"].shape == (0, 4)
+        assert found["proposals"].dtype == np.float32
+
+    def test_without_annotations(self):
+        without = results()
+        del without["gt_bboxes"]
+        with pytest.raises(ConfigError, match=r"LoadAnnotations\(with_bbox=True\)"):
+            ProposalsFromAnnotations()(without)
+
+
+class TestCropRegions:
+    def test_equals_the_cropper(self):
+        found = CropRegions(cropper=CROPPER, ranker_cropper=CROPPER | {"size": 24})(
+            ProposalsFromAnnotations()(results())
+        )
+        boxes = make_boxes(3)[[0, 2]]
+        assert torch.equal(found["region_crops"].encoder, RegionCropper(size=32).crop(make_image(60, 80), boxes))
+        assert torch.equal(found["region_crops"].ranker, RegionCropper(size=24).crop(make_image(60, 80), boxes))
+        sample = PackRecognitionInputs()(found)["data_samples"]
+        assert sample.region_crops is found["region_crops"]
+        assert "ori_img" not in sample
+
+    def test_a_bad_box_is_left_to_the_model(self):
+        given = KeepOriginalImage()(
+            results(proposals=np.array([[5, 5, 1, 1]], np.float32), proposals_scores=np.ones(1))
+        )
+        sample = PackRecognitionInputs()(CropRegions(cropper=CROPPER)(given))["data_samples"]
+        assert "region_crops" not in sample
+        assert sample.ori_img.shape == (60, 80, 3)
+
+    def test_without_proposals(self):
+        with pytest.raises(ConfigError, match="ProposalsFromAnnotations or LoadProposals"):
+            CropRegions(cropper=CROPPER)(results())
+
+    def test_misspelt_key(self):
+        with pytest.raises(ConfigError, match=r"CropRegions\.cropper: RegionCropper has no key 'sise'"):
+            CropRegions(cropper={"sise": 32})

@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+import pytest
+from mmdet.datasets import LVISV1Dataset
+from mmdet.registry import DATASETS
+from mmengine.fileio import dump
+
+from rar_mmdet.errors import ImageReadError
+from rar_mmdet.models.testing import write_lvis_world
+
+PIPELINE = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="rar_mmdet.ProposalsFromAnnotations"),
+    dict(type="rar_mmdet.PackRecognitionInputs"),
+]
+
+
+def build(kind, root, **changes):
+    config = dict(
+        type=f"rar_mmdet.{kind}",
+        data_root=str(root),
+        ann_file="annotations/lvis_demo_test.json",
+        data_prefix=dict(img=""),
+        test_mode=True,
+        pipeline=PIPELINE,
+    )
+    return DATASETS.build(config | changes)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return write_lvis_world(tmp_path)
+
+
+KINDS = ["LVISVocabularyDataset", "V3DetVocabularyDataset", "CocoVocabularyDataset"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_come_from_the_annotation_file(kind, world, tmp_path):
+    dataset = build(kind, tmp_path)
+    assert dataset.metainfo["classes"] == tuple(f"thing_{i + 1}" for i in range(12))
+    assert list(dataset.cat_ids) == list(range(1, 13))
+    assert len(dataset) == 5
+    sample = dataset[0]["data_samples"]
+    assert sample.proposals.bboxes.shape == (3, 4)
+    assert len(dataset[1]["data_samples"].proposals.bboxes) == 0
+
+
+def test_data_equal_mmdetections_own(world, tmp_path):
+    ours = build("LVISVocabularyDataset", tmp_path)
+    theirs = LVISV1Dataset(
+        data_root=str(tmp_path),
+        ann_file="annotations/lvis_demo_test.json",
+        data_prefix=dict(img=""),
+        test_mode=True,
+        pipeline=[],
+    )
+    assert [ours.get_data_info(i) for i in range(5)] == [theirs.get_data_info(i) for i in range(5)]
+
+
+def test_lvis_images_come_from_both_folders(world, tmp_path):
+    content = json.loads(world.read_text())
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/train2017/000000.png"
+    world.write_text(json.dumps(content))
+    dataset = build("LVISVocabularyDataset", tmp_path)
+    folders = [dataset.get_data_info(i)["img_path"].split("/")[-2] for i in range(5)]
+    assert folders == ["train2017"] + ["val2017"] * 4
+
+
+def test_repeated_names_keep_their_own_label(world, tmp_path):
+    content = json.loads(world.read_text())
+    content["categories"][3]["name"] = "thing_1"
+    world.write_text(json.dumps(content))
+    dataset = build("LVISVocabularyDataset", tmp_path)
+    labels = {i["bbox_label"] for n in range(5) for i in dataset.get_data_info(n)["instances"]}
+    assert {0, 3} <= labels
+
+
+def test_chosen_classes_win(world, tmp_path):
+    dataset = build("CocoVocabularyDataset", tmp_path, metainfo=dict(classes=("thing_2", "thing_5")))
+    assert list(dataset.cat_ids) == [2, 5]
+
+
+def test_no_data_is_needed_for_the_metainfo_alone(tmp_path):
+    dataset = build("LVISVocabularyDataset", tmp_path / "absent", lazy_init=True)
+    assert "classes" in dataset.metainfo
+
+
+def test_indices_take_a_subset(world, tmp_path):
+    assert len(build("LVISVocabularyDataset", tmp_path, indices=2)) == 2
+
+
+def test_crowd_boxes_are_no_proposals(world, tmp_path):
+    content = json.loads(world.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    world.write_text(json.dumps(content))
+    sample = build("CocoVocabularyDataset", tmp_path)[0]["data_samples"]
+    assert len(sample.proposals.bboxes) == 2
+    assert len(sample.gt_instances) == 2
+    assert len(sample.ignored_instances) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(None, "No such file"), (b"not an image", "failed to load image")],
+    ids=["missing", "garbage"],
+)
+def test_unreadable_image_is_named(world, tmp_path, content, match):
+    path = tmp_path / "val2017" / "000002.png"
+    path.unlink()
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ImageReadError, match=rf"image 3 \(.*000002\.png\) cannot be read: .*{match}"):
+        build("LVISVocabularyDataset", tmp_path)[2]
+
+
+def test_proposal_file(world, tmp_path):
+    boxes = {
+        f"val2017/{i:06d}.png": {"bboxes": np.full((i, 4), [1, 1, 9, 9.0]), "scores": np.ones(i)} for i in range(5)
+    }
+    dump(boxes, str(tmp_path / "proposals.pkl"))
+    pipeline = [PIPELINE[0], dict(type="LoadProposals"), PIPELINE[-1]]
+    dataset = build("LVISVocabularyDataset", tmp_path, proposal_file="proposals.pkl", pipeline=pipeline)
+    assert [len(dataset[i]["data_samples"].proposals.bboxes) for i in range(5)] == [0, 1, 2, 3, 4]
