@@ -8,6 +8,7 @@ limit, so its arrays are compared after `[..., 0]`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,15 @@ from rar_mmdet.evaluation.matching import find_edges, match
 from rar_mmdet.evaluation.records import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
 from rar_mmdet.evaluation.settings import Protocol
 
-__all__ = ["MatchedDetections", "SparseResult", "UnknownImageError", "accumulate", "evaluate", "match_detections"]
+__all__ = [
+    "MatchedDetections",
+    "SparseResult",
+    "UnknownImageError",
+    "accumulate",
+    "curves",
+    "evaluate",
+    "match_detections",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +43,7 @@ class MatchedDetections:
     """M detections ordered by category, then falling score; the D that overlap something carry their matches."""
 
     protocol: Protocol
+    num_images: int
     num_categories: int
     num_truth: IntArray  # (K, areas) annotations to be found
     category: IntArray  # (M,) category row, ascending
@@ -104,6 +114,7 @@ def match_detections(
     counts = _to_find(truth, protocol)
     return MatchedDetections(
         protocol=protocol,
+        num_images=truth.num_images,
         num_categories=truth.num_categories,
         num_truth=_count_by(truth.category, counts, truth.num_categories),
         category=category[order],
@@ -128,47 +139,67 @@ def accumulate(matches: MatchedDetections) -> tuple[FloatArray, FloatArray]:
     precision = np.full(shape, -1.0)
     recall = np.full((num_thrs, *shape[2:]), -1.0)
     for m, limit in enumerate(protocol.max_dets):
-        within = matches.rank < limit
         for a in range(num_areas):
-            _accumulate_area(matches, a, within, precision[..., a, m], recall[..., a, m])
+            present = matches.num_truth[:, a] > 0
+            for t, (curve, reached) in enumerate(curves(matches, a, limit)):
+                precision[t, :, present, a, m] = curve[present]
+                recall[t, present, a, m] = reached[present]
     return precision, recall
 
 
-def _accumulate_area(
-    matches: MatchedDetections, a: int, within: BoolArray, precision: FloatArray, recall: FloatArray
-) -> None:
-    """Fill precision (T, R, K) and recall (T, K) of one area range and limit."""
-    protocol, num_categories = matches.protocol, matches.num_categories
-    num_thrs, num_recalls = len(protocol.iou_thrs), len(protocol.rec_thrs)
-    num_truth = matches.num_truth[:, a]
+def curves(
+    matches: MatchedDetections, a: int, limit: int, weights: IntArray | None = None
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Precision at the recall thresholds (K, R), and recall (K,), for each IoU threshold.
+
+    Categories with nothing to find get zeros.
+
+    Args:
+        matches: Matched detections.
+        a: Row of the area range.
+        limit: Detections that count in each (image, category) pair.
+        weights: (I,) how often each image counts; once by default. Equals evaluating a test set in which images are
+            repeated: copies of a detection follow one another, and within such a run precision is best at its end.
+    """
+    protocol, num_categories, num_recalls = matches.protocol, matches.num_categories, len(matches.protocol.rec_thrs)
+    num_thrs = len(protocol.iou_thrs)
+    times = np.ones(len(matches.category), np.int64) if weights is None else weights[matches.image]
+    if limit <= matches.rank.max(initial=0):
+        times = np.where(matches.rank < limit, times, 0)
+    num_truth = _truth_counts(matches, a, weights)
     present = num_truth > 0
     settings = slice(a * num_thrs, (a + 1) * num_thrs)
-    inside = within[matches.edge][:, None]
-    matched, counted = matches.matched[:, settings], ~matches.ignored[:, settings] & inside
-    true, false = matched & counted, ~matched & counted
+    matched, counted = matches.matched[:, settings], ~matches.ignored[:, settings]
     # False positives so far in the category: those that overlap nothing, whatever the threshold, and those that do.
-    lone = matches.false[:, a] & within
-    lone[matches.edge] = False
+    lone = matches.false[:, a] * times
+    lone[matches.edge] = 0
     lone_before = _running_in_run(lone, matches.category)[matches.edge]
-    edge_category = matches.category[matches.edge]
+    category, edge_times = matches.category[matches.edge], times[matches.edge]
     for t in range(num_thrs):
-        true_rank = _running_in_run(true[:, t], edge_category)
-        hits = np.flatnonzero(true[:, t])
-        tp = true_rank[hits].astype(float)
-        fp = (lone_before[hits] + _running_in_run(false[:, t], edge_category)[hits]).astype(float)
-        category = edge_category[hits]
+        true = _running_in_run(np.where(matched[:, t] & counted[:, t], edge_times, 0), category)
+        false = _running_in_run(np.where(~matched[:, t] & counted[:, t], edge_times, 0), category)
+        hits = np.flatnonzero(matched[:, t] & counted[:, t] & (edge_times > 0))
+        hit_category = category[hits]
+        tp, fp = true[hits].astype(float), (lone_before[hits] + false[hits]).astype(float)
         value = tp / (fp + tp + EPS)
-        reached = np.searchsorted(protocol.rec_thrs, tp / num_truth[category], side="right") - 1
+        reached = np.searchsorted(protocol.rec_thrs, tp / num_truth[hit_category], side="right") - 1
         # Best precision at this recall or beyond: group by the last threshold reached, then maximum from the right.
         best = np.zeros((num_categories, num_recalls))
-        key = category * num_recalls + reached
+        key = hit_category * num_recalls + reached
         if len(key):
-            starts = np.flatnonzero(np.diff(key, prepend=-1))
+            starts = _run_starts(key)
             best.reshape(-1)[key[starts]] = np.maximum.reduceat(value, starts)
         best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
-        precision[t][:, present] = best[present].T
-        found = np.bincount(category, minlength=num_categories)[present]
-        recall[t, present] = found / num_truth[present]
+        found = np.bincount(hit_category, weights=edge_times[hits], minlength=num_categories)
+        yield best, np.divide(found, num_truth, out=np.zeros(num_categories), where=present)
+
+
+def _truth_counts(matches: MatchedDetections, a: int, weights: IntArray | None) -> IntArray:
+    """(K,) annotations to be found."""
+    if weights is None:
+        return matches.num_truth[:, a]
+    counts = np.where(matches.truth_counts[:, a], weights[matches.truth_image], 0)
+    return np.bincount(matches.truth_category, weights=counts, minlength=matches.num_categories).astype(np.int64)
 
 
 def _select(
@@ -247,9 +278,9 @@ def _rank_in_run(values: IntArray) -> IntArray:
     return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
 
 
-def _running_in_run(flags: BoolArray, runs: IntArray) -> IntArray:
-    """Running count of flags, this element included, starting anew with each run."""
-    total = np.cumsum(flags)
+def _running_in_run(counts: IntArray, runs: IntArray) -> IntArray:
+    """Running sum, this element included, starting anew with each run."""
+    total = np.cumsum(counts)
     starts = _run_starts(runs)
-    before: IntArray = total[starts] - flags[starts]
+    before: IntArray = total[starts] - counts[starts]
     return total - np.repeat(before, np.diff(np.append(starts, len(runs))))

@@ -1,0 +1,99 @@
+"""Scores of a result file under a named protocol, with the keys MMDet gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rar_mmdet.evaluation.category_tree import CategoryTree
+from rar_mmdet.evaluation.records import Detections, GroundTruth
+from rar_mmdet.evaluation.result_files import ResultFileError, read_results
+from rar_mmdet.evaluation.settings import COCO, LVIS, V3DET, IouType, Protocol
+from rar_mmdet.evaluation.sparse_eval import SparseResult, evaluate
+from rar_mmdet.evaluation.summaries import coco_summary, limited_summary, lvis_summary
+
+__all__ = ["PROTOCOLS", "Score", "find_category_tree", "read_checked_results", "score", "without_unseen_images"]
+
+ProtocolName = Literal["lvis", "coco", "v3det"]
+PROTOCOLS: dict[str, Protocol] = {"lvis": LVIS, "coco": COCO, "v3det": V3DET}
+TREE_FILE = "v3det_2023_v1_category_tree.json"
+COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
+MMDET_COCO_NAMES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Numbers of one result file."""
+
+    numbers: dict[str, float]  # "bbox_AP" and so on, at full precision; -1 where there is nothing to find
+    result: SparseResult
+
+
+def score(truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None) -> Score:
+    """Score detections under a protocol; with a tree, under V3Det's second protocol as well (`…_tree`).
+
+    COCO and V3Det numbers come under lvis-api's names (`bbox_AP50`) and MMDet's (`bbox_mAP_50`).
+    """
+    result = evaluate(truth, detections, protocol)
+    numbers = _named(result, truth, "")
+    if tree is not None:
+        numbers |= _named(evaluate(truth, detections, protocol, tree), truth, "_tree")
+    return Score(numbers, result)
+
+
+def read_checked_results(
+    path: str | Path, protocol: Protocol, progress: Callable[[int], None] | None = None
+) -> Detections:
+    """Read a result file and refuse boxes of negative size, but for those that lvis-api leaves out by itself.
+
+    Raises:
+        ResultFileError: See `read_results`; or a box has a negative width or height.
+    """
+    detections = read_results(path, keep_segmentations=protocol.iou_type == "segm", progress=progress)
+    width, height = detections.boxes_xywh[:, 2], detections.boxes_xywh[:, 3]
+    wrong = (width < 0) | (height < 0)
+    if protocol.federated:
+        wrong &= detections.area > 0  # the rest has no area: `LVIS.get_ann_ids` skips it, and so do we, counting
+    if wrong.any():
+        record = int(np.argmax(wrong))
+        raise ResultFileError(
+            f"result file {path}: record {record} (image {detections.image_ids[record]}) has bbox "
+            f"{detections.boxes_xywh[record].tolist()} with a negative size; COCO boxes are x, y, width, height. "
+            "Were x1, y1, x2, y2 written?"
+        )
+    return detections
+
+
+def without_unseen_images(dataset: dict[str, Any], detections: Detections) -> dict[str, Any]:
+    """The annotation dictionary with only those images that have a detection."""
+    seen = set(detections.image_ids.tolist())
+    return {**dataset, "images": [image for image in dataset["images"] if image["id"] in seen]}
+
+
+def find_category_tree(annotation_file: str | Path) -> Path | None:
+    """The official tree file, if it lies beside the annotation file, as in V3Det's layout."""
+    tree = Path(annotation_file).parent / TREE_FILE
+    return tree if tree.exists() else None
+
+
+def _named(result: SparseResult, truth: GroundTruth, suffix: str) -> dict[str, float]:
+    protocol = result.protocol
+    if protocol.name == "lvis":
+        summary = lvis_summary(result, truth)
+    elif len(protocol.max_dets) == 3:
+        summary = dict(zip(COCO_NAMES, coco_summary(result), strict=True))
+    else:
+        summary = limited_summary(result)
+    numbers = {f"{protocol.iou_type}_{key}{suffix}": value for key, value in summary.items()}
+    if protocol.name != "lvis":
+        numbers |= {f"{protocol.iou_type}_{MMDET_COCO_NAMES[k]}{suffix}": summary[k] for k in MMDET_COCO_NAMES}
+    return numbers
+
+
+def with_iou_type(name: ProtocolName, iou_type: IouType) -> Protocol:
+    """A named protocol for boxes or masks."""
+    return PROTOCOLS[name].having(iou_type=iou_type)
