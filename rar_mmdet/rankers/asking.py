@@ -344,7 +344,7 @@ class AskingRanker(ABC):
         return cyclic_shifts(k, k if self.num_shifts is None else self.num_shifts)
 
     def _null_sums(self, questions: list[Question]) -> Tensor:
-        """(R, K) log p(name | blank crop); a prompt without candidates makes it depend on the name alone, asked once."""
+        """(R, K) log p(name | blank crop); without candidates in the prompt each name is asked about once."""
         blank = torch.full_like(questions[0].crop, 127) if questions else None
         assert blank is not None, "asked only with questions"
         if self.prompt.mentions_candidates:

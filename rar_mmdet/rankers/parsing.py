@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["Parsed", "parse_letter", "parse_ranking"]
 
-_MAX_CHARS = 16_384  # more than any list needs; keeps the scan linear in practice for a model that babbles
+_MAX_CHARS = 8_192  # more than any list needs; keeps the scan linear in practice for a model that babbles
 _MAX_LISTS = 32  # opening brackets tried as the start of a list
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "´": "'", "_": " "})
 _BULLET = re.compile(r"(?:\(?\d{1,3}[.):]|[A-Z][.)]|[-*•])\s+", re.IGNORECASE)
+_OPENED = re.compile(r"[\"'`*]*")
+_CLOSED = re.compile(r"[^\S\n]?[\"'`*]*[^\S\n]?[.!]?[^\S\n]*")
 _SEPARATOR = re.compile(r"[,;>\n]")
 _LIST_SEPARATOR = re.compile(r"[,;\n\]]")
 _LEAD = r"(?:^|\b(?:is|are|shows|depicts|answer|category|object)\b)[\s:]*(?:an?\s+|the\s+)?[\"'`*]*"
@@ -54,13 +56,15 @@ def parse_ranking(reply: str, names: Sequence[str]) -> Parsed:
         columns.setdefault(_normalise(name).strip(), []).append(column)
     columns.pop("", None)
     longest_first = sorted(columns, key=len, reverse=True)
+    best = Parsed(tuple(range(len(names))), RankStatus.FALLBACK)
     for items in _readings(text, longest_first):
         order, complete = _assign(items, columns, len(names))
-        if order:
-            rest = [column for column in range(len(names)) if column not in order]
-            status = RankStatus.OK if complete and not rest else RankStatus.PARTIAL
-            return Parsed((*order, *rest), status)
-    return Parsed(tuple(range(len(names))), RankStatus.FALLBACK)
+        rest = [column for column in range(len(names)) if column not in order]
+        if order and complete and not rest:
+            return Parsed(tuple(order), RankStatus.OK)
+        if order and best.status is RankStatus.FALLBACK:
+            best = Parsed((*order, *rest), RankStatus.PARTIAL)
+    return best
 
 
 def parse_letter(reply: str, k: int) -> int | None:
@@ -84,16 +88,16 @@ def _without_thoughts(reply: str) -> str:
     return reply.rpartition("</think>")[2]
 
 
-def _readings(text: str, names: list[str]) -> list[list[str | None]]:
+def _readings(text: str, names: list[str]) -> Iterator[list[str | None]]:
     """Ways to read the reply as items, most literal first; an item is a candidate's name or `None`."""
-    readings = []
     start = text.find("[")
-    while start >= 0 and len(readings) < _MAX_LISTS:
-        readings.append(_scan(text, start + 1, names, _LIST_SEPARATOR))
+    for _ in range(_MAX_LISTS):
+        if start < 0:
+            break
+        yield _scan(text, start + 1, names, _LIST_SEPARATOR)
         start = text.find("[", start + 1)
-    readings.append(_scan(text, 0, names, _SEPARATOR))
-    readings.append(_sentence(text, names))
-    return readings
+    yield _scan(text, 0, names, _SEPARATOR)
+    yield _sentence(text, names)
 
 
 def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> list[str | None]:
@@ -124,12 +128,12 @@ def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]
 
 def _name_at(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> tuple[str, int] | None:
     """The longest candidate that is the whole item at `position`, and where the item's separator stands."""
-    opened = re.compile(r"[\"'`*]*").match(text, position)
+    opened = _OPENED.match(text, position)
     starts = {position, opened.end() if opened else position}
     for name in names:
         for start in starts:
             if text.startswith(name, start):
-                tail = re.compile(r"[\"'`*]*[^\S\n]?[.!]?[^\S\n]*").match(text, start + len(name))
+                tail = _CLOSED.match(text, start + len(name))
                 end = tail.end() if tail else start + len(name)
                 if end == len(text) or separator.match(text, end):
                     return name, end

@@ -2,7 +2,7 @@
 
 Pass one runs image and shared text of each crop. Pass two runs all continuations of a crop packed into one row behind
 the kept keys and values; a 4-D mask lets each see the prefix and itself only. Nothing of the prefix is copied, so
-memory is that of the batch, not of batch times candidates. Measured against one full forward per (crop, candidate): 1e-5.
+memory is that of the batch, not of batch times candidates. Measured against one full forward per candidate: 1e-5.
 """
 
 from __future__ import annotations

@@ -268,7 +268,8 @@ class _Loaded:
         folder = ranker.checkpoint.folder
         try:
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model, info = AutoModelForImageTextToText.from_pretrained(
+            auto: Any = AutoModelForImageTextToText  # its stubs forget what output_loading_info returns
+            model, info = auto.from_pretrained(
                 folder, trust_remote_code=False, dtype=ranker.precision, output_loading_info=True, use_safetensors=True
             )
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:

@@ -1,0 +1,320 @@
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from rar_mmdet.errors import RankerError
+from rar_mmdet.rankers import Answer, AskingRanker, IdentityRanker, ScriptedRanker, TransformersRanker
+from rar_mmdet.structures import RankStatus, Shortlist
+from rar_mmdet.testing import make_shortlist
+
+NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}", "bow, long"]
+DEFAULTS = {
+    "prompt": None,
+    "prompts": None,
+    "score": "sum",
+    "pmi_weight": 1.0,
+    "num_shifts": None,
+    "temperature": 1.0,
+    "decisive_margin": None,
+    "max_fallback_rate": 1.0,
+    "cache": None,
+}
+
+
+class NoisyRanker(AskingRanker):
+    """Scores depend a little on who shares the batch, as floating point arithmetic makes real ones do."""
+
+    def __init__(self, *, ask="likelihood", batch_size=3, pause=0.0, weights="w0", **settings):
+        super().__init__(ask=ask, **{**DEFAULTS, **settings})
+        self.batch_size, self.pause, self.weights, self.crop_size = batch_size, pause, weights, 4
+        self.batches = []
+        self.reply = None
+
+    def identity(self):
+        return {"id": "noisy", "weights": self.weights}
+
+    def answer(self, questions):
+        for start in range(0, len(questions), self.batch_size):
+            batch = questions[start : start + self.batch_size]
+            self.batches.append(len(batch))
+            time.sleep(self.pause)
+            noise = sum(int(q.crop.sum()) for q in batch) * 1e-6
+            yield {start + i: self.one(q, i * 1e-5 + noise) for i, q in enumerate(batch)}
+
+    def one(self, question, noise):
+        if self.ask == "generate":
+            return Answer(reply=self.reply if self.reply is not None else str(sorted(question.candidates)))
+        base = float(question.crop.float().mean())
+        scores = [math.sin(base + 7 * sum(map(ord, name))) * 3 + noise for name in question.candidates]
+        if self.ask == "letter":
+            k = len(scores)
+            return Answer(scores=tuple(tuple(scores[c] for c in shift) for shift in self.shifts(k)))
+        if self.ask == "yesno":
+            return Answer(scores=(tuple(scores), tuple(-s for s in scores)))
+        return Answer(scores=(tuple(scores),), lengths=tuple(len(name) for name in question.candidates))
+
+
+def crops(count, seed=0):
+    return torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("ask", ["likelihood", "letter", "yesno", "generate"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_always_a_permutation_with_normalised_log_probs(ask, count):
+    ranking = NoisyRanker(ask=ask).rank(crops(count), make_shortlist(count, 5, 8), NAMES)
+    assert torch.equal(ranking.order.sort(1).values, torch.arange(5).repeat(count, 1))
+    assert (ranking.status == RankStatus.OK).all()
+    if ask == "generate" or count == 0:
+        assert ranking.log_probs is None
+    else:
+        assert torch.allclose(ranking.log_probs.logsumexp(1), torch.zeros(count), atol=1e-5)
+        best_first = ranking.log_probs.gather(1, ranking.order)
+        assert (best_first.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("ask", ["likelihood", "yesno", "letter"])
+def test_permuting_the_shortlist_permutes_the_answer(ask):
+    shortlist, pixels = make_shortlist(6, 5, 8), crops(6)
+    permutation = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = Shortlist(shortlist.category_ids[:, permutation], shortlist.probs)
+    one = NoisyRanker(ask=ask).rank(pixels, shortlist, NAMES).log_probs
+    other = NoisyRanker(ask=ask).rank(pixels, shuffled, NAMES).log_probs
+    assert torch.allclose(one[:, permutation], other, atol=1e-6)
+    if ask != "letter":  # letters are shown in retrieval order
+        assert torch.equal(one[:, permutation], other)
+
+
+def test_who_is_not_asked_keeps_retrieval_order():
+    shortlist = make_shortlist(8, 4, 8)
+    ask = torch.tensor([True, False] * 4)
+    ranker = NoisyRanker()
+    ranking = ranker.rank(crops(8), shortlist, NAMES, ask=ask)
+    assert (ranking.status[~ask] == RankStatus.SKIPPED).all()
+    assert torch.equal(ranking.order[~ask], torch.arange(4).repeat(4, 1))
+    assert torch.allclose(ranking.log_probs[~ask].exp(), torch.full((4, 4), 0.25))
+    assert (ranking.status[ask] == RankStatus.OK).all()
+    everyone = NoisyRanker(batch_size=1).rank(crops(8), shortlist, NAMES)
+    alone = NoisyRanker(batch_size=1).rank(crops(8), shortlist, NAMES, ask=ask)
+    assert torch.equal(everyone.log_probs[ask], alone.log_probs[ask])
+
+
+def test_decisive_margin_skips_and_counts():
+    shortlist = make_shortlist(20, 4, 8)
+    margin = shortlist.probs[:, 0] - shortlist.probs[:, 1]
+    threshold = float(margin.median())
+    ranker = NoisyRanker(decisive_margin=threshold)
+    ranking = ranker.rank(crops(20), shortlist, NAMES)
+    assert torch.equal(ranking.status == RankStatus.SKIPPED, margin >= threshold)
+    report = ranker.report()
+    assert report["decisive"] == report["skipped"] == int((margin >= threshold).sum())
+    assert report["asked"] == 20 - report["decisive"]
+
+
+def test_one_candidate_needs_no_question():
+    ranker = NoisyRanker()
+    assert ranker.rank(crops(3), make_shortlist(3, 1, 8), NAMES).status.tolist() == [RankStatus.SKIPPED] * 3
+    assert ranker.report()["asked"] == 0
+
+
+def test_equal_questions_are_asked_once():
+    shortlist = make_shortlist(2, 4, 8)
+    twice = Shortlist(shortlist.category_ids[[0, 1, 0, 0]], shortlist.probs[[0, 1, 0, 0]])
+    pixels = crops(2)[[0, 1, 0, 0]]
+    ranker = NoisyRanker()
+    ranking = ranker.rank(pixels, twice, NAMES)
+    assert torch.equal(ranking.log_probs[0], ranking.log_probs[2])
+    report = ranker.report()
+    assert (report["asked"], report["deduped"], report["cached"]) == (2, 2, 0)
+    ranker.rank(pixels, twice, NAMES)
+    assert ranker.report()["asked"] == 2
+    other = pixels.clone()
+    other[2, 0, 0, 0] ^= 1
+    ranker.rank(other, twice, NAMES)
+    assert ranker.report()["asked"] == 3
+
+
+@pytest.mark.parametrize("prompt", ["name", "choose"])
+def test_pmi_subtracts_the_blank_crop_and_asks_about_each_name_once(prompt):
+    shortlist, pixels = make_shortlist(4, 3, 4), crops(4)
+    ranker = NoisyRanker(score="pmi", prompt=prompt, batch_size=1)
+    got = ranker.rank(pixels, shortlist, NAMES).log_probs
+    blank = torch.full_like(pixels, 127)
+    plain = NoisyRanker(batch_size=1)
+    difference = plain.rank(pixels, shortlist, NAMES).log_probs - plain.rank(blank, shortlist, NAMES).log_probs
+    assert torch.allclose(got, torch.log_softmax(difference, 1), atol=1e-3)  # the noise of this fake
+    assert ranker.report()["null_asked"] <= 4
+
+
+def test_kept_answers_are_used_again_bit_for_bit(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    first = NoisyRanker(cache=path).rank(crops(9), make_shortlist(9, 5, 8), NAMES)
+    again = NoisyRanker(cache=path)
+    assert torch.equal(again.rank(crops(9), make_shortlist(9, 5, 8), NAMES).log_probs, first.log_probs)
+    assert (again.report()["asked"], again.report()["cached"]) == (0, 9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "w1"},
+        {"ask": "yesno"},
+        {"prompt": "name"},
+        {"ask": "letter", "num_shifts": 1},
+    ],
+)
+def test_another_model_or_prompt_is_another_question(tmp_path, change):
+    path = tmp_path / "answers.sqlite"
+    NoisyRanker(cache=path).rank(crops(3), make_shortlist(3, 5, 8), NAMES)
+    other = NoisyRanker(cache=path, **change)
+    other.rank(crops(3), make_shortlist(3, 5, 8), NAMES)
+    assert other.report()["asked"] == 3
+
+
+def test_another_reading_is_not_another_question(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    NoisyRanker(cache=path).rank(crops(3), make_shortlist(3, 5, 8), NAMES)
+    other = NoisyRanker(cache=path, score="mean", temperature=3.0)
+    other.rank(crops(3), make_shortlist(3, 5, 8), NAMES)
+    assert other.report()["asked"] == 0
+
+
+def _stream(ranker):
+    """A run of eight calls, with some questions that come back."""
+    results = []
+    for step in range(8):
+        shortlist, pixels = make_shortlist(7, 4, 8, seed=step % 5), crops(7, seed=step % 5)
+        results.append(ranker.rank(pixels, shortlist, NAMES).log_probs)
+    return torch.cat(results)
+
+
+def _run_stream(path):
+    _stream(NoisyRanker(cache=path, pause=0.004))
+
+
+def test_killed_at_random_points_and_resumed_gives_the_same_bits(tmp_path):
+    undisturbed = _stream(NoisyRanker(cache=tmp_path / "calm.sqlite"))
+    rng, context = random.Random(1), multiprocessing.get_context("fork")
+    for trial in range(3):
+        path = tmp_path / f"killed{trial}.sqlite"
+        for _ in range(3):
+            run = context.Process(target=_run_stream, args=(path,))
+            run.start()
+            time.sleep(rng.uniform(0.01, 0.12))
+            os.kill(run.pid, signal.SIGKILL)
+            run.join()
+        last = NoisyRanker(cache=path)
+        assert torch.equal(_stream(last), undisturbed)
+        assert last.report()["asked"] + last.report()["cached"] + last.report()["deduped"] == 56
+    assert not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_two_processes_share_one_cache(tmp_path):
+    path, context = tmp_path / "shared.sqlite", multiprocessing.get_context("fork")
+    runs = [context.Process(target=_run_stream, args=(path,)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0]
+    last = NoisyRanker(cache=path)
+    _stream(last)
+    assert last.report()["asked"] == 0
+
+
+def test_unanswered_and_unreadable_regions_fall_back():
+    ranker = NoisyRanker(ask="generate")
+    ranker.reply = "I cannot help."
+    ranking = ranker.rank(crops(3), make_shortlist(3, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert torch.equal(ranking.order, torch.arange(4).repeat(3, 1))
+    ranker = NoisyRanker()
+    ranker.answer = lambda questions: iter([{0: Answer(scores=((float("nan"),) * 4,), lengths=(1,) * 4)}])
+    ranking = ranker.rank(crops(3), make_shortlist(3, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+
+
+def test_too_many_fallbacks_fail_the_run():
+    ranker = NoisyRanker(ask="generate", max_fallback_rate=0.2)
+    ranker.reply = "no idea"
+    ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
+    with pytest.raises(RankerError, match="5 of 5 regions got no usable answer, more than max_fallback_rate=0.2"):
+        ranker.report()
+    with pytest.raises(RankerError, match="105 of 105 regions"):
+        ranker.rank(crops(100), make_shortlist(100, 4, 8), NAMES)
+
+
+def test_report_is_json_and_adds_up():
+    ranker = NoisyRanker(decisive_margin=0.3)
+    ranker.rank(crops(30), make_shortlist(30, 4, 8), NAMES)
+    report = json.loads(json.dumps(ranker.report()))
+    assert report["ok"] + report["partial"] + report["fallback"] + report["skipped"] == report["regions"] == 30
+    assert report["asked"] + report["cached"] + report["deduped"] + report["skipped"] == 30
+    assert report["seconds"] >= 0
+    assert report["model"]["id"] == "noisy"
+
+
+def test_evidence_is_absolute():
+    ranker = NoisyRanker(ask="yesno")
+    shortlist, pixels = make_shortlist(4, 3, 8), crops(4)
+    evidence = ranker.evidence(pixels, shortlist, NAMES)
+    ranking = ranker.rank(pixels, shortlist, NAMES)
+    assert torch.equal(evidence.argsort(1, descending=True), ranking.order)
+    assert ((evidence > 0) & (evidence < 1)).all()
+    with pytest.raises(ValueError, match="evidence is what ask='yesno' gives"):
+        NoisyRanker().evidence(pixels, shortlist, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ask": "shout"}, "ask must be one of"),
+        ({"score": "max"}, "score must be"),
+        ({"temperature": 0}, "temperature must be > 0"),
+        ({"max_fallback_rate": 2}, "max_fallback_rate must be in"),
+        ({"prompt": "nope"}, "prompt='nope' is not known"),
+        ({"ask": "letter", "prompt": "name"}, "needs a prompt that shows the candidates"),
+        ({"ask": "yesno", "prompt": "choose"}, "needs a prompt with {name}"),
+        ({"num_shifts": 0}, "num_shifts must be at least 1"),
+    ],
+)
+def test_bad_settings_fail_at_build(settings, message):
+    with pytest.raises(ValueError, match=message):
+        NoisyRanker(**settings)
+
+
+def test_misspelt_keys_fail_at_build():
+    with pytest.raises(TypeError, match="batchsize"):
+        TransformersRanker(model="x", batchsize=3)
+
+
+def test_crops_must_match_the_shortlist():
+    with pytest.raises(ValueError, match=r"crops must be \(3, 3, S, S\) uint8"):
+        NoisyRanker().rank(crops(2), make_shortlist(3, 4, 8), NAMES)
+    with pytest.raises(ValueError, match="has 26 letters"):
+        NoisyRanker(ask="letter").rank(crops(1), make_shortlist(1, 27), [str(i) for i in range(27)])
+
+
+def test_identity_and_scripted_rankers():
+    shortlist = make_shortlist(3, 4, 8)
+    identity = IdentityRanker().rank(crops(3), shortlist, NAMES)
+    assert (identity.status == RankStatus.SKIPPED).all()
+    best_last = ["['{}']".format(NAMES[int(row[-1])]) for row in shortlist.category_ids]
+    scripted = ScriptedRanker(replies=best_last).rank(crops(3), shortlist, NAMES, ask=torch.tensor([True, True, False]))
+    assert scripted.order[:, 0].tolist() == [3, 3, 0]
+    assert scripted.status.tolist() == [RankStatus.PARTIAL, RankStatus.PARTIAL, RankStatus.SKIPPED]
+    with pytest.raises(ValueError, match="replies must be a non-empty list"):
+        ScriptedRanker(replies="text")
+    assert len(ScriptedRanker(replies=["x"]).rank(crops(0), make_shortlist(0, 4), NAMES)) == 0
+
+
+def test_rankers_pickle_unloaded():
+    ranker = pickle.loads(pickle.dumps(NoisyRanker(ask="letter")))
+    assert len(ranker.rank(crops(2), make_shortlist(2, 3, 8), NAMES)) == 2

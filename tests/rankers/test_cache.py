@@ -1,0 +1,147 @@
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sqlite3
+import time
+
+import pytest
+
+from rar_mmdet.rankers.cache import AnswerCache, hash_parts
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_round_trip(tmp_path, in_memory):
+    cache = AnswerCache(None if in_memory else tmp_path / "deep" / "answers.sqlite")
+    assert cache.get(["a"]) == {}
+    cache.put({"a": "1", "b": "ü\n"})
+    cache.put({"a": "2"})
+    assert cache.get(["b", "a", "c"]) == {"a": "1", "b": "ü\n"}
+    cache.put({})
+    assert cache.get([]) == {}
+
+
+def test_more_keys_than_sqlite_takes_in_one_query(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    texts = {str(i): str(-i) for i in range(2345)}
+    cache.put(texts)
+    assert cache.get(list(texts)) == texts
+
+
+def test_pickles_and_reopens(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache.put({"a": "1"})
+    assert pickle.loads(pickle.dumps(cache)).get(["a"]) == {"a": "1"}
+    cache.close()
+    assert cache.get(["a"]) == {"a": "1"}
+
+
+def test_keys_do_not_collide_over_splits():
+    assert hash_parts([b"ab", b"c"]) != hash_parts([b"a", b"bc"]) != hash_parts([b"abc"])
+
+
+def _garbage(path):
+    path.write_bytes(b"this is no database, but it is long enough to look like one " * 200)
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _header(path):
+    data = bytearray(path.read_bytes())
+    data[:100] = bytes(100)
+    path.write_bytes(data)
+
+
+def _flipped_answer(path):
+    data = path.read_bytes()
+    assert data.count(b"answer-7!") == 1
+    path.write_bytes(data.replace(b"answer-7!", b"answer-8!"))
+
+
+def _foreign(path):
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, sum TEXT, text TEXT)")
+
+
+@pytest.mark.parametrize("damage", [_garbage, _truncated, _header, _flipped_answer, _foreign])
+def test_damaged_file_is_set_aside(tmp_path, caplog, damage):
+    path = tmp_path / "a.sqlite"
+    cache = AnswerCache(path)
+    texts = {str(i): f"answer-{i}!" + "x" * 50 for i in range(500)}
+    cache.put(texts)
+    cache.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    damage(path)
+    with caplog.at_level(logging.WARNING):
+        assert AnswerCache(path).get(list(texts)) == {}
+    assert "is damaged" in caplog.text
+    assert (tmp_path / "a.sqlite.damaged-0").exists()
+    fresh = AnswerCache(path)
+    fresh.put({"a": "1"})
+    assert fresh.get(["a"]) == {"a": "1"}
+
+
+def _write(path, name, count):
+    cache = AnswerCache(path)
+    for i in range(count):
+        cache.put({f"{name}-{i}": str(i), f"shared-{i}": name})
+
+
+def test_two_processes_on_one_file(tmp_path):
+    path = tmp_path / "a.sqlite"
+    writers = [FORK.Process(target=_write, args=(path, name, 60)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    cache = AnswerCache(path)
+    for name in "ab":
+        assert cache.get([f"{name}-{i}" for i in range(60)]) == {f"{name}-{i}": str(i) for i in range(60)}
+    shared = cache.get([f"shared-{i}" for i in range(60)])
+    assert len(shared) == 60
+    assert set(shared.values()) <= {"a", "b"}
+
+
+def test_two_processes_find_the_same_damage(tmp_path):
+    path = tmp_path / "a.sqlite"
+    _garbage(path)
+    writers = [FORK.Process(target=_write, args=(path, name, 20)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
+    assert len(AnswerCache(path).get([f"{n}-{i}" for n in "abc" for i in range(20)])) == 60
+
+
+def _write_pairs(path):
+    cache, i = AnswerCache(path), 0
+    while True:
+        cache.put({f"left-{i}": str(i), f"right-{i}": str(i)})
+        i += 1
+
+
+def test_kill_at_random_points_leaves_whole_transactions(tmp_path):
+    rng = random.Random(0)
+    path = tmp_path / "a.sqlite"
+    for _ in range(5):
+        writer = FORK.Process(target=_write_pairs, args=(path,))
+        writer.start()
+        time.sleep(rng.uniform(0.0, 0.15))
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    cache = AnswerCache(path)
+    found = cache.get([f"{side}-{i}" for side in ("left", "right") for i in range(20_000)])
+    assert {k[5:] for k in found if k.startswith("left-")} == {k[6:] for k in found if k.startswith("right-")}
+    assert not list(tmp_path.glob("*.damaged-*"))
