@@ -290,8 +290,9 @@ def save(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrain
     )
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
+    model.float().config.dtype = "float32"  # what to compute in by default: half precision crawls on a CPU
+    model.config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    model.float()
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {  # hue in degrees, saturation
     'brown': (24, 0.62, 0.46), 'gray': (210, 0.05, 0.58),
 }  # fmt: skip
 PATTERNS = ("plain", "striped", "dotted", "checkered", "ringed")
-SHAPES = ("circle", "square", "triangle", "diamond", "pentagon", "hexagon")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "pentagon", "hexagon")
 SHAPES += ("star", "cross", "heart", "crescent", "arrow", "drop")
 CLASS_NAMES = tuple(f"{pattern} {colour} {shape}" for colour in COLOURS for pattern in PATTERNS for shape in SHAPES)
 NUM_CLASSES = len(CLASS_NAMES)
@@ -219,8 +219,7 @@ def draw_photo(
     """Draw a photo; later things lie in front of earlier ones.
 
     Returns:
-        The photo, (height, width, 3) uint8 RGB, and for every thing the mask of what can be seen of it, (height,
-        width) bool.
+        The photo, (height, width, 3) uint8 RGB, and for every thing the mask of what can be seen, (height, width) bool.
     """
     canvas = draw_background(rng, width, height)
     owner = np.full((height, width), -1, np.int32)
@@ -243,10 +242,12 @@ def draw_crop(
     """Draw the neighbourhood of one object, at its native resolution, as a square picture.
 
     Args:
-        rng: Source of every draw. class_index: Class of the object in the middle. neighbours: Classes that may
-        stand around it, (M,) integers. window: Side of the picture over the longer side of the object, about 1 to
-        3. canvas_size: Side of the picture in pixels. blurred: Sigma of the blur of everything but the object, as a
-        share of the picture's side (shallow depth of field); 0 is none.
+        rng: Source of every draw.
+        class_index: Class of the object in the middle.
+        neighbours: Classes that may stand around it, (M,) integers.
+        window: Side of the picture over the longer side of the object, about 1 to 3.
+        canvas_size: Side of the picture in pixels.
+        blurred: Sigma of the blur of all but the object (shallow depth of field), as a share of the side; 0 is none.
 
     Returns:
         (canvas_size, canvas_size, 3) uint8 RGB.
@@ -254,7 +255,8 @@ def draw_crop(
     side = canvas_size / window
     canvas = draw_background(rng, canvas_size, canvas_size)
     middle = canvas_size / 2 + rng.normal(0, 0.02, 2) * canvas_size
-    behind, front = [], []
+    behind: list[Thing] = []
+    front: list[Thing] = []
     for _ in range(rng.integers(0, 4)):
         other = side * float(np.exp(rng.uniform(np.log(0.4), np.log(1.8))))
         turn, gap = rng.uniform(0, 2 * np.pi), (side + other) / 2 * rng.uniform(0.78, 1.3)

@@ -9,6 +9,7 @@ demo/README.md), so the demo's LLaVA brings its own. Importing this module regis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,9 @@ class TinyVisionConfig(PretrainedConfig):
     """Shape of the tower.
 
     Args:
-        image_size: Side of the square input in pixels. widths: Channels after each stage; every stage halves the
-        resolution. The last one is the width of the visual tokens. depths: Residual blocks of each stage.
+        image_size: Side of the square input in pixels.
+        widths: Channels after each stage; every stage halves the resolution. The last is the width of a visual token.
+        depths: Residual blocks of each stage.
     """
 
     model_type = "rar_tiny_vision"
@@ -33,7 +35,7 @@ class TinyVisionConfig(PretrainedConfig):
         image_size: int = 64,
         widths: Sequence[int] = (32, 64, 128, 192),
         depths: Sequence[int] = (0, 1, 1, 1),
-        **kwargs,
+        **kwargs: Any,
     ):
         self.image_size = image_size
         self.widths = list(widths)
@@ -64,7 +66,7 @@ class TinyVisionModel(PreTrainedModel):
     config_class = TinyVisionConfig
     base_model_prefix = "tower"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: TinyVisionConfig):
         super().__init__(config)
@@ -77,7 +79,7 @@ class TinyVisionModel(PreTrainedModel):
         self.norm = nn.LayerNorm(before)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         """`hidden_states` is the tokens alone, so `vision_feature_layer=-1` selects them; other keywords do nothing."""
         grid = self.stages(pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last))
         tokens = self.norm(grid.flatten(2).transpose(1, 2))
