@@ -1,4 +1,14 @@
 # Retrieval only on LVIS v1 val, annotated boxes: what the ranker has to beat.
-_base_ = ["_base_/default_runtime.py", "_base_/datasets/lvis_v1_boxes.py", "_base_/models/clip_vitb16.py"]
+_base_ = ["_base_/default_runtime.py", "_base_/datasets/lvis_v1_boxes.py", "_base_/retrievers/clip_vitb16.py"]
 
-model = dict(recognizer=dict(vocabulary={{_base_.ann_file}}))
+model = dict(
+    type="rar_mmdet.ProposalRecognizer",
+    recognizer=dict(
+        vocabulary={{_base_.ann_file}},
+        cropper={{_base_.cropper}},
+        encoder={{_base_.encoder}},
+        memory={{_base_.memory}},
+        shortlist_depth=300,
+        num_candidates=5,
+    ),
+)

@@ -1,4 +1,14 @@
 # Retrieval only on the demo world, annotated boxes.
-_base_ = ["../_base_/default_runtime.py", "../_base_/datasets/demo_boxes.py", "../_base_/models/clip_demo.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/datasets/demo_boxes.py", "../_base_/retrievers/clip_demo.py"]
 
-model = dict(recognizer=dict(vocabulary={{_base_.ann_file}}))
+model = dict(
+    type="rar_mmdet.ProposalRecognizer",
+    recognizer=dict(
+        vocabulary={{_base_.ann_file}},
+        cropper={{_base_.cropper}},
+        encoder={{_base_.encoder}},
+        memory={{_base_.memory}},
+        shortlist_depth=300,
+        num_candidates=5,
+    ),
+)

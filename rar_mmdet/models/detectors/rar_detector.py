@@ -6,6 +6,8 @@ from typing import Any
 
 from mmdet.models.detectors import BaseDetector
 from mmdet.structures import SampleList
+from mmengine.config import Config
+from mmengine.hub import get_config
 from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
@@ -18,6 +20,13 @@ from rar_mmdet.registry import MODELS
 __all__ = ["RARDetector"]
 
 
+def _model_of(detector: Any) -> Any:
+    """The model config itself, also where a config file or 'package::path' is named."""
+    if not isinstance(detector, str):
+        return detector
+    return (get_config(detector) if "::" in detector else Config.fromfile(detector)).model
+
+
 @MODELS.register_module()
 class RARDetector(BaseDetector):
     """Any MMDetection detector whose boxes are merged across its classes, named anew and scored anew.
@@ -25,7 +34,8 @@ class RARDetector(BaseDetector):
     A checkpoint of the inner detector loads as it is.
 
     Args:
-        detector: config of the inner detector (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO, ...).
+        detector: the `model` of the inner detector's config (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO, ...),
+            or that config's path, such as 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'.
         recognizer: config of the `RegionRecognizer`. Its default emission is (s * score)^0.5, per-class NMS at 0.5 and
             the best 300.
         selection: arguments of `RegionSelection`; by default the best 300 boxes after class-agnostic NMS at 0.7 (ours:
@@ -36,13 +46,13 @@ class RARDetector(BaseDetector):
     def __init__(
         self,
         *,
-        detector: dict,
+        detector: dict | str,
         recognizer: Any,
         selection: dict | None = None,
         data_preprocessor: dict | None = None,
         backend_args: dict | None = None,
     ) -> None:
-        inner = MODELS.build(detector)
+        inner = MODELS.build(_model_of(detector))
         super().__init__(data_preprocessor=data_preprocessor or inner.data_preprocessor)
         self.detector = inner
         self.classifier = RegionClassifier(

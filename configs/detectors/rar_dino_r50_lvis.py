@@ -1,0 +1,17 @@
+# RAR behind DINO: boxes from COCO, names from LVIS. Checkpoint: dino-4scale_r50_8xb2-12e_coco.
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/lvis_v1_detection.py",
+    "../_base_/retrievers/clip_vitb16.py",
+]
+
+model = dict(
+    type="rar_mmdet.RARDetector",
+    detector="mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
+    recognizer=dict(
+        vocabulary={{_base_.ann_file}},
+        cropper={{_base_.cropper}},
+        encoder={{_base_.encoder}},
+        memory={{_base_.memory}},
+    ),
+)

@@ -1,0 +1,20 @@
+# RAR in Faster R-CNN: proposals and refinement from COCO, names from LVIS.
+# Checkpoint: faster-rcnn_r50_fpn_1x_coco.
+_base_ = [
+    "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/lvis_v1_detection.py",
+    "../_base_/retrievers/clip_vitb16.py",
+]
+
+model = dict(
+    roi_head=dict(
+        type="rar_mmdet.RARRoIHead",
+        recognizer=dict(
+            vocabulary={{_base_.ann_file}},
+            cropper={{_base_.cropper}},
+            encoder={{_base_.encoder}},
+            memory={{_base_.memory}},
+        ),
+    ),
+)

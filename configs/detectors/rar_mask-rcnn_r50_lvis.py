@@ -1,0 +1,31 @@
+# RAR in Mask R-CNN trained on LVIS: its 1,203 masks for each box go with our names.
+# Checkpoint: mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.
+_base_ = [
+    "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/lvis_v1_detection.py",
+    "../_base_/retrievers/clip_vitb16.py",
+]
+
+model = dict(
+    roi_head=dict(
+        type="rar_mmdet.RARRoIHead",
+        bbox_head=dict(num_classes=1203),
+        mask_head=dict(num_classes=1203),
+        recognizer=dict(
+            vocabulary={{_base_.ann_file}},
+            cropper={{_base_.cropper}},
+            encoder={{_base_.encoder}},
+            memory={{_base_.memory}},
+        ),
+    ),
+)
+test_evaluator = [
+    dict(
+        type="rar_mmdet.SparseLVISMetric",
+        ann_file={{_base_.ann_file}},
+        metric=["bbox", "segm"],
+        img_ids="seen",
+        digits=None,
+    ),
+]

@@ -1,0 +1,25 @@
+# RAR behind RTMDet: boxes from COCO, names from LVIS. Checkpoint: rtmdet_l_8xb32-300e_coco.
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/lvis_v1_detection.py",
+    "../_base_/retrievers/clip_vitb16.py",
+]
+
+model = dict(
+    type="rar_mmdet.RARDetector",
+    detector="mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py",
+    recognizer=dict(
+        vocabulary={{_base_.ann_file}},
+        cropper={{_base_.cropper}},
+        encoder={{_base_.encoder}},
+        memory={{_base_.memory}},
+    ),
+)
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="rar_mmdet.KeepOriginalImage"),
+    dict(type="Resize", scale=(640, 640), keep_ratio=True),
+    dict(type="Pad", size=(640, 640), pad_val=dict(img=(114, 114, 114))),
+    dict(type="rar_mmdet.PackRecognitionInputs"),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
