@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from rar_mmdet.encoders.weights import (
-    HUB_PREFIX,
     LOCAL_PREFIX,
     WeightsSource,
     check_weights_fit,
@@ -199,7 +198,9 @@ class OpenClipEncoder:
         if not self.allow_download:
             self._ready_source()
         precision = self.precision or ("fp16" if device.type == "cuda" else "fp32")
-        tag = {} if self.model.startswith((LOCAL_PREFIX, HUB_PREFIX)) else self._tag_config()
+        # Weights trained with QuickGELU need it whatever the model's name says; open_clip 3 only warns of a mismatch,
+        # so that "ViT-B-16" with OpenAI's weights would run with another activation than they were trained with.
+        tag = locate(self.model, self.pretrained, self.cache_dir).config.get("tag", {})
         try:
             with root_logging_untouched():
                 model = open_clip.create_model(
@@ -232,19 +233,6 @@ class OpenClipEncoder:
             interpolation=preprocess["interpolation"],
             text_trim=_trimmable(model),
         )
-
-    def _tag_config(self) -> dict[str, Any]:
-        """The tag's settings. A tag trained with QuickGELU needs it; open_clip only warns of a mismatch."""
-        import open_clip
-
-        name = self.model.replace("/", "-")
-        tag: dict[str, Any] = open_clip.get_pretrained_cfg(name, self.pretrained or "")
-        if tag and not tag.get("quick_gelu") and open_clip.get_model_config(name).get("quick_gelu"):
-            raise EncoderLoadError(
-                f"{self.model} computes with QuickGELU, but weights tagged {self.pretrained!r} were trained without; "
-                f"use model={name.replace('-quickgelu', '')!r}"
-            )
-        return tag
 
     def _preprocess(self, crops: Tensor, state: _Loaded) -> Tensor:
         pixels = crops.to(state.device).float() / 255

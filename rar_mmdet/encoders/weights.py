@@ -227,12 +227,14 @@ def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
 
 @contextmanager
 def root_logging_untouched() -> Iterator[None]:
-    """open_clip logs through the root logger, which installs a handler there and doubles everybody's lines."""
+    """open_clip logs every step through the root logger, whose first line installs a handler that doubles all others."""
     root = logging.getLogger()
-    before = list(root.handlers)
-    if not before:
+    handlers, level = list(root.handlers), root.level
+    if not handlers:
         root.addHandler(logging.NullHandler())
+    root.setLevel(max(level, logging.WARNING))
     try:
         yield
     finally:
-        root.handlers[:] = before
+        root.handlers[:] = handlers
+        root.setLevel(level)

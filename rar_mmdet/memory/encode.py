@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.names import clean_name
 
-__all__ = ["PromptGroup", "TextEncoder", "encode_groups", "name_groups", "text_entries"]
+__all__ = ["PromptGroup", "TextEncoder", "encode_groups", "name_groups", "once", "text_entries"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,7 @@ def encode_groups(
     # disable=None: a bar on a terminal, silence in a log file
     with tqdm(total=total, unit="prompt", desc="memory", disable=None) as bar:
         for part in _parts(todo):
-            vectors = _read_part(parts_dir, part)
-            if vectors is None:
-                vectors = _encode_part(encoder, part)
-                _write_part(parts_dir, part, vectors)
+            vectors = once(parts_dir, part, len(part), partial(_encode_part, encoder, part))
             done.update(zip(part, vectors, strict=True))
             bar.update(sum(len(texts) for texts in part))
     cut = getattr(encoder, "num_truncated", 0)
@@ -124,26 +122,28 @@ def _encode_part(encoder: TextEncoder, part: Sequence[tuple[str, ...]]) -> Tenso
     return torch.where(lengths.new_tensor([len(t) == 1 for t in part])[:, None].bool(), means, means / lengths)
 
 
-def _part_file(parts_dir: Path, part: Sequence[tuple[str, ...]]) -> Path:
-    return parts_dir / f"{hashlib.sha256(json.dumps(part).encode()).hexdigest()[:24]}.safetensors"
+def once(parts_dir: Path | None, key: Any, count: int, compute: Callable[[], Tensor]) -> Tensor:
+    """`compute()`, or its result from an earlier run that was stopped.
 
-
-def _read_part(parts_dir: Path | None, part: Sequence[tuple[str, ...]]) -> Tensor | None:
-    if parts_dir is None or not _part_file(parts_dir, part).is_file():
-        return None
-    try:
-        vectors = load_file(str(_part_file(parts_dir, part)))["vectors"]
-    except (SafetensorError, KeyError, OSError) as error:
-        logger.warning("a part of an earlier build is not readable (%s); encoding it again", error)
-        return None
-    return vectors if len(vectors) == len(part) else None
-
-
-def _write_part(parts_dir: Path | None, part: Sequence[tuple[str, ...]], vectors: Tensor) -> None:
+    Args:
+        parts_dir: folder of results; `None` keeps none.
+        key: what the result depends on, as JSON.
+        count: rows of the result.
+        compute: makes (count, D) vectors.
+    """
     if parts_dir is None:
-        return
+        return compute()
+    path = parts_dir / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.safetensors"
+    if path.is_file():
+        try:
+            vectors = load_file(str(path))["vectors"]
+            if len(vectors) == count:
+                return vectors
+        except (SafetensorError, KeyError, OSError) as error:
+            logger.warning("a part of an earlier build is not readable (%s); made anew", error)
+    vectors = compute()
     parts_dir.mkdir(parents=True, exist_ok=True)
-    target = _part_file(parts_dir, part)
-    fresh = target.with_suffix(f".{os.getpid()}.tmp")
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({"vectors": vectors.contiguous()}, str(fresh))
-    os.replace(fresh, target)
+    os.replace(fresh, path)
+    return vectors

@@ -71,3 +71,12 @@ class Entries:
     def counts(self, num_categories: int) -> Tensor:
         """(C,) int64: how many entries each category has."""
         return torch.bincount(self.category_ids, minlength=num_categories)
+
+    @staticmethod
+    def concat(parts: Sequence[Entries]) -> Entries:
+        """All entries of several sets, sorted by category."""
+        vectors = torch.cat([part.vectors for part in parts])
+        sources = [source for part in parts for source in part.sources]
+        return Entries.sorted(
+            vectors, torch.cat([p.category_ids for p in parts]), torch.cat([p.kinds for p in parts]), sources
+        )

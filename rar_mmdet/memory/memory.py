@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rar_mmdet.errors import VocabularyError
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.exact import CategoryScorer, best_first
+from rar_mmdet.memory.exact import CategoryScorer, search_exactly
+from rar_mmdet.memory.index import FaissSearch, IndexSpec
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["CategoryMemory", "MemoryInfo"]
-
-CHUNK_FLOATS = 1 << 25  # scores held at a time: 128 MiB (ours; beyond this the matrix product gains nothing)
+__all__ = ["CategoryMemory", "MemoryInfo", "index_key"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class CategoryMemory:
         info: what the vectors were made of.
         aggregation: 'max' or 'mean' over a category's entries.
         text_weight: w in [0, 1]: score = w·(over texts) + (1 - w)·(over images); `None` does not tell kinds apart.
+        index: how to search; an `IndexSpec` or its `factory`.
+        index_file: an index of these vectors built earlier.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class CategoryMemory:
         info: MemoryInfo,
         aggregation: str = "max",
         text_weight: float | None = None,
+        index: IndexSpec | str = "torch",
+        index_file: Path | None = None,
     ) -> None:
         if not category_names:
             raise VocabularyError("a memory needs at least one category name, got none")
@@ -68,7 +72,18 @@ class CategoryMemory:
             )
         self.entries, self.category_names, self.info = entries, tuple(category_names), info
         self.aggregation, self.text_weight = aggregation, text_weight
+        self.index = IndexSpec(index) if isinstance(index, str) else index
         self._scorers: dict[torch.device, CategoryScorer] = {}
+        self.faiss: FaissSearch | None = None
+        if self.index.factory != "torch":
+            self.faiss = FaissSearch(
+                self.index,
+                entries,
+                self._scorer(torch.device("cpu")),
+                aggregation=aggregation,
+                text_weight=text_weight,
+                index_file=index_file,
+            )
 
     @property
     def num_categories(self) -> int:
@@ -104,14 +119,30 @@ class CategoryMemory:
         """
         scale = self._check(queries, depth, temperature)
         depth = min(depth, self.num_categories)
-        scorer = self._scorer(queries.device)
-        ids, probs = [queries.new_zeros((0, depth), dtype=torch.int64)], [queries.new_zeros((0, depth)).float()]
-        for chunk in (queries.float() * scale).split(max(1, CHUNK_FLOATS // scorer.width)):
-            scores = scorer(chunk)
-            best, values = best_first(scores, depth)
-            ids.append(best)
-            probs.append((values - scores.logsumexp(dim=1, keepdim=True)).exp_())
-        return Shortlist(torch.cat(ids), torch.cat(probs))
+        scaled = queries.float() * scale
+        if self.faiss is None or len(queries) == 0:
+            ids, log_probs = search_exactly(self._scorer(queries.device), scaled, depth)
+        else:
+            ids, log_probs = (found.to(queries.device) for found in self.faiss.search(scaled.cpu(), depth))
+        return Shortlist(ids, log_probs.clamp_(max=0).exp_())  # rounding may leave log p a hair above 0
+
+    def with_entries(self, more: Entries, dataset: str | None = None) -> CategoryMemory:
+        """This memory and further entries of its categories."""
+        info = self.info if dataset is None else replace(self.info, dataset=dataset)
+        return self._like(Entries.concat([self.entries, more]), self.category_names, info)
+
+    def with_categories(self, old_ids: Sequence[int | None], category_names: Sequence[str]) -> CategoryMemory:
+        """The memory of another vocabulary: category i keeps the entries of `old_ids[i]`; `None` starts empty."""
+        parts = []
+        for new_id, old_id in enumerate(old_ids):
+            if old_id is None:
+                continue
+            first, last = torch.searchsorted(self.entries.category_ids, torch.tensor([old_id, old_id + 1])).tolist()
+            own = self.entries.take(torch.arange(first, last))
+            parts.append(replace(own, category_ids=torch.full((last - first,), new_id, dtype=torch.int64)))
+        if not parts:
+            raise VocabularyError("none of the old categories is kept; build a memory of the new names instead")
+        return self._like(Entries.concat(parts), category_names, self.info)
 
     def save(self, folder: str | Path) -> Path:
         """Write the memory as one folder, atomically; an older one there is replaced. See `docs/memory.md`."""
@@ -121,14 +152,45 @@ class CategoryMemory:
 
     @staticmethod
     def load(
-        folder: str | Path, *, verify: bool = True, aggregation: str = "max", text_weight: float | None = None
+        folder: str | Path,
+        *,
+        verify: bool = True,
+        aggregation: str = "max",
+        text_weight: float | None = None,
+        index: IndexSpec | str = "torch",
     ) -> CategoryMemory:
-        """Open a saved memory; vectors stay in the file and are read as needed (mmap)."""
+        """Open a saved memory; vectors stay in the file and are read as needed (mmap).
+
+        Args:
+            folder: what `save` wrote.
+            verify: compare every file with its hash.
+            aggregation: see the class.
+            text_weight: see the class.
+            index: how to search; read from the folder if it was saved with this very index, else built.
+        """
         from rar_mmdet.memory.store import load
 
         stored = load(Path(folder), verify=verify)
+        spec = IndexSpec(index) if isinstance(index, str) else index
+        fits = stored.index == index_key(spec, aggregation, text_weight)
         return CategoryMemory(
-            stored.entries, stored.category_names, info=stored.info, aggregation=aggregation, text_weight=text_weight
+            stored.entries,
+            stored.category_names,
+            info=stored.info,
+            aggregation=aggregation,
+            text_weight=text_weight,
+            index=spec,
+            index_file=stored.index_file if fits else None,
+        )
+
+    def _like(self, entries: Entries, category_names: Sequence[str], info: MemoryInfo) -> CategoryMemory:
+        return CategoryMemory(
+            entries,
+            category_names,
+            info=info,
+            aggregation=self.aggregation,
+            text_weight=self.text_weight,
+            index=self.index,
         )
 
     def _check(self, queries: Tensor, depth: int, temperature: float | None) -> float:
@@ -152,3 +214,8 @@ class CategoryMemory:
             moved = Entries(own.vectors.to(device), own.category_ids.to(device), own.kinds.to(device), own.sources)
             self._scorers[device] = CategoryScorer(moved, self.num_categories, self.aggregation, self.text_weight)
         return self._scorers[device]
+
+
+def index_key(spec: IndexSpec, aggregation: str, text_weight: float | None) -> dict[str, Any]:
+    """What an index on disk depends on beside the vectors; two equal keys may share a file."""
+    return {**spec.build_key(), "aggregation": aggregation, "text_weight": text_weight}

@@ -128,6 +128,8 @@ def load(folder: Path, *, verify: bool = True) -> StoredMemory:
 
 
 def _write(memory: CategoryMemory, folder: Path) -> None:
+    from rar_mmdet.memory.memory import index_key
+
     own = memory.entries
     utf8, offsets = PackedStrings.pack(own.sources)
     save_file(
@@ -140,6 +142,10 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
         },
         str(folder / VECTORS),
     )
+    index = None
+    if memory.faiss is not None and memory.index.is_approximate:  # 'Flat' is made from the vectors in no time
+        memory.faiss.write(folder / INDEX)
+        index = index_key(memory.index, memory.aggregation, memory.text_weight)
     texts = int((own.kinds == EntryKind.TEXT).sum())
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -147,7 +153,7 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
         "created_by": f"rar_mmdet {rar_mmdet.__version__}",
         "info": asdict(memory.info),
         "entries": {"text": texts, "image": len(own) - texts, "dim": memory.dim},
-        "index": None,
+        "index": index,
         "names_sha256": hash_names(memory.category_names),
         "category_names": list(memory.category_names),
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
