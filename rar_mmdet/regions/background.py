@@ -1,7 +1,7 @@
 """What happens to the pixels around the object (paper section 3.2, "blur"; C.3, Table 11; Table 3, "CLIP w/ mask").
 
-A background is made from the crop itself, after resampling (decision 1 of the architecture): its cost does not depend on
-the photo, and it looks the same around an object of 20 px and one of 900 px. It never touches the pixels kept sharp.
+A background is made from the crop itself, after resampling (decision 1 of the architecture): its cost does not depend
+on the photo, and it looks the same around an object of 20 px and one of 900 px. It never touches the pixels kept sharp.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["Background", "BlurBackground", "BlurOutsideMask", "GreyBackground", 
 
 # Half the width of a Gaussian in σ; the tail left out weighs 6e-5, less than a hundredth of a grey level.
 TRUNCATE = 4.0
-# A blur is done at 1 / f of the size when σ / f is still at least this; within one grey level of the full one.
-MIN_REDUCED_SIGMA = 2.0
+# A blur is done at 1 / f of the size when σ / f is still at least this; within two grey levels of the full one.
+MIN_REDUCED_SIGMA = 2.5
 
 
 class Background(Protocol):
@@ -36,7 +36,7 @@ class Background(Protocol):
     uses_mask: bool
     feather: float
 
-    def paint(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, crop: NDArray) -> NDArray:
         """(S, S, 3) crop -> (S, S, 3) pixels to show outside of the object."""
 
     def paint_batch(self, crops: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class NoBackground:
     uses_mask = False
     feather = 0.0
 
-    def paint(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, crop: NDArray) -> NDArray:
         return crop
 
     def paint_batch(self, crops: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class BlurBackground:
         self.feather = _check_feather(feather)
         self.is_identity = self.sigma == 0
 
-    def paint(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, crop: NDArray) -> NDArray:
         return blur(crop, self.sigma)
 
     def paint_batch(self, crops: Tensor) -> Tensor:
@@ -116,15 +116,15 @@ class GreyBackground:
         self.level = int(level)
         self.feather = _check_feather(feather)
 
-    def paint(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, crop: NDArray) -> NDArray:
         return np.full_like(crop, self.level)
 
     def paint_batch(self, crops: Tensor) -> Tensor:
         return torch.full_like(crops, self.level)
 
 
-def blur(crop: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
-    """Gaussian blur of an (S, S, C) image, its border pixels repeated; at reduced size where that cannot be seen."""
+def blur(crop: NDArray, sigma: float) -> NDArray:
+    """Gaussian blur of an (S, S, C) image, mirrored at its border; at reduced size where that cannot be seen."""
     size = crop.shape[0]
     factor = 1
     while sigma / (2 * factor) >= MIN_REDUCED_SIGMA and size % (2 * factor) == 0:
@@ -138,18 +138,19 @@ def blur(crop: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     return cv2.resize(_gaussian(small, rest, half_width), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def _gaussian(pixels: NDArray[np.uint8], sigma: float, half_width: int) -> NDArray[np.uint8]:
+def _gaussian(pixels: NDArray, sigma: float, half_width: int) -> NDArray:
     width = 2 * half_width + 1
-    return cv2.GaussianBlur(pixels, (width, width), sigma, borderType=cv2.BORDER_REPLICATE)
+    return cv2.GaussianBlur(pixels, (width, width), sigma, borderType=cv2.BORDER_REFLECT)
 
 
 @functools.lru_cache(maxsize=8)
 def blur_matrix(size: int, sigma: float) -> NDArray[np.float32]:
-    """(S, S) matrix B such that B @ column is its Gaussian blur with the border pixels repeated."""
+    """(S, S) matrix B such that B @ column is its Gaussian blur, mirrored at both ends."""
     half_width = int(np.ceil(TRUNCATE * sigma))
     offsets = np.arange(-half_width, half_width + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     matrix = np.zeros((size, size))
-    source = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
+    source = (np.arange(size)[:, None] + offsets) % (2 * size)
+    source = np.minimum(source, 2 * size - 1 - source)
     np.add.at(matrix, (np.arange(size)[:, None], source), kernel / kernel.sum())
     return matrix.astype(np.float32)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rar_mmdet.errors import ImageReadError
 
 __all__ = ["read_image"]
 
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+PNG_START, PNG_END = b"\x89PNG", b"IEND"
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+
+def read_image(path: str | Path) -> NDArray:
     """Decode an image file to (H, W, 3) uint8 RGB, whatever it stores.
 
     Grey becomes three equal channels, an alpha channel is dropped, 16 bits are scaled to 8. The EXIF orientation *is*
@@ -28,14 +33,30 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise ImageReadError(f"Cannot open image {path}: {error.strerror}. Check the path and data prefix.") from error
-    if _is_truncated_jpeg(data):
-        raise ImageReadError(f"Image {path} is truncated ({len(data)} bytes, no end-of-image marker). Fetch it again.")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if pixels is None:
         raise ImageReadError(f"{path} is not an image OpenCV can decode, or is damaged ({len(data)} bytes).")
+    if _looks_truncated(data):
+        _refuse_truncated(path, data)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _is_truncated_jpeg(data: bytes) -> bool:
-    """OpenCV decodes a JPEG cut short with a warning and grey rows; those would be recognised as if they were photo."""
-    return data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]
+def _looks_truncated(data: bytes) -> bool:
+    """Whether the end marker of a JPEG (after its last scan starts) or of a PNG is missing.
+
+    OpenCV decodes what there is, logs a line and leaves the rest grey: that would be recognised as if it were photo.
+    """
+    if data.startswith(JPEG_START):
+        return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
+    return data.startswith(PNG_START) and PNG_END not in data[-1024:]
+
+
+def _refuse_truncated(path: Path, data: bytes) -> None:
+    """Ask PIL, which is strict: markers can also be missed because of what a camera appends to the file."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        raise ImageReadError(
+            f"Image {path} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again."
+        ) from error

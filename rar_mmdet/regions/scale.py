@@ -82,8 +82,8 @@ class SmoothAreaScale(AreaScale):
     """`AreaScale` without its jumps (ours): a box of 32.1 px and one of 31.9 px get nearly the same window.
 
     The three factors stand at three areas, and log(factor) is linear in log(area) between them, constant beyond.
-    `medium` stands at the geometric middle of the medium bin (55 px squared for COCO's bounds), `small` and `large` as far
-    outside the bin as that middle is inside it (18.5 and 166 px squared): the middles of bins of equal width in log area.
+    `medium` stands at the geometric middle of the medium bin (55 px squared for COCO's bounds), `small` and `large` at
+    the middles of neighbouring bins of the same width in log area (18.5 and 166 px squared).
     """
 
     def __call__(self, boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:

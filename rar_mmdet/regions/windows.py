@@ -1,14 +1,14 @@
 """Where the pixels of a crop come from: windows, pyramid levels and the weights of the antialiased bicubic filter.
 
-Along one axis, output pixel i of a crop covers [start + i * step, start + (i + 1) * step) of the photo, in pixels. It is
-sampled at its middle with the bicubic kernel (a = -1/2) stretched by max(step, 1) and renormalised over the pixels the photo
-has: the rule of `PIL.Image.resize(box=..., resample=BICUBIC)`. Nothing is rounded to whole pixels on the way.
+Along one axis, output pixel i of a crop covers [start + i * step, start + (i + 1) * step) of the photo, in pixels. It
+is sampled at its middle with the bicubic kernel (a = -1/2) stretched by max(step, 1) and renormalised over the pixels
+the photo has: the rule of `PIL.Image.resize(box=..., resample=BICUBIC)`. Nothing is rounded to whole pixels on the way.
 
-An output pixel that is not covered entirely by the photo takes the sample of another one (the nearest for `edge`, the mirror
-image for `reflect`); for `mean` it is then blended with the fill colour by the share of its area that is covered.
+An output pixel that is not covered entirely by the photo takes the sample of another one (the nearest for `edge`, the
+mirror image for `reflect`); for `mean` it is then blended with the fill colour by the share of it that is covered.
 
-Windows that would shrink by a factor of 2 * MIN_GAP or more are read from a pyramid of halved photos, so that the cost of a
-region does not grow with the photo.
+Windows much larger than the crop are read from a pyramid of halved photos, so that what a region costs is bounded
+whatever the size of the photo.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FILLS", "HALVING_TAPS", "MIN_GAP", "WINDOWS", "Taps", "WindowPlan", "plan_windows", "resample_taps"]
+__all__ = ["FILLS", "HALVING_TAPS", "WINDOWS", "Taps", "WindowPlan", "plan_windows", "resample_taps"]
 
 WINDOWS = ("square", "pad", "warp")
 FILLS = ("mean", "edge", "reflect")
 
-# Smallest number of pyramid pixels per output pixel when a level above 0 is used. Ours.
-MIN_GAP = 2.0
-# The low-pass filter of a halving: a Lanczos-3 kernel stretched by two, at half-pixel offsets (12 taps). Box averages (the
-# usual `reduce`) let enough of what lies above the new Nyquist frequency through to be 10 grey levels off. Ours.
+# The low-pass filter of a halving: a Lanczos-3 kernel stretched by two, at half-pixel offsets (12 taps). Box averages
+# (the usual `reduce`) let through enough of what lies above the new Nyquist frequency to be 10 grey levels off. Ours.
 _OFFSETS = (np.arange(12) - 5.5) / 2
 HALVING_TAPS: NDArray[np.float64] = np.sinc(_OFFSETS) * np.sinc(_OFFSETS / 3)
 HALVING_TAPS /= HALVING_TAPS.sum()
@@ -53,17 +51,27 @@ class WindowPlan:
         return len(self.start)
 
     def __getitem__(self, regions: NDArray[np.int64] | slice) -> WindowPlan:
-        parts = (self.start, self.step, self.centre, self.covered, self.inside, self.level)
-        return WindowPlan(self.size, self.photo_wh, *(part[regions] for part in parts))
+        return WindowPlan(
+            self.size,
+            self.photo_wh,
+            self.start[regions],
+            self.step[regions],
+            self.centre[regions],
+            self.covered[regions],
+            self.inside[regions],
+            self.level[regions],
+        )
 
 
 def plan_windows(
     boxes_xyxy: NDArray[np.float64],
     factors: NDArray[np.float64],
     photo_wh: tuple[int, int],
+    *,
     size: int,
-    window: str,
-    fill: str,
+    window: str = "square",
+    fill: str = "mean",
+    reducing_gap: float = 4.0,
 ) -> WindowPlan:
     """Lay a window around every box.
 
@@ -75,6 +83,7 @@ def plan_windows(
         window: `square`: side = factor x longer box side. `pad`: factor x the box, the shorter side padded with the
             fill. `warp`: factor x the box, each side stretched to S.
         fill: one of `FILLS`.
+        reducing_gap: smallest number of pixels per output pixel at which a halved photo is read.
     """
     middle = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     scaled = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * factors[:, None]
@@ -96,7 +105,7 @@ def plan_windows(
     last = np.ceil((boxes_xyxy[:, 2:] - start) / step - INSIDE_ROUNDING).astype(np.int64)
     inside[:, :2] = np.clip(first, 0, size - 1)
     inside[:, 2:] = np.clip(last, inside[:, :2] + 1, size)
-    level = np.maximum(np.floor(np.log2(step.min(axis=1) / MIN_GAP)), 0).astype(np.int64)
+    level = np.maximum(np.floor(np.log2(step.min(axis=1) / reducing_gap)), 0).astype(np.int64)
     return WindowPlan(size, photo_wh, start, step, centre, covered.astype(np.float32), inside, level)
 
 

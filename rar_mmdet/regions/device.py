@@ -1,0 +1,162 @@
+"""Crops as batched matrix products, on the device the photo is on.
+
+For proposals that exist only after the RPN. The same windows, weights and order of operations as the CPU backend; the
+weights of a region are a dense (S, P) matrix per axis, P being the side of its window in the level it is read from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from rar_mmdet.regions.background import Background
+from rar_mmdet.regions.cpu import distance_to_mask
+from rar_mmdet.regions.windows import HALVING_TAPS, WindowPlan
+
+__all__ = ["TorchBackend"]
+
+
+class TorchBackend:
+    """Cuts the windows of one photo.
+
+    Args:
+        image: (C, H, W) uint8 photo.
+        chunk_bytes: working memory; as many regions are done together as fit, but at least one.
+    """
+
+    def __init__(self, image: Tensor, chunk_bytes: int) -> None:
+        self.levels = [image]
+        self.chunk_bytes = chunk_bytes
+
+    def level(self, index: int) -> Tensor:
+        """The photo halved `index` times: uint8 itself, then float32."""
+        while len(self.levels) <= index:
+            self.levels.append(halve(self.levels[-1]))
+        return self.levels[index]
+
+    def crop(self, plan: WindowPlan, fill: str, background: Background, masks: NDArray | None) -> Tensor:
+        """(R, C, S, S) uint8 crops."""
+        image = self.levels[0]
+        out = torch.empty((len(plan), len(image), plan.size, plan.size), dtype=torch.uint8, device=image.device)
+        needs_colour = fill == "mean" and bool((plan.covered < 1).any())
+        colour = image.flatten(1).float().mean(dim=1) if needs_colour else None
+        order = np.lexsort((plan.step.max(axis=1), plan.level))
+        for index in np.unique(plan.level).tolist():
+            regions = order[plan.level[order] == index]
+            while len(regions):
+                count = self._fitting(plan[regions], index)
+                batch, regions = regions[:count], regions[count:]
+                crops = self._samples(plan[batch], index, colour)
+                if not background.is_identity:
+                    keep = None if masks is None else [self._kept_by_mask(masks[r], plan[r : r + 1]) for r in batch]
+                    crops = composite(crops, background, plan.inside[batch], keep)
+                out[torch.from_numpy(batch).to(image.device)] = crops
+        return out
+
+    def _fitting(self, plan: WindowPlan, index: int) -> int:
+        """How many of the first regions, whose windows grow, fit into the working memory."""
+        size, (low, extent) = plan.size, extents(plan, index, self._level_wh(index))
+        width, height = extent.T
+        floats = 3 * (2 * width * height + 2 * height * size + 5 * size * size) + 6 * size * (width + height)
+        return max(1, int((np.arange(1, len(low) + 1) * np.maximum.accumulate(floats) * 4 <= self.chunk_bytes).sum()))
+
+    def _level_wh(self, index: int) -> tuple[int, int]:
+        height, width = self.level(index).shape[1:]
+        return width, height
+
+    def _samples(self, plan: WindowPlan, index: int, colour: Tensor | None) -> Tensor:
+        """(n, C, S, S) uint8: columns first, saturated in between, then rows, as PIL does."""
+        level = self.level(index)
+        low, extent = extents(plan, index, self._level_wh(index))
+        device = level.device
+        weights, pixels = [], []
+        for axis, length in enumerate(self._level_wh(index)):
+            reach = int(extent[:, axis].max())
+            middle = plan.centre[:, axis] * 2.0**-index - low[:, axis, None]
+            stretch = np.maximum(plan.step[:, axis] * 2.0**-index, 1.0)
+            rest = torch.from_numpy(length - low[:, axis]).to(device)
+            weights.append(
+                dense_weights(
+                    torch.from_numpy(middle).to(device, torch.float32),
+                    torch.from_numpy(stretch).to(device, torch.float32),
+                    rest,
+                    reach,
+                )
+            )
+            position = torch.from_numpy(low[:, axis]).to(device)[:, None] + torch.arange(reach, device=device)
+            pixels.append(position.clamp_(max=length - 1))
+        windows = level[:, pixels[1][:, :, None], pixels[0][:, None, :]].float()  # (C, n, Py, Px)
+        across = (windows @ weights[0].mT).clamp_(0, 255)  # (C, n, Py, S)
+        crops = (weights[1] @ across).clamp_(0, 255).transpose(0, 1)  # (n, C, S, S)
+        if colour is not None:
+            covered = torch.from_numpy(plan.covered).to(device)
+            share = (covered[:, 1, :, None] * covered[:, 0, None, :])[:, None]
+            crops = torch.lerp(colour[:, None, None].expand_as(crops), crops, share.expand_as(crops))
+        return crops.round().to(torch.uint8)
+
+    def _kept_by_mask(self, mask: NDArray, plan: WindowPlan) -> Tensor | None:
+        """(S, S) output pixels of one window that are at least half in the mask; `None` when there are none."""
+        device = self.levels[0].device
+        plane = (torch.from_numpy(np.ascontiguousarray(mask)) != 0).to(device, torch.uint8)[None] * 255
+        backend = TorchBackend(plane, self.chunk_bytes)
+        keep = backend._samples(plan, int(plan.level[0]), torch.zeros(1, device=device))[0, 0] >= 128
+        return keep if bool(keep.any()) else None
+
+
+def extents(plan: WindowPlan, index: int, level_wh: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First pixel and number of pixels of the level that each window and its filter reach: two (n, 2) (x, y) arrays."""
+    shrink = 2.0**-index
+    reach = 2 * np.maximum(plan.step * shrink, 1.0)
+    low = np.maximum(np.floor(plan.centre.min(axis=2) * shrink - reach), 0).astype(np.int64)
+    high = np.ceil(plan.centre.max(axis=2) * shrink + reach).astype(np.int64)
+    return low, np.minimum(high, np.asarray(level_wh)) - low
+
+
+def dense_weights(middle: Tensor, stretch: Tensor, length: Tensor, reach: int) -> Tensor:
+    """(n, S, P) bicubic weights of P pixels for each output pixel; rows sum to 1.
+
+    Args:
+        middle: (n, S) where output pixels are sampled, from the first of the P pixels.
+        stretch: (n,) factor by which the kernel is stretched.
+        length: (n,) how many of the P pixels the photo has.
+        reach: P.
+    """
+    pixel = torch.arange(reach, device=middle.device)
+    x = ((pixel + 0.5 - middle[:, :, None]) / stretch[:, None, None]).abs_()
+    near = ((1.5 * x - 2.5) * x).mul_(x).add_(1)
+    far = (((2.5 - 0.5 * x) * x - 4) * x).add_(2)
+    weight = torch.where(x < 1, near, far).masked_fill_((x >= 2) | (pixel >= length[:, None, None]), 0)
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def halve(image: Tensor) -> Tensor:
+    """Half the size (rounded up), low-passed; not saturated, so that no error builds up over the levels."""
+    height, width = image.shape[1:]
+    before, after = len(HALVING_TAPS) // 2 - 1, len(HALVING_TAPS) // 2 - 1
+    taps = torch.from_numpy(HALVING_TAPS).to(image.device, torch.float32)
+    planes = image.float()[:, None]  # (C, 1, H, W)
+    planes = pad(planes, (before, after + width % 2, before, after + height % 2), mode="replicate")
+    planes = conv2d(planes, taps[None, None, :, None], stride=(2, 1))
+    return conv2d(planes, taps[None, None, None, :], stride=(1, 2))[:, 0]
+
+
+def composite(
+    crops: Tensor, background: Background, inside: NDArray[np.int64], keep: list[Tensor | None] | None
+) -> Tensor:
+    """The crops where the box (or the mask) is, the background elsewhere."""
+    device, size = crops.device, crops.shape[-1]
+    pixel = torch.arange(size, device=device)
+    x1, y1, x2, y2 = torch.from_numpy(inside).to(device).T[:, :, None]
+    dx = torch.maximum(x1 - pixel, pixel - (x2 - 1)).clamp_(min=0)  # (n, S)
+    dy = torch.maximum(y1 - pixel, pixel - (y2 - 1)).clamp_(min=0)
+    distance = torch.hypot(dy[:, :, None].float(), dx[:, None, :].float())[:, None]  # (n, 1, S, S)
+    for region, mask in enumerate(keep or []):
+        if mask is not None:
+            distance[region, 0] = torch.from_numpy(distance_to_mask(mask.cpu().numpy())).to(device)
+    share = (1 - distance / (background.feather + 1)).clamp_(min=0)
+    painted = background.paint_batch(crops.float()).clamp_(0, 255)
+    painted = torch.lerp(painted.round(), crops.float(), share.expand_as(painted)).round_().to(torch.uint8)
+    return torch.where(distance == 0, crops, painted)
