@@ -316,7 +316,9 @@ class AskingRanker(ABC):
             values = self._scores([questions[i] for i in scored], [answers[i] for i in scored])
             for i, row_scores in zip(scored, values, strict=True):
                 if row_scores.isfinite().all():
-                    row = rows[i]
+                    row, names = rows[i], questions[i].candidates
+                    # Rounding must not tell candidates of one name apart.
+                    row_scores = row_scores[[names.index(name) for name in names]]
                     log_probs[row, shown[i]] = apply_temperature(row_scores, self.temperature)
                     # Stable: candidates the model cannot tell apart keep retrieval order.
                     order[row] = log_probs[row].argsort(descending=True, stable=True)

@@ -54,6 +54,10 @@ class Client:
         self._api = openai.AsyncOpenAI(
             base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=max_retries
         )
+        # One INFO line per request would bury everything else in the log of a run.
+        for name in ("httpx", "httpx2"):
+            if logging.getLogger(name).level == logging.NOTSET:
+                logging.getLogger(name).setLevel(logging.WARNING)
         self._max_concurrency = max_concurrency
         self._failed_in_a_row = 0
         self._loop = asyncio.new_event_loop()

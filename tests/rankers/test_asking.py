@@ -306,7 +306,7 @@ def test_identity_and_scripted_rankers():
     shortlist = make_shortlist(3, 4, 8)
     identity = IdentityRanker().rank(crops(3), shortlist, NAMES)
     assert (identity.status == RankStatus.SKIPPED).all()
-    best_last = ["['{}']".format(NAMES[int(row[-1])]) for row in shortlist.category_ids]
+    best_last = [f"['{NAMES[int(row[-1])]}']" for row in shortlist.category_ids]
     scripted = ScriptedRanker(replies=best_last).rank(crops(3), shortlist, NAMES, ask=torch.tensor([True, True, False]))
     assert scripted.order[:, 0].tolist() == [3, 3, 0]
     assert scripted.status.tolist() == [RankStatus.PARTIAL, RankStatus.PARTIAL, RankStatus.SKIPPED]

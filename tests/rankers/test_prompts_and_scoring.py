@@ -17,8 +17,8 @@ from rar_mmdet.rankers.scoring import (
 def test_paper_prompt_is_the_papers():
     text = load_prompts()["paper"].render(["cat", "bird's nest"])
     assert text == (
-        "Please play the role of a classification expert, and sort the provided categories from high to low according to "
-        "the top 2 similarity with the input image. Here are the optional categories:['cat', \"bird's nest\"]."
+        "Please play the role of a classification expert, and sort the provided categories from high to low according "
+        "to the top 2 similarity with the input image. Here are the optional categories:['cat', \"bird's nest\"]."
     )
 
 

@@ -1,0 +1,428 @@
+"""Against a loopback server that behaves, and misbehaves, as told."""
+
+import base64
+import io
+import json
+import logging
+import math
+import pickle
+import socket
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is not installed")
+
+from rar_mmdet.errors import MissingAssetError, RankerError
+from rar_mmdet.rankers import OpenAIRanker
+from rar_mmdet.structures import RankStatus
+from rar_mmdet.testing import make_shortlist
+
+NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}", "bow, long"]
+KEY = "sk-very-secret-0123456789"
+
+
+class Server:
+    """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
+
+    def __init__(self, script=None, log_probs=True, schema=True):
+        self.script, self.log_probs, self.schema = script, log_probs, schema
+        self.bodies, self.headers, self.counts, self.lock = [], [], Counter(), threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                self.reply(200, {"object": "list", "data": []})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    number = len(server.bodies)
+                    server.bodies.append(body)
+                    server.headers.append({name.lower(): value for name, value in self.headers.items()})
+                refused = server.refusal(body)
+                action = ("refuse", refused) if refused else server.script(number, body) if server.script else None
+                server.act(self, body, action)
+
+            def reply(self, status, content, headers=()):
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, request, client_address):
+                pass  # broken pipes are what some tests are about
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def refusal(self, body):
+        if body.get("logprobs") and not self.log_probs:
+            return "logprobs are not supported"
+        if body.get("response_format") and not self.schema:
+            return "response_format is not supported"
+        return None
+
+    def act(self, handler, body, action):
+        kind, value = action if isinstance(action, tuple) else (action, None)
+        if kind is None:
+            handler.reply(200, self.completion(body))
+        elif kind == "refuse":
+            handler.reply(400, {"error": {"message": value, "type": "invalid_request_error"}})
+        elif kind == "status":
+            handler.reply(value[0], {"error": {"message": f"bad key {KEY}"}}, value[1:])
+        elif kind == "hang":
+            time.sleep(value)
+        elif kind == "half":
+            data = json.dumps(self.completion(body)).encode()
+            handler.send_response(200)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data[: len(data) // 2])
+            handler.wfile.flush()
+            handler.close_connection = True
+            handler.connection.shutdown(socket.SHUT_RDWR)
+        elif kind == "raw":
+            handler.reply(200, value)
+
+    def completion(self, body, choices=1):
+        """Prefers the name with the most letters; sees which option carries it, as a model would."""
+        text = body["messages"][0]["content"][1]["text"]
+        options = dict(line.split(". ", 1) for line in text.split("\n") if line[1:3] == ". ")
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "A"}}
+        if "Here are the optional categories:" in text:
+            choice["message"]["content"] = "The answer: ['polar bear', \"bird's nest\", 'unicorn']"
+        elif options:
+            choice["message"]["content"] = max(options, key=lambda letter: len(options[letter]))
+        if body.get("logprobs"):
+            if "yes or no" in text:
+                p = 0.05 + 0.9 * len(text.split("image a ")[1].split("?")[0]) / 40
+                top = [(" Yes", math.log(p)), ("No", math.log(1 - p))]
+            else:
+                top = [(f" {letter}", 0.3 * len(name) - 9) for letter, name in options.items()] or [("A", -0.1)]
+            entries = [{"token": t, "logprob": v, "bytes": None} for t, v in top]
+            choice["logprobs"] = {"content": [{**entries[0], "top_logprobs": entries}]}
+        return {
+            "id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice] * choices,
+        }  # fmt: skip
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(**settings):
+        servers.append(Server(**settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def make_ranker(url, **settings):
+    defaults = {"model": "m", "image_size": 8, "timeout": 5.0, "max_retries": 1, "max_fallback_rate": 1.0}
+    return OpenAIRanker(base_url=url, **{**defaults, **settings})
+
+
+def crops(count, seed=0):
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def lengths_of(shortlist):
+    return torch.tensor([[float(len(NAMES[i])) for i in row] for row in shortlist.category_ids.tolist()])
+
+
+@pytest.mark.parametrize("num_shifts", [1, None])
+def test_letters_by_log_probabilities(serve, num_shifts):
+    server, shortlist = serve(), make_shortlist(6, 4, 8)
+    ranker = make_ranker(server.url, num_shifts=num_shifts)
+    ranking = ranker.rank(crops(6), shortlist, NAMES)
+    assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
+    assert (ranking.status == RankStatus.OK).all()
+    assert len(server.bodies) == 1 + 6 * (1 if num_shifts == 1 else 4)
+    body = server.bodies[-1]
+    assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0, 1, True, 20)
+
+
+def test_yesno(serve):
+    server, shortlist = serve(), make_shortlist(3, 4, 8)
+    ranker = make_ranker(server.url, ask="yesno")
+    evidence = ranker.evidence(crops(3), shortlist, NAMES)
+    assert torch.allclose(evidence, 0.05 + 0.9 * lengths_of(shortlist) / 40, atol=1e-5)
+    ranker.rank(crops(3), shortlist, NAMES)
+    assert ranker.report()["asked"] == 3
+
+
+def test_generate_with_and_without_a_schema(serve):
+    shortlist = make_shortlist(2, 8, 8)
+    for schema in (True, False):
+        server = serve(schema=schema)
+        ranking = make_ranker(server.url, ask="generate").rank(crops(2), shortlist, NAMES)
+        assert [NAMES[i] for i in shortlist.category_ids[0][ranking.order[0]][:2]] == ["polar bear", "bird's nest"]
+        assert (ranking.status == RankStatus.PARTIAL).all()
+        assert ("response_format" in server.bodies[-1]) is schema
+
+
+def test_server_without_log_probabilities_gives_its_first_choice(serve, caplog):
+    server, shortlist = serve(log_probs=False), make_shortlist(3, 4, 8)
+    with caplog.at_level(logging.WARNING):
+        ranking = make_ranker(server.url).rank(crops(3), shortlist, NAMES)
+    assert torch.equal(ranking.order[:, 0], lengths_of(shortlist).argmax(1))
+    assert (ranking.status == RankStatus.PARTIAL).all()
+    assert ranking.log_probs is None
+    assert "gives no log-probabilities" in caplog.text
+    assert server.bodies[-1]["structured_outputs"] == {"choice": ["A", "B", "C", "D"]}
+    with pytest.raises(RankerError, match="which ask='yesno' needs"):
+        make_ranker(server.url, ask="yesno").rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_abilities_are_probed_once(serve):
+    server = serve()
+    ranker = make_ranker(server.url)
+    for seed in range(3):
+        ranker.rank(crops(2, seed), make_shortlist(2, 4, 8), NAMES)
+    probes = [b for b in server.bodies if "Answer with the letter A." in b["messages"][0]["content"][1]["text"]]
+    assert len(probes) == 1
+
+
+def test_the_image_arrives_unchanged(serve):
+    server, pixels = serve(), crops(1)
+    make_ranker(server.url).rank(pixels, make_shortlist(1, 4, 8), NAMES)
+    url = server.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    image = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+    assert np.array_equal(image, pixels[0].permute(1, 2, 0).numpy())
+
+
+def test_log_probability_floor_and_spellings(serve):
+    def script(number, body):
+        if number == 0:
+            return None
+        top = [
+            {"token": t, "logprob": v, "bytes": None} for t, v in ((" A", -1.0), ("A", -1.0), ("(B", -3.0), ("x", -7.0))
+        ]
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "A"}}
+        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+        return ("raw", {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+    ranking = make_ranker(serve(script=script).url).rank(crops(1), make_shortlist(1, 3, 8), NAMES)
+    expected = torch.log_softmax(torch.tensor([[math.log(2) - 1.0, -3.0, -7.0]]), 1)
+    assert torch.allclose(ranking.log_probs, expected, atol=1e-5)
+
+
+def first_attempt(action):
+    """Misbehave on the first attempt at each crop (the request after the probe, and every other one)."""
+    seen = set()
+
+    def script(number, body):
+        image = body["messages"][0]["content"][0]["image_url"]["url"]
+        if number == 0 or image in seen:
+            return None
+        seen.add(image)
+        return action
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param(("status", (429,)), id="429"),
+        pytest.param(("status", (429, ("Retry-After", "0.1"))), id="429-retry-after"),
+        pytest.param(("status", (429, ("retry-after-ms", "50"))), id="429-retry-after-ms"),
+        pytest.param(("status", (500,)), id="500"),
+        pytest.param(("status", (503,)), id="503"),
+        pytest.param(("half", None), id="half-a-reply"),
+        pytest.param(("raw", b'{"choices": [{"mess'), id="invalid-json"),
+        pytest.param(("raw", b"<html>proxy error</html>"), id="html"),
+        pytest.param(("raw", {"choices": []}), id="no-choice"),
+        pytest.param(("raw", {"choices": [{"index": 0, "message": None}]}), id="no-message"),
+        pytest.param(("raw", {"object": "error"}), id="no-choices-field"),
+        pytest.param(("raw", b"[]"), id="a-list"),
+    ],
+)
+def test_passing_failures_are_tried_again(serve, action):
+    server, shortlist = serve(script=first_attempt(action)), make_shortlist(2, 4, 8)
+    ranker = make_ranker(server.url)
+    ranking = ranker.rank(crops(2), shortlist, NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert len(server.bodies) == 1 + 2 * 2
+
+
+def test_two_choices_are_not_one(serve):
+    server = serve(script=lambda n, b: ("raw", server.completion(b, choices=2)) if n else None)
+    ranking = make_ranker(server.url, max_retries=0).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+
+
+def test_hanging_requests_time_out_and_fall_back(serve):
+    bad = crops(3)[1]
+
+    def script(number, body):
+        image = body["messages"][0]["content"][0]["image_url"]["url"]
+        data = np.array(Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))))
+        return ("hang", 2.0) if np.array_equal(data, bad.permute(1, 2, 0).numpy()) else None
+
+    ranker = make_ranker(serve(script=script).url, timeout=0.4, max_retries=0)
+    started = time.monotonic()
+    ranking = ranker.rank(crops(3), make_shortlist(3, 4, 8), NAMES)
+    assert time.monotonic() - started < 1.9
+    assert ranking.status.tolist() == [RankStatus.OK, RankStatus.FALLBACK, RankStatus.OK]
+    assert torch.equal(ranking.order[1], torch.arange(4))
+
+
+def test_unanswered_regions_are_asked_again_by_the_next_run(serve, tmp_path):
+    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "max_concurrency": 1}
+    sick = serve(script=lambda number, body: ("status", (500,)) if number in (2, 4) else None)
+    ranker = make_ranker(sick.url, **settings)
+    ranking = ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).sum() == 2
+    well = serve()
+    again = make_ranker(well.url, **settings)
+    assert (again.rank(crops(5), make_shortlist(5, 4, 8), NAMES).status == RankStatus.OK).all()
+    assert (again.report()["cached"], again.report()["asked"]) == (3, 2)
+
+
+def test_a_server_that_dies_half_way_stops_the_run_and_it_resumes(serve, tmp_path):
+    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "max_concurrency": 4}
+    shortlist, pixels = make_shortlist(60, 4, 8), crops(60)
+    dying = serve(script=lambda number, body: ("half", None) if number > 20 else None)
+    with pytest.raises(RankerError, match=r"16 requests in a row.*kept in the cache; start the run again"):
+        make_ranker(dying.url, **settings).rank(pixels, shortlist, NAMES)
+    well = serve()
+    resumed = make_ranker(well.url, **settings)
+    ranking = resumed.rank(pixels, shortlist, NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert resumed.report()["cached"] == 20
+    assert len(well.bodies) == 1 + 40
+
+
+def test_refused_connection(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    ranker = make_ranker(url)
+    (line,) = ranker.missing_assets()
+    assert f"no server at {url}" in line
+    assert "vllm serve m" in line
+    with pytest.raises(MissingAssetError, match="no server at"):
+        ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    with pytest.raises(RankerError, match="does not answer.*start_timeout"):
+        make_ranker(url, start_timeout=0.3).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_slow_start_is_waited_for():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+
+    def start_later():
+        time.sleep(0.7)
+        server = Server.__new__(Server)
+        original = ThreadingHTTPServer.server_bind
+
+        def bind(self):
+            self.server_address = ("127.0.0.1", port)
+            original(self)
+
+        ThreadingHTTPServer.server_bind = bind
+        try:
+            Server.__init__(server)
+        finally:
+            ThreadingHTTPServer.server_bind = original
+        started.append(server)
+
+    threading.Thread(target=start_later).start()
+    ranker = make_ranker(f"http://127.0.0.1:{port}/v1", start_timeout=20.0)
+    assert (ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES).status == RankStatus.OK).all()
+    started[0].close()
+
+
+@pytest.mark.parametrize(("status", "message"), [(401, "AuthenticationError"), (403, "Permission"), (404, "NotFound")])
+def test_lasting_refusals_stop_the_run(serve, status, message):
+    server = serve(script=lambda number, body: ("status", (status,)))
+    with pytest.raises(RankerError, match=message):
+        make_ranker(server.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    late = serve(script=lambda number, body: ("status", (status,)) if number else None)
+    with pytest.raises(RankerError, match="refuses a request"):
+        make_ranker(late.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+
+
+def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
+    monkeypatch.setenv("RAR_TEST_KEY", KEY)
+    server = serve(script=lambda number, body: ("status", (401,)) if number else None)
+    ranker = make_ranker(server.url, api_key_env="RAR_TEST_KEY")
+    with caplog.at_level(logging.DEBUG), pytest.raises(RankerError) as caught:
+        ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert KEY not in str(caught.value)
+    assert "<key>" in str(caught.value)
+    assert KEY not in "".join(r.getMessage() for r in caplog.records if r.name.startswith("rar_mmdet"))
+    assert KEY.encode() not in pickle.dumps(ranker)
+    assert KEY not in json.dumps(dict(ranker.identity()))
+
+
+def test_a_missing_key_is_said(serve, monkeypatch):
+    monkeypatch.delenv("RAR_TEST_KEY", raising=False)
+    ranker = make_ranker(serve().url, api_key_env="RAR_TEST_KEY")
+    assert "the environment variable RAR_TEST_KEY is not set" in ranker.missing_assets()[0]
+
+
+def test_concurrency_is_bounded(serve):
+    at_once, peak, lock = [0], [0], threading.Lock()
+
+    def script(number, body):
+        with lock:
+            at_once[0] += 1
+            peak[0] = max(peak[0], at_once[0])
+        time.sleep(0.02)
+        with lock:
+            at_once[0] -= 1
+
+    make_ranker(serve(script=script).url, max_concurrency=5).rank(crops(30), make_shortlist(30, 4, 8), NAMES)
+    assert 2 <= peak[0] <= 5
+
+
+def test_no_regions_need_no_server():
+    ranker = make_ranker("http://127.0.0.1:9/v1")
+    assert len(ranker.rank(crops(0), make_shortlist(0, 4, 8), NAMES)) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ask": "likelihood"}, "OpenAIRanker cannot ask='likelihood'"),
+        ({"base_url": "localhost:8000"}, "base_url must look like"),
+        ({"max_concurrency": 0}, "need max_concurrency >= 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OpenAIRanker(**{"base_url": "http://127.0.0.1:9/v1", "model": "m", **settings})
