@@ -40,6 +40,11 @@ class Checkpoint:
             found = None
         return Path(found).parent if isinstance(found, str) else local
 
+    @property
+    def name(self) -> str:
+        """The hub id, or the name of the folder: its content has a hash of its own, its place does not matter."""
+        return self.folder.resolve().name if Path(self.model).expanduser().is_dir() else self.model
+
     def missing(self) -> list[str]:
         """Lines that say what is missing, where it was looked for and how to get it."""
         folder = self.folder

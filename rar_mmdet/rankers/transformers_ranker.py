@@ -140,7 +140,7 @@ class TransformersRanker(AskingRanker):
     def identity(self) -> Mapping[str, Any]:
         """Model id, revision, content hash, precision, and what else shapes its input."""
         return {
-            "id": self.checkpoint.model,
+            "id": self.checkpoint.name,
             "revision": self.checkpoint.revision,
             "weights": self.checkpoint.fingerprint,
             "dtype": str(self.precision).removeprefix("torch."),
