@@ -80,9 +80,6 @@ class RecognitionVisualizer(DetLocalVisualizer):
 
 
 def _largest_label(sample: DetDataSample | None) -> int:
-    labels = [
-        int(sample[field].labels.max())
-        for field in ("gt_instances", "pred_instances")
-        if sample is not None and field in sample and len(sample[field].get("labels", ()))
-    ]
-    return max(labels, default=-1)
+    instances = [sample.get(field) for field in ("gt_instances", "pred_instances") if sample is not None]
+    labels = [found.labels for found in instances if found is not None and "labels" in found]
+    return max((int(values.max()) for values in labels if len(values)), default=-1)

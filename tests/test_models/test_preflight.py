@@ -1,0 +1,56 @@
+from mmengine.config import Config
+
+from rar_mmdet.models import missing_assets
+from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
+
+
+def config(root, **changes):
+    ann_file = str(root / "annotations" / "lvis_demo_test.json")
+    content = {
+        "test_dataloader": {
+            "dataset": {
+                "data_root": str(root),
+                "ann_file": "annotations/lvis_demo_test.json",
+                "data_prefix": {"img": "val2017"},
+            }
+        },
+        "model": {"roi_head": {"recognizer": fake_recognizer(ann_file)}},
+        "load_from": None,
+        "how_to_get": ["the world: make it"],
+    }
+    return Config(content | changes)
+
+
+def test_nothing_is_missing(tmp_path):
+    write_lvis_world(tmp_path, num_images=1)
+    assert missing_assets(config(tmp_path)) == []
+
+
+def test_each_missing_thing_has_a_line(tmp_path):
+    lines = missing_assets(config(tmp_path / "nowhere", load_from="absent.pth"))
+    assert [line.split(":")[0] for line in lines] == [
+        "ann_file",
+        "images (img)",
+        "checkpoint",
+        "model.roi_head.recognizer.vocabulary",
+        "how to get it",
+    ]
+    assert "nowhere/annotations/lvis_demo_test.json (looked for in " in lines[0]
+
+
+def test_a_remote_checkpoint_or_backend_is_not_looked_for(tmp_path):
+    remote = config(tmp_path, load_from="https://download.openmmlab.com/x.pth")
+    remote.model.roi_head.recognizer.vocabulary = ["a"]
+    remote.test_dataloader.dataset.backend_args = {"backend": "petrel"}
+    assert missing_assets(remote) == []
+
+
+def test_missing_weights_come_from_the_parts_themselves(tmp_path):
+    write_lvis_world(tmp_path, num_images=1)
+    missing = config(tmp_path)
+    recognizer = missing.model.roi_head.recognizer
+    recognizer.encoder = {"type": "OpenClipEncoder", "model": f"local-dir:{tmp_path}/clip"}
+    recognizer.ranker = {"type": "TransformersRanker", "model": f"{tmp_path}/ranker"}
+    lines = missing_assets(missing)
+    assert any(line.startswith("model.roi_head.recognizer.encoder: ") and f"{tmp_path}/clip" in line for line in lines)
+    assert any(line.startswith("model.roi_head.recognizer.ranker: ") and f"{tmp_path}/ranker" in line for line in lines)

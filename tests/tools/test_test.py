@@ -1,0 +1,211 @@
+"""tools/test.py end to end on a tiny world: in one process and in two, beside MMDetection's own tool."""
+
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+
+from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
+
+ROOT = Path(__file__).parents[2]
+STOCK_TOOL = Path(mmdet.__path__[0]) / ".mim" / "tools" / "test.py"
+
+
+def load_tool(path):
+    spec = importlib.util.spec_from_file_location(f"tool_{abs(hash(path))}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool(ROOT / "tools" / "test.py")
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch, tmp_path, tmp_path_factory):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path_factory.getbasetemp() / "rar_cache"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def write_config(root, base, recognizer_at, **changes):
+    """A config on the tiny world with fakes; returns its path."""
+    ann_file = write_lvis_world(root)
+    config = Config.fromfile(ROOT / "configs" / base)
+    config.merge_from_dict(
+        {
+            "test_dataloader.num_workers": 0,
+            "test_dataloader.batch_size": 2,
+            "test_dataloader.dataset.data_root": str(root),
+            "test_dataloader.dataset.ann_file": str(ann_file),
+            "default_hooks.logger.interval": 1,
+            "how_to_get": ["the world: make it"],
+            **changes,
+        }
+    )
+    for metric in config.test_evaluator:
+        metric.ann_file = str(ann_file)
+    for transform in config.test_dataloader.dataset.pipeline:
+        if transform.type == "Resize":
+            transform.scale = (96, 96)
+    holder = config.model.roi_head if recognizer_at == "roi_head" else config.model
+    holder.pop("recognizer")
+    holder.recognizer = fake_recognizer(str(ann_file))
+    path = root / f"{Path(base).stem}.py"
+    config.dump(str(path))
+    return path
+
+
+@pytest.fixture
+def boxes_config(tmp_path):
+    return write_config(tmp_path / "world", "demo/clip_demo.py", "model")
+
+
+@pytest.fixture
+def detector_config(tmp_path):
+    changes = {"model.test_cfg.rpn.max_per_img": 8}
+    return write_config(tmp_path / "world", "detectors/clip_faster-rcnn_demo.py", "roi_head", **changes)
+
+
+@pytest.fixture
+def detector_weights(detector_config, tmp_path):
+    register_all_modules(init_default_scope=True)
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": MODELS.build(Config.fromfile(detector_config).model).state_dict()}, path)
+    return path
+
+
+def run(tool, *argv):
+    return tool.main([str(a) for a in argv])
+
+
+def summary(work_dir):
+    return json.loads((Path(work_dir) / "summary.json").read_text())
+
+
+def test_given_boxes_without_a_checkpoint(tool, boxes_config):
+    assert run(tool, boxes_config, "--work-dir", "out", "--out", "dump.pkl", "--show-dir", "drawn") == 0
+    found = summary("out")
+    assert found["num_images"] == 5
+    assert found["checkpoint"] is None
+    assert 0 < found["metrics"]["lvis/bbox_AP"] <= 1
+    assert found["metrics"]["recognition/objects"] == 12
+    assert found["report"] | {"ranker": None} == {"images": 5, "regions": 12, "ranker": None}
+    assert found["report"]["ranker"]["asked"] == 12
+    assert found["seconds_per_image"] > 0
+    dumped = pickle.loads(Path("dump.pkl").read_bytes())
+    assert [sample["img_id"] for sample in dumped] == [1, 2, 3, 4, 5]
+    assert not any("ori_img" in sample for sample in dumped)
+    assert len(list(Path("out").rglob("drawn/*.png"))) == 5
+
+
+def test_a_subset_is_scored_over_itself(tool, boxes_config):
+    assert run(tool, boxes_config, "--work-dir", "all") == 0
+    assert run(tool, boxes_config, "--work-dir", "some", "--num-images", "3") == 0
+    assert summary("some")["num_images"] == 3
+    assert summary("some")["metrics"]["recognition/objects"] == 6
+    # Two thirds of the images are not in the subset; scored over all images its AP could not come near.
+    assert summary("some")["metrics"]["lvis/bbox_AP"] > 0.5 * summary("all")["metrics"]["lvis/bbox_AP"]
+
+
+def test_stock_metrics_agree(tool, boxes_config, monkeypatch):
+    """The same run through MMDetection's LVISMetric and CocoMetric."""
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis 0.5.3 wants it; for this test's stock metric alone
+    config = Config.fromfile(boxes_config)
+    ann_file = config.test_evaluator[0].ann_file
+    config.test_evaluator += [
+        dict(type="LVISMetric", ann_file=ann_file, prefix="stock_lvis"),
+        dict(type="CocoMetric", ann_file=ann_file, prefix="stock_coco"),
+        dict(type="rar_mmdet.SparseCocoMetric", ann_file=ann_file, digits=None),
+    ]
+    config.dump(str(boxes_config))
+    assert run(tool, boxes_config, "--work-dir", "out") == 0
+    metrics = summary("out")["metrics"]
+    for ours, theirs in (("lvis/bbox_AP", "stock_lvis/bbox_AP"), ("coco/bbox_mAP", "stock_coco/bbox_mAP")):
+        assert metrics[theirs] == pytest.approx(metrics[ours], abs=6e-4)  # theirs are rounded to three digits
+
+
+def test_stock_tool_runs_a_two_stage_config_unchanged(tool, detector_config, detector_weights, monkeypatch):
+    assert run(tool, detector_config, detector_weights, "--work-dir", "ours") == 0
+    stock = load_tool(STOCK_TOOL)
+    monkeypatch.setattr(sys, "argv", ["test.py", str(detector_config), str(detector_weights), "--work-dir", "stock"])
+    stock.main()
+    (scalars,) = Path("stock").rglob("2*.json")
+    theirs = json.loads(scalars.read_text().splitlines()[-1])
+    ours = summary("ours")["metrics"]
+    assert ours["lvis/bbox_AP"] > -1
+    assert {key: theirs[key] for key in ours} == pytest.approx(ours)
+
+
+def test_flip_augmentation(tool, detector_config, detector_weights):
+    assert run(tool, detector_config, detector_weights, "--work-dir", "tta", "--tta", "--num-images", "2") == 0
+    assert summary("tta")["report"]["images"] == 4  # two images, each as it is and mirrored
+
+
+def test_two_processes_give_what_one_gives(tool, boxes_config):
+    assert run(tool, boxes_config, "--work-dir", "one") == 0
+    environment = os.environ | {"PYTHON": sys.executable, "PORT": "29641", "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tools" / "dist_test.sh"
+    command = ["bash", str(script), str(boxes_config), "none", "2", "--work-dir", "two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = summary("one"), summary("two")
+    assert two["num_processes"] == 2
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+    assert two["report"] == one["report"]  # every image once, though 5 do not divide by 2
+
+
+class TestBadInput:
+    def test_missing_data_and_weights(self, tool, boxes_config, capsys):
+        changes = ["test_dataloader.dataset.data_root=nowhere", "test_dataloader.dataset.ann_file=ann.json"]
+        status = run(tool, boxes_config, "absent.pth", "--cfg-options", *changes)
+        said = capsys.readouterr().err
+        assert status == 2
+        assert "ann_file: nowhere/ann.json (looked for in " in said
+        assert "checkpoint: absent.pth" in said
+        assert "how to get it: the world: make it" in said
+        assert "Traceback" not in said
+        assert len(said.splitlines()) < 10
+
+    def test_missing_image(self, tool, boxes_config, capsys):
+        (boxes_config.parent / "val2017" / "000003.png").unlink()
+        assert run(tool, boxes_config, "--work-dir", "out") == 2
+        said = capsys.readouterr().err
+        assert "ImageReadError: image 4" in said
+        assert "000003.png" in said
+
+    def test_misspelt_key(self, tool, boxes_config, capsys):
+        assert run(tool, boxes_config, "--cfg-options", "model.recognizer.shortlist_dept=5") == 2
+        assert "has no key 'shortlist_dept'; did you mean 'shortlist_depth'" in capsys.readouterr().err
+
+    def test_vocabulary_of_another_dataset(self, tool, boxes_config, capsys):
+        Path("names.txt").write_text("cat\ndog\nbird\nfish\n")
+        options = ["--cfg-options", "model.recognizer.vocabulary=names.txt"]
+        assert run(tool, boxes_config, "--work-dir", "out", *options) == 2
+        assert "vocabulary has 4 names, the dataset 12 classes" in capsys.readouterr().err
+
+    def test_missing_config(self, tool, capsys):
+        assert run(tool, "configs/absent.py") == 2
+        assert "config configs/absent.py does not exist" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "match"), [(["--out", "x.json"], "must end in .pkl"), (["--num-images", "0"], "at least 1")]
+    )
+    def test_bad_options(self, tool, options, match, capsys):
+        with pytest.raises(SystemExit):
+            run(tool, "c.py", *options)
+        assert match in capsys.readouterr().err
