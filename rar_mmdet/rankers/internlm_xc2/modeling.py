@@ -1,0 +1,398 @@
+"""InternLM-XComposer2-VL on today's transformers: CLIP tower, projector, InternLM2 with Partial LoRA.
+
+Written from the published description (arXiv 2401.16420, section 3; checkpoint layout of InternLM-XComposer2-VL-7B).
+Shape letters: B batch, T tokens of this step, H hidden size, n images, N tokens per image.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils import can_return_tuple
+
+from rar_mmdet.rankers.internlm_xc2.checkpoint import HARMLESS_KEYS, PUBLISHED_TO_NATIVE, check_folder, check_keys
+from rar_mmdet.rankers.internlm_xc2.configuration import IXC2Config
+from rar_mmdet.rankers.internlm_xc2.footprint import (
+    guard_memory,
+    quantize_language_model_only,
+    refuse_if_too_large,
+)
+
+__all__ = ["IXC2ForConditionalGeneration"]
+
+
+class PLoRALinear(nn.Module):
+    """`W x`, plus `alpha / rank * B A x` at image positions only (arXiv 2401.16420, section 3.2).
+
+    `base` is a plain `nn.Linear` so that quantisers recognise it; checkpoints store it without `.base`.
+    """
+
+    def __init__(self, config: IXC2Config, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features, bias=bias)
+        self.Plora_A = nn.Linear(in_features, config.plora_rank, bias=False)
+        self.Plora_B = nn.Linear(config.plora_rank, out_features, bias=False)
+        self.scale = config.plora_alpha / config.plora_rank
+
+    def forward(self, x: Tensor, image_mask: Tensor | None) -> Tensor:
+        """x (B, T, in) -> (B, T, out). image_mask (B, T, 1) in x's dtype, 1 at image tokens; None: text only."""
+        out = self.base(x)
+        if image_mask is None:
+            return out
+        # Masking the rank-sized middle costs less than gathering rows: nine in ten tokens of a prompt are image.
+        return out + self.Plora_B(self.Plora_A(x) * (image_mask * self.scale))
+
+
+class IXC2Attention(nn.Module):
+    """Grouped-query attention; one fused projection laid out per key-value head as [its queries, key, value]."""
+
+    def __init__(self, config: IXC2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        fused = (config.num_attention_heads + 2 * config.num_key_value_heads) * self.head_dim
+        self.wqkv = PLoRALinear(config, config.hidden_size, fused, bias=config.bias)
+        self.wo = PLoRALinear(config, config.hidden_size, config.hidden_size, bias=config.bias)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        image_mask: Tensor | None,
+        **attention_kwargs: Any,  # what one attention backend needs and another does not (flash: cu_seq_lens ...)
+    ) -> Tensor:
+        """hidden (B, T, H) -> (B, T, H); keys and values are appended to the cache if there is one."""
+        batch, length, _ = hidden.shape
+        fused = self.wqkv(hidden, image_mask)
+        fused = fused.view(batch, length, -1, self.num_key_value_groups + 2, self.head_dim)
+        query = fused[..., :-2, :].reshape(batch, length, -1, self.head_dim).transpose(1, 2)
+        key, value = fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable = eager_attention_forward
+        if self.config._attn_implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **attention_kwargs)
+        return self.wo(out.reshape(batch, length, -1), image_mask)
+
+
+class IXC2FeedForward(nn.Module):
+    """SwiGLU; w1 is the gate, w3 the up and w2 the down projection."""
+
+    def __init__(self, config: IXC2Config) -> None:
+        super().__init__()
+        self.w1 = PLoRALinear(config, config.hidden_size, config.intermediate_size)
+        self.w3 = PLoRALinear(config, config.hidden_size, config.intermediate_size)
+        self.w2 = PLoRALinear(config, config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor, image_mask: Tensor | None) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        return self.w2(self.act(self.w1(x, image_mask)) * self.w3(x, image_mask), image_mask)
+
+
+class IXC2DecoderLayer(nn.Module):
+    """Pre-norm transformer layer of InternLM2."""
+
+    def __init__(self, config: IXC2Config, layer_idx: int) -> None:
+        super().__init__()
+        self.attention = IXC2Attention(config, layer_idx)
+        self.feed_forward = IXC2FeedForward(config)
+        self.attention_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)  # fp32 inside
+        self.ffn_norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        image_mask: Tensor | None,
+        **attention_kwargs: Any,
+    ) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        hidden = hidden + self.attention(
+            self.attention_norm(hidden), rotary, attention_mask, past_key_values, image_mask, **attention_kwargs
+        )
+        return hidden + self.feed_forward(self.ffn_norm(hidden), image_mask)
+
+
+class IXC2Decoder(nn.Module):
+    """The language model without its output matrix (`model.*` of the checkpoint)."""
+
+    def __init__(self, config: IXC2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(IXC2DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        image_mask: Tensor | None,
+        **attention_kwargs: Any,
+    ) -> Tensor:
+        """embeds (B, T, H), position_ids (B or 1, T) -> normalised last hidden states (B, T, H)."""
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotary = self.rotary_emb(embeds, position_ids=position_ids)
+        hidden = embeds
+        for layer in self.layers:
+            hidden = layer(hidden, rotary, causal_mask, past_key_values, image_mask, **attention_kwargs)
+        return self.norm(hidden)
+
+
+class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """InternLM-XComposer2-VL as any other image-text-to-text model of transformers.
+
+    Image positions of `input_ids` hold `config.image_token_id`, `config.num_image_tokens` of them per image.
+    Inference only: no labels, no intermediate states.
+    """
+
+    config_class = IXC2Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules = ["IXC2DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected = HARMLESS_KEYS
+    _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: IXC2Config) -> None:
+        super().__init__(config)
+        self.model = IXC2Decoder(config)
+        self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        tower = CLIPVisionModel(config.vision_config)
+        tower = getattr(tower, "vision_model", tower)  # earlier 5.x wraps it once more
+        self.vit = nn.ModuleDict({"vision_tower": nn.ModuleDict({"vision_model": tower})})  # the published names
+        width = config.hidden_size
+        self.vision_proj = nn.Sequential(
+            nn.Linear(config.vision_config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.post_init()
+        self._set_generation_defaults()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a published or converted folder, completely or not at all. Arguments are those of transformers.
+
+        Raises:
+            MissingAssetError: A shard or the config is not there.
+            RankerLoadError: Another generation of the model, a damaged shard, missing, unexpected or misshapen
+                tensors, or too little GPU memory.
+        """
+        check_folder(pretrained_model_name_or_path)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantize_language_model_only(kwargs["quantization_config"])
+        if isinstance(kwargs.get("config"), IXC2Config):  # the Auto classes always hand it over
+            guard_memory(pretrained_model_name_or_path, kwargs["config"], kwargs)
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs["key_mapping"] = {**PUBLISHED_TO_NATIVE, **(kwargs.get("key_mapping") or {})}
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that check_keys can name every one of them
+            **kwargs,
+        )
+        check_keys(pretrained_model_name_or_path, info)
+        model._set_generation_defaults()
+        return (model, info) if want_info else model
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As any module's, but a GPU too small for the weights is named with what would fit.
+
+        Raises:
+            RankerLoadError: The free memory of the CUDA device is less than the weights take.
+        """
+        target = torch.empty(0).to(*args, **kwargs)
+        if target.device.type == "cuda":
+            moving = [p for p in self.parameters() if p.device != target.device]
+            size = sum(p.numel() * (target.dtype if "dtype" in kwargs else p.dtype).itemsize for p in moving)
+            refuse_if_too_large(self.name_or_path, self.config, size, target.device)
+        return super().to(*args, **kwargs)
+
+    def _set_generation_defaults(self) -> None:
+        self.generation_config.use_cache = True  # the published file says false
+        self.generation_config.max_length = None  # there: the authors' limit on training sequences
+        self.generation_config.eos_token_id = self.config.stop_token_ids
+        self.generation_config.pad_token_id = self.config.pad_token_id
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.tok_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.tok_embeddings = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.output
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.output = new_embeddings
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """What the language model sees of each image.
+
+        Args:
+            pixel_values: (n, 3, S, S), normalised as the processor does, S = `config.img_size`.
+
+        Returns:
+            `last_hidden_state` (n, N, vision hidden): the tower's last layer without the class token, before its
+            unused `post_layernorm`; `pooler_output` (n, N, H): the same after the projector.
+        """
+        tower = self.vit["vision_tower"]["vision_model"]
+        features = tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.vision_proj(features))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One step: a prompt, or any number of further tokens over a cache.
+
+        Args:
+            input_ids: (B, T) int64.
+            pixel_values: (n, 3, S, S) of all images of the batch in reading order; None where there are none.
+            attention_mask: (B, past + T), 0 at padding on either side; None: no padding. Or a ready 4-D mask.
+            position_ids: (B, T); None: counted from the mask, so padding never shifts a token.
+            past_key_values: Cache of earlier steps; appended to in place.
+            inputs_embeds: (B, T, H) instead of input_ids, with image features already in place.
+            image_mask: (B, T) bool, where those features stand; only with inputs_embeds. None: nowhere.
+            use_cache: Return a cache. None: if the config says so.
+            logits_to_keep: Only the last so many positions (0: all), or an index tensor.
+            **kwargs: What the attention backend takes.
+
+        Returns:
+            `.logits` (B, T or logits_to_keep, vocab) and `.past_key_values`.
+
+        Raises:
+            ValueError: Placeholders and images disagree, or both or neither kind of input is given.
+        """
+        _refuse_unsupported(kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        if inputs_embeds is None:
+            if image_mask is not None:
+                raise ValueError("image_mask goes with inputs_embeds; input_ids mark images by config.image_token_id.")
+            inputs_embeds, image_mask = self._embed(input_ids, pixel_values)
+        elif pixel_values is not None:
+            raise ValueError("inputs_embeds already hold the image features; pixel_values cannot be added to them.")
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = _positions(inputs_embeds, attention_mask, int(past))
+        if image_mask is not None:
+            image_mask = image_mask.unsqueeze(-1).to(inputs_embeds.dtype)
+        hidden = self.model(inputs_embeds, position_ids, attention_mask, past_key_values, image_mask, **kwargs)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(logits=self.output(hidden[:, keep]), past_key_values=past_key_values)
+
+    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings with image features at the placeholders (B, T, H), and where those are (B, T)."""
+        image_mask = input_ids == self.config.image_token_id
+        images_per_row = self._images_per_row(image_mask, 0 if pixel_values is None else len(pixel_values))
+        if not any(images_per_row):
+            return self.model.tok_embeddings(input_ids), None
+        assert pixel_values is not None, "counts were checked"
+        embeds = self.model.tok_embeddings(input_ids.masked_fill(image_mask, 0))
+        features = self.get_image_features(pixel_values).pooler_output
+        features = features.to(embeds.device, embeds.dtype).flatten(0, 1)
+        return embeds.masked_scatter(image_mask.unsqueeze(-1), features), image_mask
+
+    def _images_per_row(self, image_mask: Tensor, num_images: int) -> list[int]:
+        """Images of each row of the batch, from its placeholders; raises where they cannot match the images."""
+        tokens = image_mask.sum(dim=1).tolist()
+        size = self.config.num_image_tokens
+        if any(count % size for count in tokens) or sum(tokens) != num_images * size:
+            raise ValueError(
+                f"Placeholders and images disagree: rows hold {tokens} tokens of id {self.config.image_token_id}, an "
+                f"image takes {size}, and {num_images} images were given. Use the model's processor, which writes "
+                f"{size} placeholders per image, and pass pixel_values of all images in reading order."
+            )
+        return [count // size for count in tokens]
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat rows for beams, and with each row all of its images (not each image by itself)."""
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        if pixel_values is not None and expand_size > 1:
+            rows = self._images_per_row(input_ids == self.config.image_token_id, len(pixel_values))
+            groups = [group for group in pixel_values.split(rows) for _ in range(expand_size)]
+            pixel_values = torch.cat(groups)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if pixel_values is not None:
+            model_kwargs["pixel_values"] = pixel_values
+        return input_ids, model_kwargs
+
+
+def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    """Rotary positions (B or 1, T): the number of real tokens before each, whatever the padding."""
+    length = embeds.shape[1]
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(past, past + length, device=embeds.device).unsqueeze(0)
+    if attention_mask.shape[1] != past + length:
+        raise ValueError(
+            f"attention_mask covers {attention_mask.shape[1]} tokens, but the cache holds {past} and this step adds "
+            f"{length}. It must cover both: concatenate the mask of the prefix and of the continuation."
+        )
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+
+
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    """Options that would silently do nothing here."""
+    asked = [name for name in ("labels", "output_attentions", "output_hidden_states") if kwargs.pop(name, None)]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: not supported by this inference-only InternLM-XComposer2-VL.")
