@@ -252,8 +252,8 @@ def _as_integers(values: Sequence[Any] | NDArray[Any]) -> IntArray | None:
 
 def _section(dataset: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     section = dataset.get(key)
-    if not isinstance(section, list) or not section:
-        raise AnnotationFileError(f"the annotation file has no {key!r} (it has {sorted(dataset)})")
+    if not isinstance(section, list):
+        raise AnnotationFileError(f"the annotation file has no list of {key!r} (it has {sorted(dataset)})")
     return section
 
 

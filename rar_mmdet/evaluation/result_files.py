@@ -21,6 +21,7 @@ from rar_mmdet.evaluation.records import Detections
 __all__ = ["ResultFileError", "read_results", "write_results"]
 
 CHUNK_CHARS = 1 << 19  # about 4,000 records: their dictionaries are what costs memory
+LONGEST_RECORD = 1 << 24  # characters; a mask of that size would be a mistake
 RECORD_BREAK = re.compile(r"\}\s*,\s*(?=\{)")
 SPACE = re.compile(r"[\s,]*")
 
@@ -151,7 +152,7 @@ def _take_one_by_one(text: str, *, final: bool, count: int, path: Path) -> tuple
         try:
             record, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            if not final and len(text) - position < CHUNK_CHARS:
+            if not final and len(text) - position < LONGEST_RECORD:  # the rest of it is still to be read
                 return records, text[position:]
             raise ResultFileError(
                 f"result file {path}: record {count + len(records)} is not complete JSON ({error.msg}); "
