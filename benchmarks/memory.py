@@ -72,7 +72,7 @@ def exact_search() -> dict[str, float]:
             "torch": lambda: torch_memory.search(queries, depth),
             "flat": lambda: flat_memory.search(queries, depth),
         },
-        rounds=9,
+        rounds=7,
     )
     ratios = {name: seconds[name] / seconds["baseline"] for name in ("torch", "flat")}
     print(f"exact, {categories} x {dim}, {num_queries} queries, N={depth}: baseline {seconds['baseline'] * 1e3:.0f} ms")

@@ -227,7 +227,7 @@ def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
 
 @contextmanager
 def root_logging_untouched() -> Iterator[None]:
-    """open_clip logs every step through the root logger, whose first line installs a handler that doubles all others."""
+    """open_clip logs every step through the root logger, whose first line installs a handler that doubles others."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     if not handlers:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rar_mmdet.memory.entries import Entries, EntryKind
 
-__all__ = ["CHUNK_FLOATS", "CategoryScorer", "best_first", "log_sum_exp", "prototypes", "search_exactly"]
+__all__ = ["CHUNK_FLOATS", "CategoryScorer", "best_first", "in_order", "log_sum_exp", "prototypes", "search_exactly"]
 
 CHUNK_FLOATS = 1 << 21  # scores held at a time on a CPU: 8 MiB stay in its caches between the passes (measured)
 GPU_CHUNK_FLOATS = 1 << 27  # 512 MiB keep a GPU busy
@@ -35,13 +35,29 @@ def best_first(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
             full = scores[cut].sort(dim=1, descending=True, stable=True)
             values[cut], ids[cut] = full.values[:, : depth + 1], full.indices[:, : depth + 1]
         equal, values, ids = equal[:, : depth - 1], values[:, :depth], ids[:, :depth]
-    rows = equal.any(dim=1).nonzero().flatten()
+    return _settle(ids.contiguous(), values.contiguous(), equal.any(dim=1))
+
+
+def in_order(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Known best columns of each row, in the order `best_first` gives them.
+
+    Args:
+        scores: (R, C) float32.
+        ids: (R, N) int64, the columns, nearly in order.
+    """
+    values = scores.gather(1, ids)
+    return _settle(ids, values, (values[:, 1:] >= values[:, :-1]).any(dim=1))
+
+
+def _settle(ids: Tensor, values: Tensor, unsettled: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the marked rows by value, equal values by id; such rows are few, and the others need no sort."""
+    rows = unsettled.nonzero().flatten()
     if len(rows):
         by_id = ids[rows].sort(dim=1)
         by_value = values[rows].gather(1, by_id.indices).sort(dim=1, descending=True, stable=True)
         ids = ids.index_copy(0, rows, by_id.values.gather(1, by_value.indices))
         values = values.index_copy(0, rows, by_value.values)
-    return ids.contiguous(), values.contiguous()
+    return ids, values
 
 
 def log_sum_exp(scores: Tensor, top: Tensor) -> Tensor:

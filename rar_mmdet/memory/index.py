@@ -25,6 +25,7 @@ from rar_mmdet.memory.exact import (
     CHUNK_FLOATS,
     CategoryScorer,
     best_first,
+    in_order,
     log_sum_exp,
     prototypes,
     search_exactly,
@@ -106,6 +107,7 @@ class FaissSearch:
             self._rows = rows if bool(present.all()) else rows[present]
         else:
             self._row_category, self._rows = entries.category_ids, entries.vectors
+        self._is_one_to_one = len(self._row_category.unique()) == len(self._row_category)
         self._num_present = int(scorer.has_entries.sum())
         stored = _read(index_file, len(self._rows)) if index_file is not None else None
         self.was_read = stored is not None
@@ -164,6 +166,8 @@ class FaissSearch:
             self._graph.hnsw.efSearch = max(self.spec.ef_search, count)
         with _large_blocks():
             similarity, rows = (torch.from_numpy(a) for a in self.index.search(queries.contiguous().numpy(), count))
+        if self._is_one_to_one and not self.spec.is_approximate:
+            return self._row_category[rows], similarity
         missing = rows < 0
         if not self._knows_scores:
             similarity = _score_rows(queries, self._rows, rows.clamp(min=0))
@@ -186,12 +190,11 @@ class FaissSearch:
         if found.shape[1] > depth:
             # Rows that were not found score no more than the next category, so a gap before it settles the best N.
             settled = torch.isfinite(scores[:, depth]) & (scores[:, depth - 1] > scores[:, depth])
-            ids[settled] = found[settled, :depth].sort(dim=1).values  # ascending: the lower id first among equals
+            ids[settled] = found[settled, :depth]
         for start in range(0, len(queries), step := max(1, CHUNK_FLOATS // self._scorer.width)):
             part = slice(start, start + step)
             all_scores = self._scorer(queries[part])
-            best = all_scores.gather(1, ids[part]).sort(dim=1, descending=True, stable=True)
-            ids[part], values = ids[part].gather(1, best.indices), best.values
+            ids[part], values = in_order(all_scores, ids[part])
             open_rows = (~settled[part]).nonzero().flatten()
             if len(open_rows):
                 ids[part][open_rows], values[open_rows] = best_first(all_scores[open_rows], depth)

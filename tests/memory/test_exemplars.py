@@ -1,0 +1,147 @@
+"""Few-shot entries, further texts, and changed vocabularies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rar_mmdet.errors import ImageReadError, MemoryMismatchError, MissingAssetError, VocabularyError
+from rar_mmdet.memory import EntryKind, TextMemory, encode_exemplars, exemplars, read_rgb, sample_exemplars
+from rar_mmdet.testing import FakeEncoder, make_image
+
+NAMES = ["cup", "red star", "bow_(weapon)", "never seen"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Six photos named as LVIS names them; categories 0, 1 and 2 have 6, 4 and 2 regions, one crowd, one speck."""
+    (tmp_path / "val2017").mkdir()
+    images, annotations = [], []
+    for index in range(6):
+        Image.fromarray(make_image(seed=index)).save(tmp_path / "val2017" / f"{index}.png")
+        images.append({"id": 10 + index, "coco_url": f"http://x.org/val2017/{index}.png"})
+        for category_id in range(3):
+            if index < 6 - 2 * category_id:
+                box = [5.0 + index, 4.0 + category_id, 20.0, 12.0]
+                annotations.append(
+                    {"id": len(annotations), "image_id": 10 + index, "category_id": 100 + category_id, "bbox": box}
+                )
+    annotations.append({"id": 90, "image_id": 10, "category_id": 103, "bbox": [0, 0, 30, 30], "iscrowd": 1})
+    annotations.append({"id": 91, "image_id": 10, "category_id": 103, "bbox": [0, 0, 30, 1]})
+    categories = [
+        {"id": 100 + i, "name": name, "synonyms": [name, f"other {name}"], "def": f"what {name} is"}
+        for i, name in enumerate(NAMES)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    return tmp_path / "lvis.json"
+
+
+def crop(image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
+    """The boxes' pixels as 32 x 32 crops, in the plainest way."""
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    parts = [pixels[:, int(y1) : int(y2), int(x1) : int(x2)].float() for x1, y1, x2, y2 in boxes.tolist()]
+    return torch.stack([torch.nn.functional.interpolate(p[None], 32)[0] for p in parts]).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("shots", "counts"), [(1, [1, 1, 1]), (3, [3, 3, 2]), (9, [6, 4, 2])])
+def test_sample_takes_shots_per_category_and_no_specks(dataset: Path, shots: int, counts: list[int]) -> None:
+    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=shots)
+    assert [sum(e.category_id == c for e in chosen) for c in range(4)] == [*counts, 0]
+    assert len({e.annotation_id for e in chosen}) == len(chosen)
+    assert all(Path(e.image).is_file() for e in chosen)
+    assert chosen == sample_exemplars(dataset, dataset.parent, NAMES, shots=shots)
+
+
+def test_sample_depends_on_the_seed(dataset: Path) -> None:
+    draws = {tuple(sample_exemplars(dataset, dataset.parent, NAMES, shots=2, seed=s)) for s in range(8)}
+    assert len(draws) > 1
+
+
+def test_exemplars_equal_encoding_each_region_alone(dataset: Path, tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=3)
+    entries = encode_exemplars(encoder, crop, chosen, parts_dir=tmp_path / "parts")
+    assert (entries.kinds == EntryKind.IMAGE).all()
+    by_source = {f"{Path(e.image).name}#{e.annotation_id}": e for e in chosen}
+    for vector, category_id, source in zip(entries.vectors, entries.category_ids, entries.sources, strict=True):
+        own = by_source[source]
+        assert own.category_id == category_id
+        alone = encoder.encode_images(crop(read_rgb(own.image), torch.tensor([own.box_xyxy])))
+        torch.testing.assert_close(vector, alone[0])
+
+
+def test_a_stopped_exemplar_build_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exemplars, "IMAGES_PER_PART", 2)
+    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
+    cropped: list[int] = []
+
+    def counting(image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
+        if len(cropped) == 3:
+            raise KeyboardInterrupt
+        cropped.append(len(boxes))
+        return crop(image, boxes)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_exemplars(FakeEncoder(), counting, chosen, parts_dir=tmp_path / "parts")
+    cropped[:] = [0] * 10  # far from the stop
+    entries = encode_exemplars(FakeEncoder(), counting, chosen, parts_dir=tmp_path / "parts")
+    assert len(cropped) == 14  # the two photos of the finished part were not cropped again
+    assert torch.equal(entries.vectors, encode_exemplars(FakeEncoder(), crop, chosen).vectors)
+    encode_exemplars(FakeEncoder(), counting, chosen, parts_dir=tmp_path / "parts", key="another cropper")
+    assert len(cropped) == 20
+
+
+def test_bad_exemplar_input_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingAssetError, match="annotation file .* does not exist"):
+        sample_exemplars(tmp_path / "no.json", tmp_path, NAMES, shots=1)
+    with pytest.raises(VocabularyError, match="its 4 categories are not the 2"):
+        sample_exemplars(dataset, tmp_path, ["cup", "x"], shots=1)
+    with pytest.raises(ValueError, match="shots must be at least 1"):
+        sample_exemplars(dataset, tmp_path, NAMES, shots=0)
+    with pytest.raises(MissingAssetError, match="is the folder of images right"):
+        encode_exemplars(FakeEncoder(), crop, sample_exemplars(dataset, tmp_path / "x", NAMES, shots=1))
+    with pytest.raises(VocabularyError, match="no exemplars"):
+        encode_exemplars(FakeEncoder(), crop, [])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ImageReadError, match=r"broken.png cannot be read"):
+        read_rgb(tmp_path / "broken.png")
+
+
+def test_synonyms_and_descriptions_become_entries(dataset: Path, tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    recipe = TextMemory(cache_dir=tmp_path, annotations=dataset, synonyms=True, descriptions=True)
+    memory = recipe.prepare(encoder, NAMES)
+    assert list(memory.entries.sources[:3]) == ["name: cup", "synonym: other cup", "description: what cup is"]
+    assert len(memory.entries) == 12
+    for text in ("a photo of a other red star", "what red star is"):
+        assert memory.search(encoder.encode_texts([text]), 1).category_ids.item() == 1
+    with pytest.raises(ValueError, match="give `annotations`"):
+        TextMemory(synonyms=True)
+    with pytest.raises(MemoryMismatchError, match="holds 4 categories"):
+        recipe.prepare(encoder, NAMES[:2])
+
+
+def test_changed_vocabulary_encodes_new_names_only(dataset: Path, tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    recipe = TextMemory(templates="clip7", cache_dir=tmp_path)
+    images = encode_exemplars(encoder, crop, sample_exemplars(dataset, dataset.parent, NAMES, shots=2))
+    memory = recipe.prepare(encoder, NAMES).with_entries(images, "two shots")
+    asked: list[str] = []
+    encoder.encode_texts = lambda texts: asked.extend(texts) or FakeEncoder().encode_texts(texts)  # type: ignore[method-assign]
+    wanted = ["new", "bow_(weapon)", "cup", "cup"]
+    changed = recipe.update(memory, encoder, wanted)
+    assert len(asked) == 7 * 2  # "new" and the second "cup"
+    assert changed.category_names == tuple(wanted)
+    fresh = recipe.prepare(FakeEncoder(), wanted)
+    texts = changed.entries.of_kind(EntryKind.TEXT)
+    torch.testing.assert_close(texts.vectors, fresh.entries.vectors)
+    counts = changed.entries.of_kind(EntryKind.IMAGE).counts(4)
+    assert counts.tolist() == [0, 2, 2, 0]
+    with pytest.raises(VocabularyError, match="none of the old categories is kept"):
+        recipe.update(memory, FakeEncoder(), ["x", "y"])
