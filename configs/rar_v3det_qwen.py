@@ -1,4 +1,5 @@
-# RAR on V3Det val, annotated boxes: CLIP ViT-B/16 and Qwen2.5-VL-7B (the paper's Qwen-VL has no transformers port), k = 5.
-_base_ = "clip_v3det.py"
+# RAR on V3Det val, annotated boxes: CLIP ViT-B/16 and Qwen2.5-VL-7B (in place of the paper's Qwen-VL), k = 5
+# (the paper's Table 4 protocol).
+_base_ = ["clip_v3det.py", "_base_/rankers/qwen.py"]
 
-model = dict(recognizer=dict(ranker=dict(type="TransformersRanker", model="Qwen/Qwen2.5-VL-7B-Instruct")))
+model = dict(recognizer=dict(ranker={{_base_.ranker}}))
