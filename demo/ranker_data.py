@@ -89,6 +89,12 @@ def retrieved_list(rng: np.random.Generator, truth: int, retrieved: Sequence[int
     return rng.permutation(found).tolist()
 
 
+def unrelated_list(rng: np.random.Generator, truth: int, length: int) -> list[int]:
+    """The truth among random names, shuffled."""
+    others = rng.choice(np.setdiff1d(np.arange(NUM_CLASSES), [truth]), length - 1, replace=False)
+    return rng.permutation([truth, *others]).tolist()
+
+
 # ---- prompts and answers -------------------------------------------------------------------------------------------
 
 

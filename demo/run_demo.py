@@ -63,7 +63,7 @@ def pick(metrics: dict[str, float]) -> dict[str, float]:
     names = {
         "AP": "lvis/bbox_AP", "AP_r": "lvis/bbox_APr", "AP_c": "lvis/bbox_APc", "AP_f": "lvis/bbox_APf",
         "AP_s": "lvis/bbox_APs", "AP_m": "lvis/bbox_APm", "AP_l": "lvis/bbox_APl",
-        "top1": "recognition/top1", "recall5": "recognition/recall5",
+        "top1": "recognition/top1", "recall5": "recognition/recall@5",
     }  # fmt: skip
     return {ours: metrics[theirs] for ours, theirs in names.items()}
 

@@ -13,6 +13,8 @@ Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelFor
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from ranker_data import (
     CHAT_TEMPLATE,
     SIZE,
+    Example,
     build_tokenizer,
     chat,
     leak_free_list,
@@ -29,6 +32,7 @@ from ranker_data import (
     render_any,
     render_known,
     retrieved_list,
+    unrelated_list,
 )
 from ranker_tower import DOMAIN, VISUAL_TOKENS, cosine_with_warmup, make_optimizer, normalise, train_tower
 from torch import Tensor, nn
@@ -49,18 +53,46 @@ from world import CLASS_NAMES, rare_classes
 from rar_mmdet.rankers.tiny_vision import TinyVisionModel
 
 HERE = Path(__file__).resolve().parent
-MIX = {
-    "name": 0.30,
-    "choose": 0.12,
-    "sort": 0.18,
-    "paper": 0.10,
-    "paper_in_context": 0.08,
-    "letter": 0.12,
-    "yesno": 0.10,
-}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of stage 3: learning rate, shares of the questions and of the kinds of lists."""
+
+    steps: int
+    lr: float
+    questions: dict[str, float]
+    retrieved: float  # share of lists that are the retriever's own; the rest is split between the other two kinds
+    leak_free: float
+    five: float  # share of lists of exactly five names
+    large_batch: tuple[str, ...]  # short questions, asked 128 at a time instead of 64
+    names_first: float = 0.0  # share of the steps, at the start, that only ask for the name
+
+
+def make_phases(args: argparse.Namespace) -> tuple[Phase, Phase]:
+    """First everything at once; then mostly letters and yes or no, which the first phase leaves behind.
+
+    An answer by letter takes two steps, what it is and where that is in the list. With one such question in eight and
+    only look-alikes in the lists it had not begun to form after 2,400 steps; unrelated names make the start easier.
+    """
+    every = {"name": 0.30, "choose": 0.12, "sort": 0.18, "paper": 0.10, "paper_in_context": 0.08, "letter": 0.12}
+    late = {"name": 0.15, "choose": 0.06, "sort": 0.10, "paper": 0.06, "paper_in_context": 0.05, "letter": 0.46}
+    return (
+        Phase(args.language_steps, 2e-3, {**every, "yesno": 0.10}, 0.5, 0.5, 0.6, ("name", "yesno"), 0.08),
+        Phase(args.answer_steps, 1.5e-3, {**late, "yesno": 0.12}, 0.4, 0.2, 0.3, ("name", "yesno", "letter")),
+    )
 
 
 # ---- stage 2: what does not change while the language model learns -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """What stage 3 needs of a pool of crops: visual tokens (B, 16, C), true classes (B,), retrieved classes (B, 8)."""
+
+    features: Tensor
+    classes: Tensor
+    lists: Tensor
 
 
 @torch.inference_mode()
@@ -138,27 +170,42 @@ def embed(model: LlavaForConditionalGeneration, ids: Tensor, features: Tensor) -
     return inputs.masked_scatter((ids == model.config.image_token_id)[..., None], image)
 
 
-def draw_batch(rng: np.random.Generator, kind: str, truths: np.ndarray, retrieved: np.ndarray) -> list[Any]:
+def draw_batch(
+    rng: np.random.Generator, phase: Phase, kind: str, truths: np.ndarray, retrieved: np.ndarray
+) -> list[Example]:
     """Examples of one kind with one list length, so that all have the same number of tokens."""
-    length = 5 if rng.random() < 0.6 else int(rng.integers(3 if kind == "letter" else 2, 8 if kind == "letter" else 9))
+    low, high = (2, 9) if kind != "letter" else (3 if phase.names_first else 2, 8)
+    length = 5 if rng.random() < phase.five else int(rng.integers(low, high))
     examples = []
     for truth, best in zip(truths.tolist(), retrieved.tolist(), strict=True):
-        own = rng.random() < 0.5
-        candidates = retrieved_list(rng, truth, best, length) if own else leak_free_list(rng, truth, length)
+        draw = rng.random()
+        if draw < phase.retrieved:
+            candidates = retrieved_list(rng, truth, best, length)
+        elif draw < phase.retrieved + phase.leak_free:
+            candidates = leak_free_list(rng, truth, length)
+        else:
+            candidates = unrelated_list(rng, truth, length)
         examples.append(make_example(rng, kind, truth, candidates))
     return examples
 
 
+def tokenise(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> tuple[Tensor, int, int]:
+    """Token ids (B, L) of questions with answers, where the answers begin, and how many of their tokens decide."""
+    prompts = [chat(example.prompt).replace("<image>", "<image>" * VISUAL_TOKENS) for example in examples]
+    full = [f"{prompt}{example.answer}</s>" for prompt, example in zip(prompts, examples, strict=True)]
+    ids = torch.tensor(tokenizer(full)["input_ids"])  # one kind and one length: no padding
+    decisive = tokenizer(examples[0].emphasis, add_special_tokens=False)["input_ids"]
+    return ids, len(tokenizer(prompts[0])["input_ids"]), len(decisive)
+
+
 def batch_loss(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: list[Any], features: Tensor
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    features: Tensor,
 ) -> Tensor:
     """Cross-entropy of the answers; tokens that decide the order weigh three times."""
-    expand = "<image>" * VISUAL_TOKENS
-    texts = [(chat(e.prompt).replace("<image>", expand), e.answer, e.emphasis) for e in examples]
-    full = tokenizer([prompt + answer + "</s>" for prompt, answer, _ in texts])["input_ids"]
-    begins = len(tokenizer(texts[0][0])["input_ids"])
-    emphasised = len(tokenizer(texts[0][2], add_special_tokens=False)["input_ids"])
-    ids = torch.tensor(full)  # one kind and one length: no padding
+    ids, begins, emphasised = tokenise(tokenizer, examples)
     hidden = model.model.language_model(inputs_embeds=embed(model, ids, features), use_cache=False).last_hidden_state
     answers = ids[:, begins:]
     logits = model.lm_head(hidden[:, begins - 1 : -1])
@@ -188,16 +235,10 @@ def rank_by_name(
     return torch.cat(scores)
 
 
-def measure(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    features: Tensor,
-    classes: Tensor,
-    lists: Tensor,
-) -> dict[str, Any]:
+def measure(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, data: Data) -> dict[str, Any]:
     """Top-1 of the retriever and after ranking its five best by name; a truth it missed is not put in."""
-    best = lists[:, :5]
-    ranked = best.gather(1, rank_by_name(model, tokenizer, features, best).argmax(1, keepdim=True))[:, 0]
+    best, classes = data.lists[:, :5], data.classes
+    ranked = best.gather(1, rank_by_name(model, tokenizer, data.features, best).argmax(1, keepdim=True))[:, 0]
     listed = (best == classes[:, None]).any(1)
     rare = torch.isin(classes, torch.from_numpy(rare_classes()))
 
@@ -215,60 +256,92 @@ def measure(
     }
 
 
-def train_language(
-    args: argparse.Namespace, tower: TinyVisionModel, tokenizer: PreTrainedTokenizerFast, test: tuple[Tensor, Tensor]
-) -> tuple[LlavaForConditionalGeneration, list[dict[str, Any]]]:
-    """Stages 2 and 3; resumes from its checkpoint."""
-    pictures, labels = rendered_pool(
-        args.work / "language", args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads
+@torch.inference_mode()
+def measure_questions(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, data: Data) -> Any:
+    """Share of right first answers per question, greedy, on shuffled lists of the retriever with the truth put in."""
+    model.eval()
+    rights, batches = (
+        {},
+        list(zip(data.features.split(200), data.classes.split(200), data.lists.split(200), strict=True)),
     )
-    classes = labels[:, 0].long()
-    features = cached(
-        args.work / "features.pt",
-        lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]),
-    )
-    lists = cached(args.work / "lists.pt", lambda: retrieved_classes(args.clip, pictures))
-    test_features, test_lists = visual_tokens(tower, test[0]), retrieved_classes(args.clip, test[0])
-    test_classes = test[1][:, 0].long()
+    for kind in make_phases(argparse.Namespace(language_steps=0, answer_steps=0))[0].questions:
+        rng, right = np.random.default_rng([DOMAIN, 13]), []
+        for features, classes, lists in batches[:5]:
+            pairs = zip(classes.tolist(), lists.tolist(), strict=True)
+            examples = [make_example(rng, kind, truth, retrieved_list(rng, truth, best, 5)) for truth, best in pairs]
+            ids, begins, emphasised = tokenise(tokenizer, examples)
+            decisive = emphasised - kind.startswith(("sort", "paper"))  # the mark after the first name may differ
+            hidden = model.model.language_model(inputs_embeds=embed(model, ids, features), use_cache=False)
+            guess = model.lm_head(hidden.last_hidden_state[:, begins - 1 : begins - 1 + decisive]).argmax(-1)
+            right.append((guess == ids[:, begins : begins + decisive]).all(1))
+        rights[kind] = round(torch.cat(right).float().mean().item(), 4)
+    model.train()
+    return rights
 
-    torch.manual_seed(args.seed)
-    model = build_llava(tower, tokenizer)
+
+def training_step(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    phase: Phase,
+    step: int,
+    data: Data,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Loss of one batch; ``data.features`` holds both mirrorings, (2, B, 16, C)."""
+    names_only = step < phase.names_first * phase.steps
+    kind = "name" if names_only else str(rng.choice(list(phase.questions), p=list(phase.questions.values())))
+    rows = rng.choice(len(data.classes), 128 if kind in phase.large_batch else 64, replace=False)
+    mirrored = torch.from_numpy(rng.integers(2, size=len(rows)))
+    examples = draw_batch(rng, phase, kind, data.classes.numpy()[rows], data.lists.numpy()[rows])
+    return batch_loss(model, tokenizer, examples, data.features[mirrored, torch.from_numpy(rows)])
+
+
+def train_language(
+    args: argparse.Namespace, model: LlavaForConditionalGeneration, tokenizer: Any, data: Data, test: Data
+) -> list[dict[str, Any]]:
+    """Stage 3, both phases; resumes from its checkpoint and returns the measured curve."""
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(learned, 2e-3)
-    start, curve = 0, []
+    phases = make_phases(args)
+    start, total, curve = 0, sum(phase.steps for phase in phases), []
     if (state := load_checkpoint(args.work / "language.pt")) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, curve = state["step"], state["curve"]
-    progress = tqdm(
-        range(start, args.language_steps), initial=start, total=args.language_steps, desc="train language model"
-    )
+    some = Data(test.features[:600], test.classes[:600], test.lists[:600])
+    progress = tqdm(range(start, total), initial=start, total=total, desc="train language model")
     for step in progress:
+        phase, inner = (phases[0], step) if step < phases[0].steps else (phases[1], step - phases[0].steps)
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * cosine_with_warmup(step, args.language_steps, 60)
-        rng = np.random.default_rng([DOMAIN, args.seed, 12, step])
-        kind = "name" if step < 0.08 * args.language_steps else str(rng.choice(list(MIX), p=list(MIX.values())))
-        rows = rng.choice(len(classes), 128 if kind in ("name", "yesno") else 64, replace=False)
-        mirrored = torch.from_numpy(rng.integers(2, size=len(rows)))
-        examples = draw_batch(rng, kind, classes.numpy()[rows], lists.numpy()[rows])
-        loss = batch_loss(model, tokenizer, examples, features[mirrored, torch.from_numpy(rows)])
+            group["lr"] = phase.lr * cosine_with_warmup(inner, phase.steps, 60)
+        loss = training_step(model, tokenizer, phase, inner, data, np.random.default_rng([DOMAIN, args.seed, 12, step]))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % args.save_every == 0 or step + 1 == args.language_steps:
-            curve.append(
-                {
-                    "step": step + 1,
-                    **measure(model, tokenizer, test_features[:600], test_classes[:600], test_lists[:600]),
-                }
-            )
+        if (step + 1) % args.save_every == 0 or inner + 1 == phase.steps:
+            right = measure_questions(model, tokenizer, some)
+            curve.append({"step": step + 1, **measure(model, tokenizer, some), "right first answers": right})
             progress.write(f"ranker {curve[-1]}")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "curve": curve}
             save_checkpoint(args.work / "language.pt", state)
-    curve.append({"step": args.language_steps, **measure(model, tokenizer, test_features, test_classes, test_lists)})
-    return model.eval(), curve
+    right = measure_questions(model, tokenizer, test)
+    return [*curve, {"step": total, **measure(model, tokenizer, test), "right first answers": right}]
+
+
+def prepare(args: argparse.Namespace, tower: TinyVisionModel, test: tuple[Tensor, Tensor]) -> tuple[Data, Data]:
+    """Stage 2: training data (features of both mirrorings, (2, B, 16, C)) and test data for stage 3."""
+    pictures, labels = rendered_pool(
+        args.work / "language", args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads
+    )
+    features = cached(
+        args.work / "features.pt",
+        lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]),
+    )
+    lists = cached(args.work / "lists.pt", lambda: retrieved_classes(args.clip, pictures))
+    tests = Data(visual_tokens(tower, test[0]), test[1][:, 0].long(), retrieved_classes(args.clip, test[0]))
+    return Data(features, labels[:, 0].long(), lists), tests
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -307,6 +380,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=3200)
     parser.add_argument("--language-steps", type=int, default=2400)
+    parser.add_argument("--answer-steps", type=int, default=2000, help="further steps, mostly letters and yes or no")
     parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
     parser.add_argument("--tower-renders", type=int, default=48000)
     parser.add_argument("--language-renders", type=int, default=24000)
@@ -318,7 +392,11 @@ def main() -> None:
     tokenizer = build_tokenizer()
     test = rendered_pool(args.work / "test", args.test_renders, (DOMAIN, args.seed, 3), render_any, args.threads)
     tower, tower_curve = train_tower(args, test)
-    model, curve = train_language(args, tower, tokenizer, test)
+    data, test_data = prepare(args, tower, test)
+    torch.manual_seed(args.seed)
+    model = build_llava(tower, tokenizer)
+    curve = train_language(args, model, tokenizer, data, test_data)
+    model.eval()
     save(args.out, model, tokenizer)
     write_json(
         args.out / "measured.json",
