@@ -156,7 +156,10 @@ def resample_taps(plan: WindowPlan, level: int, level_wh: tuple[int, int]) -> Ta
     index = first[..., None] + np.arange(num_taps)
     weight = bicubic(distance)
     weight *= index < last[..., None]
-    weight /= weight.sum(axis=-1, keepdims=True)
+    total = weight[..., 0].copy()
+    for tap in range(1, num_taps):  # in this order, so that taps of weight 0 behind cannot change a bit
+        total += weight[..., tap]
+    weight /= total[..., None]
     return Taps(np.minimum(index, last[..., None] - 1), weight)
 
 

@@ -1,0 +1,128 @@
+"""Blur against the Gaussian's definition, and what must stay sharp."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+from skimage import data
+
+from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, FixedScale, GreyBackground, RegionCropper
+from rar_mmdet.regions.background import blur, blur_matrix
+
+BACKENDS = ("cpu", "torch")
+BOX = [[150.0, 60.0, 300.0, 160.0]]
+
+
+def crop(background, backend="cpu", masks=None, **settings):
+    settings = {"size": 64, "scale": FixedScale(1.6), **settings}
+    return RegionCropper(background=background, backend=backend, **settings).crop(data.astronaut(), BOX, masks)
+
+
+def inside_rows_and_cols():
+    """The box is 150 x 100 in a window of 240: output pixels 12..52 and 18.67..45.33, those touched count."""
+    return slice(18, 46), slice(12, 52)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2, 3.9, 6, 8, 10, 16, 32, 50])
+@pytest.mark.parametrize("size", [64, 100, 224])
+def test_blur_is_a_gaussian(sigma, size):
+    pixels = data.coffee()[30 : 30 + size, 100 : 100 + size]
+    expected = pixels.astype(float)
+    for axis in (0, 1):
+        expected = gaussian_filter1d(expected, sigma, axis=axis, mode="reflect")
+    assert np.abs(blur(pixels, sigma) - expected).max() <= 2.5  # 2 grey levels and a rounding
+    matrix = blur_matrix(size, sigma)
+    np.testing.assert_allclose(np.einsum("ij,jkc,lk->ilc", matrix, pixels, matrix, optimize=True), expected, atol=0.2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sigma_zero_is_the_identity(backend):
+    assert torch.equal(crop(BlurBackground(0), backend), crop(None, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "background", [BlurBackground(4), BlurBackground(8, feather=5), BlurOutsideMask(4), GreyBackground(90)]
+)
+def test_inside_of_the_box_is_untouched(backend, background):
+    rows, cols = inside_rows_and_cols()
+    plain, changed = crop(None, backend), crop(background, backend)
+    assert torch.equal(changed[..., rows, cols], plain[..., rows, cols])
+    assert not torch.equal(changed, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outside_of_the_box_is_the_blurred_crop(backend):
+    rows, cols = inside_rows_and_cols()
+    plain = crop(None, backend)[0].permute(1, 2, 0).numpy()
+    changed = crop(BlurBackground(4), backend)[0].permute(1, 2, 0).numpy().astype(int)
+    outside = np.ones((64, 64), dtype=bool)
+    outside[rows, cols] = False
+    assert np.abs(changed - blur(plain, 4))[outside].max() <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grey(backend):
+    rows, cols = inside_rows_and_cols()
+    changed = crop(GreyBackground(90), backend)
+    changed[..., rows, cols] = 90
+    assert (changed == 90).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_feather_goes_from_sharp_to_background(backend):
+    image = np.full((64, 64, 3), 250, dtype=np.uint8)
+    cropper = RegionCropper(size=64, background=GreyBackground(50, feather=3), scale=FixedScale(4), backend=backend)
+    row = cropper.crop(image, [[24, 24, 40, 40]])[0, 0, 30].tolist()
+    assert row[18:26] == [50, 50, 50, 100, 150, 200, 250, 250]
+    assert row == row[::-1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mask_is_kept_sharp(backend):
+    mask = np.zeros((1, 512, 512), dtype=bool)
+    mask[0, 60:160, 150:225] = True  # the left half of the box: output columns 12..32, rows 18.67..45.33
+    plain, changed = crop(None, backend), crop(BlurOutsideMask(4), backend, torch.from_numpy(mask))
+    assert torch.equal(changed[..., 19:45, 12:32], plain[..., 19:45, 12:32])
+    assert not torch.equal(changed[..., 19:45, 33:52], plain[..., 19:45, 33:52])
+    kept_share = (changed == plain).all(dim=1)[0, 19:45, 33:52].float().mean()
+    assert kept_share < 0.2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_mask_falls_back_to_the_box(backend):
+    empty = np.zeros((1, 512, 512), dtype=bool)
+    assert torch.equal(crop(BlurOutsideMask(4), backend, empty), crop(BlurBackground(4), backend))
+
+
+@pytest.mark.parametrize("feather", [0, 4])
+def test_backends_agree_on_masks(feather):
+    rows, cols = np.ogrid[:512, :512]
+    mask = ((cols - 220) ** 2 + (rows - 110) ** 2 < 45**2)[None]
+    by_cpu, by_torch = (
+        crop(BlurOutsideMask(6, feather=feather), backend, mask, scale=AreaScale()) for backend in BACKENDS
+    )
+    assert (by_cpu.int() - by_torch.int()).abs().max() <= 2
+
+
+def test_masks_are_ignored_by_other_backgrounds():
+    assert torch.equal(crop(BlurBackground(4), masks=np.zeros((7, 1, 1))), crop(BlurBackground(4)))
+
+
+def test_wrong_masks_are_refused():
+    with pytest.raises(ValueError, match=r"masks must be \(R, H, W\) = \(1, 512, 512\).*got \(1, 64, 64\)"):
+        crop(BlurOutsideMask(4), masks=np.zeros((1, 64, 64), dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: BlurBackground(-1), "BlurBackground: sigma=-1"),
+        (lambda: BlurOutsideMask(float("nan")), "BlurOutsideMask: sigma=nan"),
+        (lambda: BlurBackground(5, feather=-2), "feather=-2"),
+        (lambda: GreyBackground(300), "level=300"),
+    ],
+)
+def test_wrong_values_are_refused(build, match):
+    with pytest.raises(ValueError, match=match):
+        build()

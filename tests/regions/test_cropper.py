@@ -1,0 +1,333 @@
+"""Crops against PIL's resize on photographs, and what must hold for every box."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+
+from rar_mmdet.errors import InvalidBoxError
+from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, RegionCropper
+
+BACKENDS = ("cpu", "torch")
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+TOLERANCE = 2  # grey levels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def photo(name="astronaut"):
+    return getattr(data, name)()
+
+
+def as_array(crops):
+    return crops.permute(0, 2, 3, 1).cpu().numpy().astype(int)
+
+
+def pil_crop(image, box, size):
+    return np.asarray(Image.fromarray(image).resize((size, size), box=tuple(box), resample=Image.BICUBIC)).astype(int)
+
+
+def square_boxes(image, side, count, seed):
+    height, width = image.shape[:2]
+    corners = np.random.default_rng(seed).uniform(0, 1, (count, 2)) * (width - side, height - side)
+    corners[0], corners[1] = 0, (width - side, height - side)  # both corners of the photo, where taps are cut off
+    return np.concatenate([corners, corners + side], axis=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("side", [3.7, 21.0, 64.0, 131.3, 290.5], ids=lambda side: f"{side}px")
+def test_equals_pil_resize_inside_the_photo(backend, name, side):
+    image = photo(name)
+    boxes = square_boxes(image, side, 4, seed=0)
+    crops = as_array(RegionCropper(size=64, backend=backend).crop(image, boxes))
+    expected = np.stack([pil_crop(image, box, 64) for box in boxes])
+    assert np.abs(crops - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["hubble_deep_field", "retina"])
+def test_equals_pil_resize_where_halved_photos_are_read(backend, name):
+    image = photo(name)[:871, :869]  # odd sides
+    boxes = np.concatenate([square_boxes(image, side, 3, seed=1) for side in (520.3, 869.0)])
+    crops = as_array(RegionCropper(size=48, backend=backend).crop(image, boxes))
+    expected = np.stack([pil_crop(image, box, 48) for box in boxes])
+    assert np.abs(crops - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("window", ["square", "pad", "warp"])
+@pytest.mark.parametrize("fill", ["mean", "edge", "reflect"])
+def test_backends_agree(window, fill):
+    image = photo()
+    boxes = np.array(
+        [
+            [10, 20, 60, 50],
+            [-30, -20, 50, 60],
+            [480, 480, 600, 520],
+            [0, 0, 512, 512],
+            [100, 100, 101, 101],
+            [200, 3, 205, 400],
+            [7.3, 9.2, 300.1, 200.7],
+            [511.5, 200, 700, 300],
+        ]
+    )
+    settings_ = {"size": 72, "scale": AreaScale(), "window": window, "fill": fill, "background": BlurBackground(6)}
+    by_cpu = RegionCropper(**settings_, backend="cpu").crop(image, boxes)
+    by_torch = RegionCropper(**settings_, backend="torch", chunk_mib=2).crop(image, boxes)
+    assert (by_cpu.int() - by_torch.int()).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whole_pixel_box_of_the_crops_size_is_the_photo(backend):
+    image = photo()
+    crop = RegionCropper(size=64, backend=backend).crop(image, [[37, 101, 101, 165]])
+    np.testing.assert_array_equal(as_array(crop)[0], image[101:165, 37:101])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crop_then_paste_gives_the_photo_back(backend):
+    image = photo("coffee")
+    pasted = np.zeros_like(image)
+    corners = [(x, y) for y in range(0, 400, 50) for x in range(0, 600, 50)]
+    crops = RegionCropper(size=50, backend=backend).crop(image, [[x, y, x + 50, y + 50] for x, y in corners])
+    for (x, y), crop in zip(corners, as_array(crops), strict=True):
+        pasted[y : y + 50, x : x + 50] = crop
+    np.testing.assert_array_equal(pasted, image)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_a_pixel_of_the_box_is_half_a_pixel_of_the_crop(backend):
+    """Moving a box by half a pixel is moving the photo under it: here by whole pixels of a photo twice as large."""
+    ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8), (40, 1))
+    image = np.repeat(ramp[:, :, None], 3, axis=2)
+    cropper = RegionCropper(size=20, backend=backend)
+    at, moved = cropper.crop(image, [[10, 10, 30, 30], [10.5, 10, 30.5, 30]]).int()
+    assert torch.equal(moved - at, torch.full_like(at, 2))  # half of the 4 grey levels per pixel
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fill", ["mean", "edge", "reflect"])
+def test_shift_of_photo_and_box_changes_nothing(backend, fill):
+    image = photo("chelsea")
+    shifted = np.roll(image, (8, 8), axis=(0, 1))
+    cropper = RegionCropper(size=40, scale=FixedScale(1.4), fill=fill, backend=backend)
+    box = np.array([[60.2, 50.7, 131.9, 160.4]])
+    assert torch.equal(cropper.crop(image, box), cropper.crop(shifted, box + 8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", ["square", "pad", "warp"])
+@pytest.mark.parametrize("fill", ["mean", "edge", "reflect"])
+def test_mirrored_photo_gives_the_mirrored_crop(backend, window, fill):
+    image = photo("rocket")
+    width = image.shape[1]
+    boxes = np.array([[30.3, 40.1, 95.2, 160.9], [-40, 10, 30, 60], [400, 300, 640, 430]], dtype=float)
+    mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    cropper = RegionCropper(size=48, scale=FixedScale(1.5), window=window, fill=fill, backend=backend)
+    difference = cropper.crop(image, boxes).int() - cropper.crop(image[:, ::-1], mirrored).flip(3).int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_equals_one_at_a_time(backend):
+    image = photo()
+    rng = np.random.default_rng(3)
+    low = rng.uniform(-20, 480, (16, 2))
+    boxes = np.concatenate([low, low + np.exp(rng.uniform(np.log(25), np.log(400), (16, 2)))], axis=1)
+    cropper = RegionCropper(size=32, scale=AreaScale(), background=BlurBackground(4), backend=backend, chunk_mib=1)
+    one_by_one = torch.cat([cropper.crop(image, boxes[r : r + 1]) for r in range(len(boxes))])
+    assert (cropper.crop(image, boxes).int() - one_by_one.int()).abs().max() <= (1 if backend == "torch" else 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)], ids=["list", "array", "tensor"])
+def test_no_boxes_give_no_crops(backend, boxes):
+    crops = RegionCropper(size=24, backend=backend).crop(photo(), boxes)
+    assert crops.shape == (0, 3, 24, 24)
+    assert crops.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_pixel_and_whole_photo(backend):
+    image = photo("coffee")
+    one, whole = as_array(
+        RegionCropper(size=16, window="warp", backend=backend).crop(image, [[7, 9, 8, 10], [0, 0, 600, 400]])
+    )
+    assert np.abs(one[7:9, 7:9] - image[9, 7].astype(int)).max() <= 20  # the middle of that pixel
+    assert np.abs(whole - pil_crop(image, (0, 0, 600, 400), 16)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_outside_is_filled(backend):
+    image = np.full((40, 60, 3), 200, dtype=np.uint8)
+    image[:, :20] = 80  # mean 160
+    boxes = [[-20.0, 0.0, 20.0, 40.0]]
+
+    def left_and_right(fill):
+        crop = as_array(RegionCropper(size=40, fill=fill, backend=backend).crop(image, boxes))[0]
+        return crop[:, :20], crop[:, 20:]
+
+    for fill, outside in (("mean", 160), ("edge", 80), ("reflect", 80)):
+        left, right = left_and_right(fill)
+        assert (left == outside).all(), fill
+        assert (right[:, :18] == 80).all(), fill
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fill_covers_a_fraction_of_a_pixel(backend):
+    """Half of the output column is photo (value 100), half fill (mean 100 * 1 + ...): the blend moves smoothly."""
+    image = np.full((40, 40, 3), 250, dtype=np.uint8)
+    image[:, :20] = 50  # mean 150
+    crop = as_array(RegionCropper(size=40, backend=backend).crop(image, [[-10.5, 0.0, 29.5, 40.0]]))[0]
+    assert (crop[:, :10] == 150).all()
+    assert (crop[:, 10] == 100).all()
+    assert (crop[:, 11:28] == 50).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sliver_of_photo_thinner_than_an_output_pixel(backend):
+    image = photo()
+    crops = RegionCropper(size=16, backend=backend, fill="edge").crop(image, [[511.5, 0, 1011.5, 500]])
+    assert np.isfinite(as_array(crops)).all()
+    assert crops.float().std() > 0
+
+
+def test_padded_window_keeps_the_aspect():
+    image = np.full((100, 100, 3), 10, dtype=np.uint8)
+    image[:50] = 90  # mean 50
+    crop = as_array(RegionCropper(size=40, window="pad").crop(image, [[10, 60, 50, 80]]))[0]
+    assert (crop[:10] == 50).all()
+    assert (crop[10:30] == 10).all()
+    assert (crop[30:] == 50).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_box_dtypes(backend, dtype):
+    image = photo()
+    boxes = torch.tensor([[16, 32, 80, 96]], dtype=dtype)
+    assert torch.equal(RegionCropper(size=32, backend=backend).crop(image, boxes), expected_crop(image, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_kinds(backend):
+    image = photo()
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    for kind in (tensor, tensor.half() / 255, tensor.float() / 255, image / 255.0, image[:, ::-1][:, ::-1]):
+        crop = RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]])
+        assert torch.equal(crop, expected_crop(image, backend))
+
+
+def expected_crop(image, backend):
+    return RegionCropper(size=32, backend=backend).crop(image, [[16.0, 32.0, 80.0, 96.0]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crop_leaves_the_photo_alone(backend):
+    image = photo()
+    before = image.copy()
+    RegionCropper(size=16, background=BlurBackground(), backend=backend).crop(image, [[-10, -10, 600, 600]])
+    np.testing.assert_array_equal(image, before)
+
+
+coordinate = st.floats(-300, 900, allow_nan=False, width=32)
+side = st.floats(0.0625, 700, allow_nan=False, width=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=coordinate,
+    y=coordinate,
+    width=side,
+    height=side,
+    scale=st.floats(0.3, 4),
+    window=st.sampled_from(["square", "pad", "warp"]),
+)
+def test_any_box_is_cropped_or_named(x, y, width, height, scale, window):
+    image = photo("coffee")[:200, :300]
+    cropper = RegionCropper(size=24, scale=FixedScale(scale), window=window, background=BlurBackground(3))
+    box = [[x, y, x + width, y + height]]
+    if x >= 300 or y >= 200 or x + width <= 0 or y + height <= 0:
+        with pytest.raises(InvalidBoxError, match="entirely outside"):
+            cropper.crop(image, box)
+    else:
+        assert cropper.crop(image, box).shape == (1, 3, 24, 24)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    x=st.floats(0, 500), y=st.floats(0, 300), width=st.floats(1, 100), height=st.floats(1, 100), scale=st.floats(1, 3)
+)
+def test_window_is_centred_on_the_box(x, y, width, height, scale):
+    """On a photo whose colours are its coordinates, the mean of a crop is the centre of its box."""
+    rows, cols = np.mgrid[0:400, 0:600]
+    image = np.stack([cols * 255 / 600, rows * 255 / 400, cols * 0], axis=2)
+    reach = scale * max(width, height) / 2
+    centre = np.array([x + width / 2, y + height / 2])
+    if (centre < reach).any() or (centre + reach > (600, 400)).any():
+        return
+    rounded = np.rint(image).astype(np.uint8)
+    crop = as_array(RegionCropper(size=16, scale=FixedScale(scale)).crop(rounded, [[x, y, x + width, y + height]]))
+    found = crop[0].mean(axis=(0, 1))[:2] * (600 / 255, 400 / 255) + 0.5
+    assert np.abs(found - centre).max() <= 1.5  # the colours are rounded to 2.4 px
+
+
+def test_settings_survive_pickling_and_another_size():
+    cropper = RegionCropper(size=32, scale=AreaScale(), background=BlurBackground(5, feather=2), window="pad")
+    boxes = [[10, 20, 90, 70]]
+    copied = pickle.loads(pickle.dumps(cropper))
+    assert torch.equal(copied.crop(photo(), boxes), cropper.crop(photo(), boxes))
+    assert cropper.with_size(48).crop(photo(), boxes).shape == (1, 3, 48, 48)
+    assert cropper.size == 32
+
+
+@pytest.mark.parametrize(
+    ("image", "match"),
+    [
+        pytest.param(np.zeros((20, 20), np.uint8), "got ndarray", id="grey"),
+        pytest.param(np.zeros((20, 20, 4), np.uint8), "read_image", id="rgba"),
+        pytest.param(torch.zeros(20, 20, 3, dtype=torch.uint8), "tensor, got Tensor", id="channels-last-tensor"),
+        pytest.param(np.full((20, 20, 3), 200.0), r"floats in \[0, 1\]", id="floats-to-255"),
+        pytest.param(np.zeros((20, 20, 3), np.uint16), "uint16", id="16-bit"),
+    ],
+)
+def test_wrong_images_are_refused(image, match):
+    with pytest.raises(ValueError, match=match):
+        RegionCropper(size=8).crop(image, [[1, 1, 9, 9]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"window": "round"}, "window='round' is not one of square, pad, warp"),
+        ({"fill": "black"}, "fill='black'"),
+        ({"backend": "gpu"}, "backend='gpu'"),
+        ({"chunk_mib": 0}, "chunk_mib=0"),
+        ({"reducing_gap": 0.5}, "reducing_gap=0.5"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        RegionCropper(**arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    image, boxes = photo(), [[10, 20, 300, 250], [-5, -5, 40, 40], [0, 0, 512, 512]]
+    cropper = RegionCropper(size=64, scale=AreaScale(), background=BlurBackground(5))
+    on_cuda = cropper.crop(torch.from_numpy(image).permute(2, 0, 1).cuda(), boxes)
+    assert on_cuda.device.type == "cuda"
+    assert (on_cuda.cpu().int() - cropper.crop(image, boxes).int()).abs().max() <= TOLERANCE
