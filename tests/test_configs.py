@@ -1,4 +1,4 @@
-"""Every config parses, names only parts and keys that exist, builds, and predicts two images (with fakes for weights)."""
+"""Every config parses, names only parts and keys that exist, builds, and predicts two images (fakes for weights)."""
 
 from pathlib import Path
 

@@ -124,3 +124,23 @@ def test_proposal_file(world, tmp_path):
     pipeline = [PIPELINE[0], dict(type="LoadProposals"), PIPELINE[-1]]
     dataset = build("LVISVocabularyDataset", tmp_path, proposal_file="proposals.pkl", pipeline=pipeline)
     assert [len(dataset[i]["data_samples"].proposals.bboxes) for i in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_proposals_are_resized_with_their_image(world, tmp_path):
+    """Fast R-CNN's pipeline: LoadProposals and ProposalBroadcaster, also for an image without proposals."""
+    boxes = {
+        f"val2017/{i:06d}.png": {"bboxes": np.full((i, 4), [1, 2, 9, 8.0]), "scores": np.ones(i)} for i in range(5)
+    }
+    dump(boxes, str(tmp_path / "proposals.pkl"))
+    pipeline = [
+        PIPELINE[0],
+        dict(type="rar_mmdet.KeepOriginalImage"),
+        dict(type="LoadProposals"),
+        dict(type="ProposalBroadcaster", transforms=[dict(type="Resize", scale=(160, 60), keep_ratio=False)]),
+        PIPELINE[-1],
+    ]
+    dataset = build("LVISVocabularyDataset", tmp_path, proposal_file="proposals.pkl", pipeline=pipeline)
+    assert dataset[0]["data_samples"].proposals.bboxes.shape == (0, 4)
+    sample = dataset[3]["data_samples"]  # 80x60 px
+    assert sample.proposals.bboxes.tolist() == [[2.0, 2.0, 18.0, 8.0]] * 3
+    assert sample.ori_img.shape == (60, 80, 3)

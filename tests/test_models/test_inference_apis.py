@@ -93,4 +93,7 @@ def test_det_inferencer_takes_a_batch_of_arrays(config, weights):
     images = [make_image(60, 80), make_image(90, 70, seed=1)]
     out = inferencer(images, batch_size=2, return_datasamples=True, no_save_vis=True)
     assert [tuple(sample.ori_shape) for sample in out["predictions"]] == [(60, 80), (90, 70)]
-    assert set(out["predictions"][0].pred_instances.label_names) <= {*WORDS, *(f"{a} → {b}" for a in WORDS for b in WORDS)}
+    assert set(out["predictions"][0].pred_instances.label_names) <= {
+        *WORDS,
+        *(f"{a} → {b}" for a in WORDS for b in WORDS),
+    }

@@ -34,8 +34,8 @@ class RARDetector(BaseDetector):
     A checkpoint of the inner detector loads as it is.
 
     Args:
-        detector: the `model` of the inner detector's config (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO, ...),
-            or that config's path, such as 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'.
+        detector: the `model` of the inner detector's config (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO,
+            ...), or that config's path, such as 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'.
         recognizer: config of the `RegionRecognizer`. Its default emission is (s * score)^0.5, per-class NMS at 0.5 and
             the best 300.
         selection: arguments of `RegionSelection`; by default the best 300 boxes after class-agnostic NMS at 0.7 (ours:
