@@ -34,11 +34,10 @@ VERIFY_VARIABLE = "RAR_XC2_VERIFY"  # 'hash': also compare the sha256 at loading
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
 
-VL_7B = "internlm-xcomposer2-vl-7b"
 _WRONG_MODEL = (
-    "Only InternLM-XComposer2-VL (one image of fixed side, e.g. {vl}) is implemented here. Download {vl}, or use another "
-    "ranker: configs/rar_lvis_qwen.py (native), configs/rar_lvis_server.py (any OpenAI-compatible server)."
-).format(vl=VL_7B)
+    "Only InternLM-XComposer2-VL (one image of fixed side) is implemented here. Download internlm-xcomposer2-vl-7b, or "
+    "use another ranker: configs/rar_lvis_qwen.py (native), configs/rar_lvis_server.py (any OpenAI-compatible server)."
+)
 # A module only these generations ship, and what they call their tiling in it (read as text, never run).
 _TILING_FILE = "ixc_utils.py"
 _TILING = {"Image_transform": "InternLM-XComposer-2.5", "HD_transform": "InternLM-XComposer2-4KHD"}
@@ -165,8 +164,8 @@ def _check_whole(path: Path, expected: Mapping[str, Any]) -> None:
         digest = file_sha256(path)
         if digest != expected["sha256"]:
             raise RankerLoadError(
-                f"{path} has sha256 {digest}, but {MANIFEST} says {expected['sha256']}. The file was changed or damaged "
-                "after conversion: run tools/convert_xc2.py again."
+                f"{path} has sha256 {digest}, but {MANIFEST} says {expected['sha256']}. The file was changed or "
+                "damaged after conversion: run tools/convert_xc2.py again."
             )
 
 

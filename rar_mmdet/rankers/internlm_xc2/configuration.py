@@ -87,12 +87,13 @@ class IXC2Config(PreTrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.rope_parameters = rope_parameters or _rope_parameters(rope_theta, rope_scaling)
         self.vision_config = _vision_config(vision_config, img_size)
-        self.img_size = self.vision_config.image_size
+        self.img_size = _side(self.vision_config.image_size)
         self.plora_rank = plora_rank
         self.plora_alpha = plora_alpha
         self.end_of_turn_id = end_of_turn_id
         self.use_cache = True
-        super().__init__(
+        base: Any = super().__init__  # takes any key; its stubs list only some
+        base(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
@@ -106,7 +107,12 @@ class IXC2Config(PreTrainedConfig):
     @property
     def num_image_tokens(self) -> int:
         """Tokens one image becomes: its patches, without the class token."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        return (self.img_size // self.patch_size) ** 2
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of one patch of the tower."""
+        return _side(self.vision_config.patch_size)
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -138,3 +144,10 @@ def _vision_config(given: dict[str, Any] | CLIPVisionConfig | None, img_size: in
             "Set both to the side that the position table of the tower was stored for."
         )
     return config
+
+
+def _side(value: Any) -> int:
+    """A side in pixels; CLIP's config would also allow pairs, this model does not."""
+    if not isinstance(value, int):
+        raise ValueError(f"config.json: vision_config sides must be whole numbers of pixels, got {value!r}.")
+    return value

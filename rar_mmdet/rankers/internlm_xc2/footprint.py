@@ -59,7 +59,7 @@ def footprint(config: IXC2Config) -> Footprint:
     vision = config.vision_config
     width, ffn = vision.hidden_size, vision.intermediate_size
     encoder_layer = 4 * (width * width + width) + 2 * width * ffn + ffn + width + 4 * width
-    embeddings = width * (1 + vision.num_channels * vision.patch_size**2 + config.num_image_tokens + 1)
+    embeddings = width * (1 + vision.num_channels * config.patch_size**2 + config.num_image_tokens + 1)
     tower = vision.num_hidden_layers * encoder_layer + embeddings + 4 * width
     projector = (width + 1) * hidden + (hidden + 1) * hidden
     vocabulary = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)

@@ -5,7 +5,7 @@ Shape letters: B batch, T tokens of this step, H hidden size, n images, N tokens
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class IXC2Decoder(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(IXC2DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads the same fields
 
     def forward(
         self,
@@ -197,7 +197,8 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         tower = CLIPVisionModel(config.vision_config)
         tower = getattr(tower, "vision_model", tower)  # earlier 5.x wraps it once more
-        self.vit = nn.ModuleDict({"vision_tower": nn.ModuleDict({"vision_model": tower})})  # the published names
+        self.vit = nn.ModuleDict()  # nested as the published names are
+        self.vit["vision_tower"] = nn.ModuleDict({"vision_model": tower})
         width = config.hidden_size
         self.vision_proj = nn.Sequential(
             nn.Linear(config.vision_config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
@@ -221,7 +222,8 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             guard_memory(pretrained_model_name_or_path, kwargs["config"], kwargs)
         want_info = kwargs.pop("output_loading_info", False)
         kwargs["key_mapping"] = {**PUBLISHED_TO_NATIVE, **(kwargs.get("key_mapping") or {})}
-        model, info = super().from_pretrained(
+        load: Any = super().from_pretrained  # its stubs forget what output_loading_info returns
+        model, info = load(
             pretrained_model_name_or_path,
             *model_args,
             output_loading_info=True,
@@ -232,7 +234,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model._set_generation_defaults()
         return (model, info) if want_info else model
 
-    def to(self, *args: Any, **kwargs: Any) -> Any:
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As any module's, but a GPU too small for the weights is named with what would fit.
 
         Raises:
@@ -242,7 +244,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if target.device.type == "cuda":
             moving = [p for p in self.parameters() if p.device != target.device]
             size = sum(p.numel() * (target.dtype if "dtype" in kwargs else p.dtype).itemsize for p in moving)
-            refuse_if_too_large(self.name_or_path, self.config, size, target.device)
+            refuse_if_too_large(str(self.name_or_path), cast(IXC2Config, self.config), size, target.device)
         return super().to(*args, **kwargs)
 
     def _set_generation_defaults(self) -> None:
@@ -260,7 +262,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.output
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.output = new_embeddings
 
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
@@ -273,9 +275,13 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `last_hidden_state` (n, N, vision hidden): the tower's last layer without the class token, before its
             unused `post_layernorm`; `pooler_output` (n, N, H): the same after the projector.
         """
-        tower = self.vit["vision_tower"]["vision_model"]
+        features, projected = self._encode(pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
+
+    def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        tower = self.vit.get_submodule("vision_tower.vision_model")
         features = tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.vision_proj(features))
+        return features, self.vision_proj(features)
 
     @can_return_tuple
     def forward(
@@ -312,14 +318,14 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: Placeholders and images disagree, or both or neither kind of input is given.
         """
         _refuse_unsupported(kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give input_ids or inputs_embeds.")
             if image_mask is not None:
                 raise ValueError("image_mask goes with inputs_embeds; input_ids mark images by config.image_token_id.")
             inputs_embeds, image_mask = self._embed(input_ids, pixel_values)
-        elif pixel_values is not None:
-            raise ValueError("inputs_embeds already hold the image features; pixel_values cannot be added to them.")
+        elif input_ids is not None or pixel_values is not None:
+            raise ValueError("inputs_embeds already hold text and image features: give no input_ids or pixel_values.")
         if use_cache is None:
             use_cache = self.config.use_cache
         if use_cache and past_key_values is None:
@@ -341,7 +347,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return self.model.tok_embeddings(input_ids), None
         assert pixel_values is not None, "counts were checked"
         embeds = self.model.tok_embeddings(input_ids.masked_fill(image_mask, 0))
-        features = self.get_image_features(pixel_values).pooler_output
+        _, features = self._encode(pixel_values)
         features = features.to(embeds.device, embeds.dtype).flatten(0, 1)
         return embeds.masked_scatter(image_mask.unsqueeze(-1), features), image_mask
 
@@ -361,17 +367,17 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Repeat rows for beams, and with each row all of its images (not each image by itself)."""
         pixel_values = model_kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1:
             rows = self._images_per_row(input_ids == self.config.image_token_id, len(pixel_values))
             groups = [group for group in pixel_values.split(rows) for _ in range(expand_size)]
             pixel_values = torch.cat(groups)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        input_ids, model_kwargs = GenerationMixin._expand_inputs_for_generation(
+            cast(Any, self), expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if pixel_values is not None:
             model_kwargs["pixel_values"] = pixel_values
