@@ -1,5 +1,5 @@
-# Retrieval only behind a tiny Faster R-CNN whose RPN demo/train_rpn.py trains on the demo world. No bbox head: proposals
-# stand as they are.
+# Retrieval only behind a tiny Faster R-CNN whose RPN demo/train_rpn.py trains on the demo world. No bbox head:
+# proposals stand as they are.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "../_base_/default_runtime.py",

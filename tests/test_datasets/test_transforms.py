@@ -33,10 +33,10 @@ def test_kept_pixels_survive_resize_and_flip():
     assert DefaultScope.get_current_instance() is not None
     pipeline = Compose(
         [
-            dict(type="rar_mmdet.KeepOriginalImage"),
-            dict(type="mmdet.Resize", scale=(160, 160), keep_ratio=False),
-            dict(type="mmdet.RandomFlip", prob=1.0),
-            dict(type="rar_mmdet.PackRecognitionInputs"),
+            {"type": "rar_mmdet.KeepOriginalImage"},
+            {"type": "mmdet.Resize", "scale": (160, 160), "keep_ratio": False},
+            {"type": "mmdet.RandomFlip", "prob": 1.0},
+            {"type": "rar_mmdet.PackRecognitionInputs"},
         ]
     )
     packed = pipeline(results())

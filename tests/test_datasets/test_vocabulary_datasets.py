@@ -10,22 +10,22 @@ from rar_mmdet.errors import ImageReadError
 from rar_mmdet.models.testing import write_lvis_world
 
 PIPELINE = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="rar_mmdet.ProposalsFromAnnotations"),
-    dict(type="rar_mmdet.PackRecognitionInputs"),
+    {"type": "LoadImageFromFile"},
+    {"type": "LoadAnnotations", "with_bbox": True},
+    {"type": "rar_mmdet.ProposalsFromAnnotations"},
+    {"type": "rar_mmdet.PackRecognitionInputs"},
 ]
 
 
 def build(kind, root, **changes):
-    config = dict(
-        type=f"rar_mmdet.{kind}",
-        data_root=str(root),
-        ann_file="annotations/lvis_demo_test.json",
-        data_prefix=dict(img=""),
-        test_mode=True,
-        pipeline=PIPELINE,
-    )
+    config = {
+        "type": f"rar_mmdet.{kind}",
+        "data_root": str(root),
+        "ann_file": "annotations/lvis_demo_test.json",
+        "data_prefix": {"img": ""},
+        "test_mode": True,
+        "pipeline": PIPELINE,
+    }
     return DATASETS.build(config | changes)
 
 
@@ -53,7 +53,7 @@ def test_data_equal_mmdetections_own(world, tmp_path):
     theirs = LVISV1Dataset(
         data_root=str(tmp_path),
         ann_file="annotations/lvis_demo_test.json",
-        data_prefix=dict(img=""),
+        data_prefix={"img": ""},
         test_mode=True,
         pipeline=[],
     )
@@ -79,7 +79,7 @@ def test_repeated_names_keep_their_own_label(world, tmp_path):
 
 
 def test_chosen_classes_win(world, tmp_path):
-    dataset = build("CocoVocabularyDataset", tmp_path, metainfo=dict(classes=("thing_2", "thing_5")))
+    dataset = build("CocoVocabularyDataset", tmp_path, metainfo={"classes": ("thing_2", "thing_5")})
     assert list(dataset.cat_ids) == [2, 5]
 
 
@@ -121,7 +121,7 @@ def test_proposal_file(world, tmp_path):
         f"val2017/{i:06d}.png": {"bboxes": np.full((i, 4), [1, 1, 9, 9.0]), "scores": np.ones(i)} for i in range(5)
     }
     dump(boxes, str(tmp_path / "proposals.pkl"))
-    pipeline = [PIPELINE[0], dict(type="LoadProposals"), PIPELINE[-1]]
+    pipeline = [PIPELINE[0], {"type": "LoadProposals"}, PIPELINE[-1]]
     dataset = build("LVISVocabularyDataset", tmp_path, proposal_file="proposals.pkl", pipeline=pipeline)
     assert [len(dataset[i]["data_samples"].proposals.bboxes) for i in range(5)] == [0, 1, 2, 3, 4]
 
@@ -134,9 +134,9 @@ def test_proposals_are_resized_with_their_image(world, tmp_path):
     dump(boxes, str(tmp_path / "proposals.pkl"))
     pipeline = [
         PIPELINE[0],
-        dict(type="rar_mmdet.KeepOriginalImage"),
-        dict(type="LoadProposals"),
-        dict(type="ProposalBroadcaster", transforms=[dict(type="Resize", scale=(160, 60), keep_ratio=False)]),
+        {"type": "rar_mmdet.KeepOriginalImage"},
+        {"type": "LoadProposals"},
+        {"type": "ProposalBroadcaster", "transforms": [{"type": "Resize", "scale": (160, 60), "keep_ratio": False}]},
         PIPELINE[-1],
     ]
     dataset = build("LVISVocabularyDataset", tmp_path, proposal_file="proposals.pkl", pipeline=pipeline)

@@ -15,10 +15,10 @@ from rar_mmdet.testing import make_image
 
 WORDS = ["fire hydrant", "crème brûlée", "bow", "bow", "zebra"]
 PIPELINE = [
-    dict(type="LoadImageFromFile"),
-    dict(type="rar_mmdet.KeepOriginalImage"),
-    dict(type="Resize", scale=(128, 96), keep_ratio=True),
-    dict(type="rar_mmdet.PackRecognitionInputs"),
+    {"type": "LoadImageFromFile"},
+    {"type": "rar_mmdet.KeepOriginalImage"},
+    {"type": "Resize", "scale": (128, 96), "keep_ratio": True},
+    {"type": "rar_mmdet.PackRecognitionInputs"},
 ]
 
 
@@ -36,20 +36,20 @@ def config(request, tmp_path):
     names.write_text("\n".join(WORDS), encoding="utf-8")
     if request.param == "wrapped":
         detector = stock_model("retinanet/retinanet_r50_fpn_1x_coco.py")
-        model = dict(type="rar_mmdet.RARDetector", detector=detector, recognizer=fake_recognizer(str(names)))
+        model = {"type": "rar_mmdet.RARDetector", "detector": detector, "recognizer": fake_recognizer(str(names))}
     else:
         model = stock_model("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
         model.roi_head.update(type="rar_mmdet.RARRoIHead", recognizer=fake_recognizer(str(names)))
         model.test_cfg.rpn.max_per_img = 10
-    dataset = dict(type="CocoDataset", ann_file="nowhere.json", test_mode=True, pipeline=PIPELINE)
+    dataset = {"type": "CocoDataset", "ann_file": "nowhere.json", "test_mode": True, "pipeline": PIPELINE}
     made = Config(
-        dict(
-            default_scope="mmdet",
-            model=model,
-            test_dataloader=dict(dataset=dataset),
-            test_pipeline=PIPELINE,
-            visualizer=dict(type="rar_mmdet.RecognitionVisualizer", vis_backends=[dict(type="LocalVisBackend")]),
-        )
+        {
+            "default_scope": "mmdet",
+            "model": model,
+            "test_dataloader": {"dataset": dataset},
+            "test_pipeline": PIPELINE,
+            "visualizer": {"type": "rar_mmdet.RecognitionVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+        }
     )
     path = tmp_path / "config.py"
     made.dump(str(path))

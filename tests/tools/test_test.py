@@ -128,9 +128,9 @@ def test_stock_metrics_agree(tool, boxes_config, monkeypatch):
     config = Config.fromfile(boxes_config)
     ann_file = config.test_evaluator[0].ann_file
     config.test_evaluator += [
-        dict(type="LVISMetric", ann_file=ann_file, prefix="stock_lvis"),
-        dict(type="CocoMetric", ann_file=ann_file, prefix="stock_coco"),
-        dict(type="rar_mmdet.SparseCocoMetric", ann_file=ann_file, digits=None),
+        {"type": "LVISMetric", "ann_file": ann_file, "prefix": "stock_lvis"},
+        {"type": "CocoMetric", "ann_file": ann_file, "prefix": "stock_coco"},
+        {"type": "rar_mmdet.SparseCocoMetric", "ann_file": ann_file, "digits": None},
     ]
     config.dump(str(boxes_config))
     assert run(tool, boxes_config, "--work-dir", "out") == 0

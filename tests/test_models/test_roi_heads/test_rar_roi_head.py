@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
 from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import InstanceData
 
@@ -84,12 +85,19 @@ def given_proposals(batch, boxes_per_image):
     return batch
 
 
+@pytest.fixture(scope="module")
+def proposals_stand():
+    """Fast R-CNN whose proposals are recognised as they are."""
+    register_all_modules(init_default_scope=True)
+    return MODELS.build(rar(FAST, bbox_head=None)).eval()
+
+
 @pytest.mark.parametrize("input_hw", [(60, 80), (96, 160), (75, 211), (40, 32)])
 @pytest.mark.parametrize("flip", [None, "horizontal", "diagonal"])
-def test_proposals_come_back_in_original_pixels(input_hw, flip):
+def test_proposals_come_back_in_original_pixels(proposals_stand, input_hw, flip):
     """Whatever the resize and flip, the same regions are recognised in the same way."""
     boxes = make_boxes(6)
-    model = rar(FAST, bbox_head=None)
+    model = proposals_stand
     (plain,) = predict(model, given_proposals(make_batch([(60, 80)]), [boxes]))
     (found,) = predict(model, given_proposals(make_batch([(60, 80)], [input_hw], [flip]), [boxes]))
     assert (found.recognition.bboxes - boxes).abs().max() < 1e-3
