@@ -1,0 +1,165 @@
+"""tools/build_memory.py and tools/inspect_memory.py on a tiny world with a tiny random CLIP."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from rar_mmdet.memory import CategoryMemory, EntryKind
+from rar_mmdet.testing import make_image
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"module_of_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    return load_module(ROOT / "tools" / "build_memory.py")
+
+
+@pytest.fixture(scope="module")
+def inspect() -> ModuleType:
+    return load_module(ROOT / "tools" / "inspect_memory.py")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, photos, annotations and a config."""
+    root = tmp_path_factory.mktemp("world")
+    sys.path.insert(0, str(ROOT / "tests" / "encoders"))
+    from tiny import write_model
+
+    write_model(root / "clip")
+    names = ["red star", "blue cup", "cup_(drink)", "never seen"]
+    Image.fromarray(make_image()).save(root / "0.png")
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1 + i % 3, "bbox": [3.0 * i, 4.0, 20.0, 18.0]} for i in range(6)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "0.png"}],
+        "annotations": annotations,
+        "categories": [{"id": 1 + i, "name": name} for i, name in enumerate(names)],
+    }
+    (root / "ann.json").write_text(json.dumps(content))
+    (root / "config.py").write_text(
+        "model = dict(recognizer=dict(vocabulary=r'{r}/ann.json', cropper=dict(type='RegionCropper', size=32), "
+        "encoder=dict(type='OpenClipEncoder', model=r'local-dir:{r}/clip'), "
+        "memory=dict(type='TextMemory', cache_dir=r'{r}/cache')))\n".replace("{r}", str(root))
+    )
+    return root
+
+
+@pytest.fixture
+def few_shot(world: Path, build: ModuleType) -> Path:
+    out = world / "few_shot"
+    given = [str(world / "config.py"), "--out", str(out), "--shots", "1"]
+    assert build.main([*given, "--annotations", str(world / "ann.json"), "--images", str(world)]) == 0
+    return out
+
+
+def test_fills_the_cache_once(world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main([str(world / "config.py")]) == 0
+    folder = Path(capsys.readouterr().out.split("written to ")[1].strip())
+    assert folder.parent == world / "cache"
+    written = (folder / "manifest.json").stat().st_mtime_ns
+    assert build.main([str(world / "config.py")]) == 0
+    assert (folder / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_exemplars_join_the_texts(few_shot: Path) -> None:
+    memory = CategoryMemory.load(few_shot)
+    assert memory.entries.of_kind(EntryKind.TEXT).counts(4).tolist() == [1, 1, 1, 1]
+    assert memory.entries.of_kind(EntryKind.IMAGE).counts(4).tolist() == [1, 1, 1, 0]
+    assert "up to 1 exemplars per category, seed 0" in memory.info.dataset
+
+
+def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType) -> None:
+    out = world / "changed"
+    given = [str(world / "config.py"), "--update", str(few_shot), "--out", str(out)]
+    assert build.main([*given, "--add", "square", "--remove", "blue cup"]) == 0
+    memory = CategoryMemory.load(out)
+    assert memory.category_names == ("red star", "cup_(drink)", "never seen", "square")
+    assert memory.entries.of_kind(EntryKind.IMAGE).counts(4).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(
+            ["--update", "{few}", "--remove", "zebra", "--out", "x"], "has 0 categories of that name", id="no-name"
+        ),
+        pytest.param(["--templates", "sinlge"], "no template set 'sinlge'", id="template"),
+        pytest.param(
+            ["--cfg-options", "model.recognizer.encoder.model=local-dir:/no/where"], "/no/where", id="weights"
+        ),
+    ],
+)
+def test_wrong_use_says_what_to_do(
+    world: Path,
+    few_shot: Path,
+    build: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    given = [argument.replace("{few}", str(few_shot)) for argument in arguments]
+    assert build.main([str(world / "config.py"), *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_that_need_each_other(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in [
+        (["c.py", "--shots", "4"], "need --shots N --annotations FILE --images FOLDER"),
+        (["c.py", "--add", "x"], "name it with --update DIR"),
+        (["c.py", "--update", "d", "--add", "x"], "give --out DIR"),
+    ]:
+        with pytest.raises(SystemExit):
+            build.main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_inspect_shows_contents(few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main([str(few_shot)]) == 0
+    shown = capsys.readouterr().out
+    assert "4 categories, vectors of 16" in shown
+    assert "1 categories have none: 3 'never seen'" in shown
+
+
+def test_inspect_finds_neighbours(
+    world: Path, few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect.main([str(few_shot), "--near", "Cup (drink)", "--top", "2"]) == 0
+    assert "cosine 1.0000" in capsys.readouterr().out.splitlines()[1]
+    config = ["--config", str(world / "config.py")]
+    assert inspect.main([str(few_shot), "--near", "a photo of a red star", *config, "--top", "1"]) == 0
+    assert "red star" in capsys.readouterr().out
+    assert inspect.main([str(few_shot), "--image", str(world / "0.png"), *config]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert inspect.main([str(few_shot), "--duplicates", "-1"]) == 0
+    assert "6 pairs of categories" in capsys.readouterr().out
+
+
+def test_inspect_says_what_is_missing(
+    world: Path, few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        ([str(world / "nothing")], "no memory in"),
+        ([str(few_shot), "--near", "zebra"], "'zebra' is no name of this memory"),
+        ([str(few_shot), "--image", str(world / "0.png")], "--image needs --config"),
+    ]:
+        assert inspect.main(arguments) == 2
+        assert message in capsys.readouterr().err
