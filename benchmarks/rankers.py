@@ -1,0 +1,340 @@
+"""Rankers against the released script's way: one `generate` of up to 512 tokens per crop, one crop at a time.
+
+    python benchmarks/rankers.py --json rankers.json         # speed, memory, server; all ratios from this one run
+    python benchmarks/rankers.py --table                     # the demo tables of docs/rankers.md
+
+JSON keys: `likelihood_speedup` and `letter_speedup` (seconds per crop of the baseline over ours, the smaller of both
+models), `server_overhead` (seconds for 1,000 crops over 1,000 x 0.2 s / 64). Speeds need the demo ranker and world:
+`python demo/make_world.py --out data/demo --seed 0`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rar_mmdet.rankers import OpenAIRanker, TransformersRanker
+from rar_mmdet.structures import RankStatus
+from rar_mmdet.testing import make_shortlist
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+REPLY_SECONDS, CONCURRENCY, SERVER_CROPS = 0.2, 64, 1000
+
+
+# The server path.
+
+
+async def _serve(port: Any) -> None:
+    """A bare HTTP/1.1 server that answers every request after REPLY_SECONDS."""
+    entry = {"token": "A", "logprob": -0.1, "bytes": None}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": "A"},
+        "logprobs": {"content": [{**entry, "top_logprobs": [entry, {**entry, "token": "B", "logprob": -2.0}]}]},
+    }
+    completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    body = json.dumps(completion).encode()
+    models = json.dumps({"object": "list", "data": []}).encode()
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                length = next((int(x.split(":")[1]) for x in head.lower().split("\r\n") if "content-length" in x), 0)
+                await reader.readexactly(length)
+                is_post = head.startswith("POST")
+                if is_post:
+                    await asyncio.sleep(REPLY_SECONDS)
+                text = body if is_post else models
+                header = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+                writer.write(header.encode() + text)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(client, "127.0.0.1", 0, limit=2**24, backlog=256)
+    port.value = server.sockets[0].getsockname()[1]
+    await server.serve_forever()
+
+
+def _run_server(port: Any) -> None:
+    asyncio.run(_serve(port))
+
+
+def measure_server(side: int) -> dict[str, float]:
+    """1,000 crops at concurrency 64 against a server that takes 200 ms."""
+    context = multiprocessing.get_context("fork")
+    port = context.Value("i", 0)
+    server = context.Process(target=_run_server, args=(port,), daemon=True)
+    server.start()
+    while port.value == 0:
+        time.sleep(0.05)
+    try:
+        ranker = OpenAIRanker(
+            base_url=f"http://127.0.0.1:{port.value}/v1", model="m", max_concurrency=CONCURRENCY, image_size=side
+        )
+        crops = torch.randint(0, 256, (SERVER_CROPS, 3, side, side), dtype=torch.uint8)
+        shortlist = make_shortlist(SERVER_CROPS, 5, 100)
+        names = [f"category {i}" for i in range(100)]
+        ranker.rank(crops[:CONCURRENCY], shortlist[:CONCURRENCY], [f"warm {n}" for n in names])
+        cpu = time.process_time()
+        started = time.perf_counter()
+        ranking = ranker.rank(crops, shortlist, names)
+        seconds = time.perf_counter() - started
+    finally:
+        server.terminate()
+    assert (ranking.status == RankStatus.OK).all(), "the loopback server lost requests"
+    ideal = SERVER_CROPS * REPLY_SECONDS / CONCURRENCY
+    return {
+        "server_overhead": seconds / ideal,
+        "server_seconds": seconds,
+        "server_ideal_seconds": ideal,
+        "server_client_cpu_seconds": time.process_time() - cpu,
+    }
+
+
+# Local models.
+
+
+def make_random_llava(folder: Path) -> Path:
+    """About 100 M random parameters: CLIP-like tower, 144 visual tokens, 12 decoder layers of width 640."""
+    from transformers import (
+        AutoProcessor,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    from rar_mmdet.rankers.native import register_native_models
+
+    register_native_models()
+    tokenizer = AutoProcessor.from_pretrained(ROOT / "demo/weights/ranker").tokenizer
+    side, patch = 168, 14
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            image_size=side,
+            patch_size=patch,
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=8,
+            num_attention_heads=6,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=704,
+            intermediate_size=2048,
+            num_hidden_layers=13,
+            num_attention_heads=11,
+            num_key_value_heads=11,
+            max_position_embeddings=2048,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(side // patch) ** 2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    print(f"random LLaVA: {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")
+    model.save_pretrained(folder)
+    size = {"shortest_edge": side}
+    images = CLIPImageProcessor(size=size, crop_size={"height": side, "width": side})
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def time_baseline(ranker: TransformersRanker, crops: torch.Tensor, shortlist: Any, names: list[str]) -> float:
+    """Seconds per crop of the released script's way; stops at the end-of-turn token only."""
+    loaded = ranker.loaded
+    seconds = []
+    for row in range(len(crops)):
+        candidates = tuple(names[i] for i in shortlist.category_ids[row].tolist())
+        text = loaded.dialogue.text(ranker.prompt.render(candidates))
+        started = time.perf_counter()
+        with torch.inference_mode():
+            inputs = loaded.inputs([_Question(crops[row], candidates)], [text])
+            loaded.model.generate(**inputs, max_new_tokens=512, do_sample=False, pad_token_id=loaded.pad_id)
+        seconds.append(time.perf_counter() - started)
+    return sum(seconds) / len(seconds)
+
+
+class _Question:
+    def __init__(self, crop: torch.Tensor, candidates: tuple[str, ...]) -> None:
+        self.crop, self.candidates = crop, candidates
+
+
+def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list[str], rounds: int, base: int) -> dict:
+    """Interleaved: `rounds` times each way, so that a busy machine slows all alike."""
+    settings: dict[str, Any] = {"model": folder, "max_fallback_rate": 1.0, "prompts": ROOT / "demo/prompts.json"}
+    ways = {
+        "likelihood": {"ask": "likelihood"},
+        "letter": {"ask": "letter", "num_shifts": 1},
+        "letter_debiased": {"ask": "letter"},
+        "yesno": {"ask": "yesno"},
+        "generate_batched": {"ask": "generate"},
+    }
+    baseline = TransformersRanker(**settings, ask="generate", batch_size=1)
+    time_baseline(baseline, crops[:1], shortlist[:1], names)
+    spent: dict[str, list[float]] = {name: [] for name in ["baseline", *ways]}
+    for _ in range(rounds):
+        spent["baseline"].append(time_baseline(baseline, crops[:base], shortlist[:base], names))
+        for name, way in ways.items():
+            ranker = TransformersRanker(**settings, **way, batch_size=16)
+            ranker.rank(crops[:1], shortlist[:1], [f"warm {n}" for n in names])
+            started = time.perf_counter()
+            ranker.rank(crops, shortlist, names)
+            spent[name].append((time.perf_counter() - started) / len(crops))
+    return {name: sorted(values)[len(values) // 2] for name, values in spent.items()}
+
+
+def measure_memory(folder: Path, names: list[str]) -> dict[str, float]:
+    """Growth of the peak resident size (MB) from 64 to 512 crops at batch 16: bounded by the batch, not by R."""
+    ranker = TransformersRanker(model=folder, prompts=ROOT / "demo/prompts.json", batch_size=16, max_fallback_rate=1.0)
+    peaks = []
+    for seed, count in enumerate((64, 512)):
+        crops = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
+        ranker.rank(crops, make_shortlist(count, 5, len(names), seed=seed), names)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return {"peak_mb_64_crops": peaks[0], "peak_mb_512_crops": peaks[1], "crops_mb": 448 * 3 * 64 * 64 / 2**20}
+
+
+def load_demo(split: str, limit: int | None) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Recogniser, regions and annotations of the demo world."""
+    from calibrate_ranker import collect
+    from mmengine.config import Config
+
+    from rar_mmdet.evaluation import load_annotation_file
+    from rar_mmdet.models.components import build_recognizer
+
+    annotations = load_annotation_file(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")
+    settings = Config.fromfile(ROOT / "configs/demo/rar_demo_likelihood.py").model.recognizer
+    settings["vocabulary"] = str(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")
+    recognizer = build_recognizer(settings)
+    return recognizer, collect(recognizer, annotations, ROOT / "data/demo", limit), settings, annotations
+
+
+def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
+    """All ways to ask, and k = 3 ... 7, on the demo's test split."""
+    from calibrate_ranker import average_precision, rank
+
+    from rar_mmdet.fusion import LogLikFusion
+
+    recognizer, regions, _, annotations = load_demo("test", limit)
+    rows = {
+        "generate, paper's prompt": ({"ask": "generate", "prompt": "paper"}, 5),
+        "generate, structured in-context": ({"ask": "generate", "prompt": "paper_in_context"}, 5),
+        "likelihood, choose": ({"ask": "likelihood", "prompt": "choose"}, 5),
+        "likelihood, name": ({"ask": "likelihood", "prompt": "name"}, 5),
+        "likelihood, name, PMI": ({"ask": "likelihood", "prompt": "name", "score": "pmi"}, 5),
+        "letter, one order": ({"ask": "letter", "num_shifts": 1}, 5),
+        "letter, all cyclic shifts": ({"ask": "letter"}, 5),
+        "yesno": ({"ask": "yesno"}, 5),
+        **{f"likelihood, choose, k = {k}": ({"ask": "likelihood", "prompt": "choose"}, k) for k in (3, 4, 6, 7)},
+    }
+    retrieval = average_precision(regions, regions.shortlist.probs, annotations, recognizer.emission)
+    top1 = (regions.shortlist.category_ids[:, 0] == regions.truth).double().mean().item()
+    table: dict[str, dict[str, Any]] = {
+        "retrieval only": {"top1": top1, "AP": retrieval["AP"], "APr": retrieval["APr"]}
+    }
+    print(
+        f"{len(regions.truth)} regions\n{'retrieval only':34s} rank-1 {top1:.4f} AP {100 * retrieval['AP']:.2f}",
+        flush=True,
+    )
+    for name, (settings, k) in rows.items():
+        ranker = TransformersRanker(
+            model=ROOT / "demo/weights/ranker",
+            prompts=ROOT / "demo/prompts.json",
+            max_fallback_rate=1.0,
+            cache=cache,
+            **settings,
+        )
+        ranking = rank(ranker, regions, recognizer.prompt_names, k)
+        fused = LogLikFusion()(regions.shortlist, ranking)
+        summary = average_precision(regions, fused, annotations, recognizer.emission)
+        best = regions.shortlist.category_ids.gather(1, ranking.order[:, :1]).flatten()
+        report = ranker.report()
+        table[name] = {
+            "k": k,
+            "rank1": (best == regions.truth).double().mean().item(),
+            "top1_fused": (
+                regions.shortlist.category_ids.gather(1, fused.argmax(1, keepdim=True)).flatten() == regions.truth
+            )
+            .double()
+            .mean()
+            .item(),
+            "AP": summary["AP"],
+            "APr": summary["APr"],
+            "crops_per_second": report["regions"] / max(report["seconds"], 1e-9) if not report["cached"] else None,
+            **{key: report[key] for key in ("ok", "partial", "fallback", "asked", "cached")},
+        }
+        print(f"{name:34s} {json.dumps(table[name], default=float)}", flush=True)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--table", action="store_true", help="the demo tables instead of the speeds")
+    parser.add_argument("--crops", type=int, default=64, help="crops per measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts")
+    parser.add_argument("--num-images", type=int, help="--table: only the first so many images")
+    parser.add_argument("--cache", type=Path, help="--table: keep answers in this file")
+    parser.add_argument("--only", choices=["server", "demo", "random", "memory"], help="one part alone")
+    args = parser.parse_args()
+    if args.table:
+        result: dict[str, Any] = print_tables(args.num_images, args.cache)
+    else:
+        result = {}
+        parts = [args.only] if args.only else ["server", "demo", "random", "memory"]
+        if "server" in parts:
+            result |= measure_server(side=224)
+        speeds = {}
+        demo = ROOT / "demo/weights/ranker"
+        if {"demo", "random", "memory"} & set(parts):
+            recognizer, regions, _, _ = load_demo("calib", 20)
+            names, crops = recognizer.prompt_names, regions.crops[: args.crops]
+            shortlist = regions.shortlist[: args.crops].head(5)
+        if "demo" in parts:
+            speeds["demo"] = measure_model(demo, crops, shortlist, names, args.rounds, base=16)
+        if "random" in parts:
+            with tempfile.TemporaryDirectory() as folder:
+                large = make_random_llava(Path(folder))
+                few = min(16, len(crops))
+                speeds["random_100m"] = measure_model(large, crops[:few], shortlist[:few], names, 1, base=1)
+        for way in ("likelihood", "letter", "letter_debiased", "yesno", "generate_batched"):
+            ratios = {model: seconds["baseline"] / seconds[way] for model, seconds in speeds.items()}
+            result |= {f"{way}_speedup_{model}": ratio for model, ratio in ratios.items()}
+            if ratios:
+                result[f"{way}_speedup"] = min(ratios.values())
+        result["seconds_per_crop"] = speeds
+        if "memory" in parts:
+            result |= measure_memory(demo, names)
+        print(json.dumps(result, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
