@@ -21,6 +21,7 @@ __all__ = ["ObjectOutcomes", "RecognitionReport", "judge_regions", "summarise"]
 
 AREA_BINS = (("s", 0.0, 32.0**2), ("m", 32.0**2, 96.0**2), ("l", 96.0**2, float("inf")))  # COCO, square pixels
 NOWHERE = np.iinfo(np.int32).max  # rank of a category that is not in the list
+UNKNOWN = -1  # rank where detections do not say which region they come from
 NOT_MATCHED = -1  # status and predictions of an object no region covers
 
 
@@ -35,6 +36,7 @@ class ObjectOutcomes:
     retrieved: NDArray[np.int32]  # (G,) best category of retrieval, or NOT_MATCHED
     final: NDArray[np.int32]  # (G,) best category after the ranker, or NOT_MATCHED
     status: NDArray[np.int32]  # (G,) RankStatus of the region, or NOT_MATCHED
+    emitted_rank: NDArray[np.int32]  # (G,) place among the names the region's detections carry: what AP reads
 
     def __len__(self) -> int:
         return len(self.label)
@@ -49,7 +51,7 @@ class ObjectOutcomes:
         """Outcomes of several images as one."""
         if not parts:
             none = np.zeros(0, np.int32)
-            return ObjectOutcomes(none, np.zeros(0), none, none, none, none, none)
+            return ObjectOutcomes(none, np.zeros(0), none, none, none, none, none, none)
         return ObjectOutcomes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(ObjectOutcomes)))
 
 
@@ -71,7 +73,8 @@ def judge_regions(
         boxes_xyxy: (G, 4) annotated boxes, original pixels.
         labels: (G,) 0-based categories.
         areas: (G,) annotated areas.
-        recognition: `bboxes` (R, 4) original pixels, `shortlist_ids` (R, N), `ranked_ids` (R, K), `status` (R,).
+        recognition: `bboxes` (R, 4) original pixels, `shortlist_ids` (R, N), `ranked_ids` (R, K), `status` (R,); and,
+            where detections know their region, `emitted_regions` and `emitted_labels` (M,), best score first.
         iou_thr: Least IoU of a pair.
     """
     region = _pair(boxes_xyxy, np.asarray(recognition["bboxes"], np.float64).reshape(-1, 4), iou_thr)
@@ -84,6 +87,7 @@ def judge_regions(
             ("retrieved", NOT_MATCHED),
             ("final", NOT_MATCHED),
             ("status", NOT_MATCHED),
+            ("emitted_rank", UNKNOWN if "emitted_regions" not in recognition else NOWHERE),
         )
     }
     if hit.any():
@@ -96,6 +100,9 @@ def judge_regions(
         outcome["retrieved"][hit] = shortlist[:, 0]
         outcome["final"][hit] = ranked[:, 0] if ranked.shape[1] else shortlist[:, 0]
         outcome["status"][hit] = recognition["status"][rows]
+        if "emitted_regions" in recognition:
+            emitted = recognition["emitted_regions"], recognition["emitted_labels"]
+            outcome["emitted_rank"][hit] = _emitted_place(*emitted, rows, wanted)
     return ObjectOutcomes(label=labels.astype(np.int32), area=areas.astype(np.float64), **outcome)
 
 
@@ -125,6 +132,8 @@ def summarise(
         for k in top:
             numbers[f"top{k}{suffix}"] = _rate(outcomes.final_rank < k, within)
             numbers[f"retrieval_top{k}{suffix}"] = _rate(outcomes.retrieved_rank < k, within)
+            if UNKNOWN not in outcomes.emitted_rank:
+                numbers[f"emitted_top{k}{suffix}"] = _rate(outcomes.emitted_rank < k, within)
         for k in recall_at:
             numbers[f"recall@{k}{suffix}"] = _rate(outcomes.retrieved_rank < k, within)
         numbers |= {f"{key}{suffix}": value for key, value in _ranker_shares(outcomes, within).items()}
@@ -201,6 +210,17 @@ def _place(lists: NDArray[Any], wanted: IntArray) -> NDArray[np.int32]:
         return np.full(len(wanted), NOWHERE, np.int32)
     hit = lists == wanted[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1), NOWHERE).astype(np.int32)
+
+
+def _emitted_place(regions: NDArray[Any], labels: NDArray[Any], rows: IntArray, wanted: IntArray) -> NDArray[np.int32]:
+    """How many names each region's detections carry before the wanted one; NOWHERE if it is not among them."""
+    places = np.full(len(rows), NOWHERE, np.int32)
+    for i, (region, label) in enumerate(zip(rows, wanted, strict=True)):
+        names = labels[regions == region]
+        hits = np.flatnonzero(names == label)
+        if len(hits):
+            places[i] = hits[0]
+    return places
 
 
 def _pair(objects_xyxy: FloatArray, regions_xyxy: FloatArray, iou_thr: float) -> IntArray:

@@ -30,8 +30,10 @@ FIELDS = ("bboxes", "shortlist_ids", "ranked_ids", "status")
 class RecognitionMetric(BaseMetric):
     """Top-k accuracy, shortlist recall, and the share of regions the ranker was asked about, changed, improved, harmed.
 
-    Reads `recognition` of the data samples, which the heads of this project write. Rates are in [0, 1], in full and
-    with the suffixes `_r _c _f` (LVIS frequency) and `_s _m _l` (COCO area); -1 where there is nothing to rate.
+    Reads `recognition` of the data samples, which the heads of this project write. `top…` follows the ranker's order,
+    `retrieval_top…` the encoder's, `emitted_top…` the fused scores that AP reads (where detections carry `region_ids`),
+    `recall@k` is what a perfect ranker of k candidates could reach. Rates are in [0, 1], in full and with the suffixes
+    `_r _c _f` (LVIS frequency) and `_s _m _l` (COCO area); -1 where there is nothing to rate.
 
     Args:
         ann_file: Annotation file; None takes the annotations of the data samples (no frequency bins then).
@@ -178,7 +180,13 @@ def _recognition(sample: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         raise MetricConfigError(
             f"image {sample['img_id']}: `recognition` lacks {missing}, it has {sorted(recognition)}"
         )
-    return {name: to_numpy(recognition[name]) for name in FIELDS}
+    arrays = {name: to_numpy(recognition[name]) for name in FIELDS}
+    pred = sample.get("pred_instances")
+    if pred is not None and "region_ids" in pred:
+        order = np.argsort(-to_numpy(pred["scores"]), kind="stable")
+        arrays["emitted_regions"] = to_numpy(pred["region_ids"])[order]
+        arrays["emitted_labels"] = to_numpy(pred["labels"])[order]
+    return arrays
 
 
 def _columns(objects: list[tuple[list[float], int, float]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

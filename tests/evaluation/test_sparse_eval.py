@@ -128,7 +128,7 @@ def test_masks(reference: SimpleNamespace, seed: int) -> None:
 
 
 def test_a_file_shaped_like_lvis_val_100(reference: SimpleNamespace) -> None:
-    dataset, records = reference.world(1, images=100, categories=300, detections=120)
+    dataset, records = reference.world(1, images=100, categories=1203, detections=120)
     for a, b in zip(dataset["annotations"], records, strict=False):  # so that something matches
         b.update(image_id=a["image_id"], category_id=a["category_id"], bbox=a["bbox"])
     assert_equals_lvis_api(reference, dataset, records)

@@ -1,0 +1,192 @@
+"""Recognition rates: small cases by hand, identities, and the metric on data samples."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from rar_mmdet.evaluation import AnnotationFileError, MetricConfigError, RecognitionMetric
+from rar_mmdet.evaluation.recognition import judge_regions, summarise
+from rar_mmdet.structures import RankStatus
+
+CLASSES = ["cat", "dog", "fox"]
+BOXES = np.array([[0, 0, 10, 10], [20, 20, 60, 60], [0, 0, 10, 10], [100, 100, 300, 300]], float)
+LABELS = np.array([0, 1, 2, 2])
+AREAS = np.array([100.0, 1600.0, 100.0, 40000.0])
+FREQUENCIES = ["f", "c", "r"]
+
+
+def recognition(**changes: Any) -> dict[str, np.ndarray]:
+    """Objects 0-2 have a region each, in their order; the ranker mends object 1, spoils 0 and is not asked about 2."""
+    fields = {
+        "bboxes": BOXES[:3].astype(np.float32),
+        "shortlist_ids": np.array([[0, 1, 2], [2, 1, 0], [1, 0, 2]]),
+        "ranked_ids": np.array([[1, 0], [1, 2], [1, 0]]),
+        "status": np.array([RankStatus.OK, RankStatus.PARTIAL, RankStatus.SKIPPED]),
+    }
+    return fields | changes
+
+
+def test_rates_by_hand() -> None:
+    outcomes = judge_regions(BOXES, LABELS, AREAS, recognition(), iou_thr=0.5)
+    report = summarise(outcomes, CLASSES, FREQUENCIES, top=(1, 2), recall_at=(1, 3))
+    numbers = report.numbers
+    assert (numbers["objects"], numbers["matched"]) == (4, 0.75)
+    third = pytest.approx(1 / 3)
+    assert {k: numbers[k] for k in ("top1", "retrieval_top1", "asked", "changed", "improved", "harmed")} == {
+        "top1": third,  # object 1
+        "retrieval_top1": third,  # object 0
+        "asked": pytest.approx(2 / 3),
+        "changed": pytest.approx(2 / 3),
+        "improved": third,
+        "harmed": third,
+    }
+    assert numbers["recall@1"] == third
+    assert numbers["recall@3"] == 1
+    assert numbers["top2"] == pytest.approx(2 / 3)
+    assert (numbers["top1_c"], numbers["top1_f"], numbers["top1_r"]) == (1, 0, 0)
+    assert (numbers["top1_s"], numbers["top1_m"], numbers["top1_l"]) == (0, 1, -1)
+    assert [row["name"] for row in report.per_class] == CLASSES
+    assert report.per_class[0] | {"top1": 0.0, "harmed": 1.0, "objects": 1} == report.per_class[0]
+    assert [(c["annotated"], c["named"], c["count"]) for c in report.confusions] == [
+        ("cat", "dog", 1),
+        ("fox", "dog", 1),
+    ]
+
+
+def test_identity_ranker_changes_nothing() -> None:
+    same = recognition(ranked_ids=recognition()["shortlist_ids"][:, :2])
+    numbers = summarise(judge_regions(BOXES, LABELS, AREAS, same, 0.5), CLASSES, None).numbers
+    assert numbers["changed"] == numbers["improved"] == numbers["harmed"] == 0
+    assert numbers["top1"] == numbers["retrieval_top1"]
+    assert "top1_r" not in numbers
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_explain_the_gain_and_recall_bounds_the_ranker(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, categories, k = 200, 30, 5
+    corner = rng.uniform(0, 5000, (n, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 200, (n, 2))], axis=1)
+    shortlist = np.stack([rng.permutation(categories)[:20] for _ in range(n)])
+    ranked = np.stack([rng.permutation(row[:k]) for row in shortlist])
+    fields = {"bboxes": boxes, "shortlist_ids": shortlist, "ranked_ids": ranked, "status": np.zeros(n, int)}
+    labels = rng.integers(0, categories, n)
+    numbers = summarise(
+        judge_regions(boxes, labels, np.ones(n), fields, 0.5), [str(i) for i in range(categories)], None
+    ).numbers
+    assert numbers["top1"] - numbers["retrieval_top1"] == pytest.approx(numbers["improved"] - numbers["harmed"])
+    assert numbers["top1"] <= numbers["recall@5"]
+    assert numbers["top5"] == numbers["recall@5"]  # K candidates stay the first K
+    assert numbers["retrieval_top1"] == numbers["recall@1"] <= numbers["recall@5"] <= numbers["recall@20"]
+
+
+def test_equal_boxes_pair_in_their_order_and_regions_serve_once() -> None:
+    twice = np.concatenate([BOXES[:1], BOXES[:1], BOXES[:1]])
+    fields = recognition(bboxes=np.concatenate([BOXES[:1], BOXES[:1]]))
+    fields = {key: value[:2] for key, value in fields.items()}
+    outcomes = judge_regions(twice, np.array([0, 2, 2]), np.ones(3), fields, 0.5)
+    assert outcomes.retrieved.tolist() == [0, 2, -1]
+
+
+def test_order_of_regions_does_not_matter() -> None:
+    order = [1, 2, 0]
+    shuffled = {key: value[order] for key, value in recognition().items()}
+    distinct = BOXES + np.arange(4)[:, None] * 1000
+    plain = recognition(bboxes=distinct[:3])
+    shuffled["bboxes"] = distinct[:3][order]
+    one = judge_regions(distinct, LABELS, AREAS, plain, 0.5)
+    other = judge_regions(distinct, LABELS, AREAS, shuffled, 0.5)
+    np.testing.assert_array_equal(one.final_rank, other.final_rank)
+
+
+def test_no_region_and_no_object() -> None:
+    none = {key: value[:0] for key, value in recognition().items()}
+    numbers = summarise(judge_regions(BOXES, LABELS, AREAS, none, 0.5), CLASSES, FREQUENCIES).numbers
+    assert (numbers["matched"], numbers["top1"]) == (0, -1)
+    empty = judge_regions(BOXES[:0], LABELS[:0], AREAS[:0], recognition(), 0.5)
+    assert summarise(empty, CLASSES, FREQUENCIES).numbers["top1"] == -1
+
+
+def sample(img_id: int = 7, **fields: Any) -> dict[str, Any]:
+    data = {key: torch.tensor(value) for key, value in recognition().items()}
+    instances = [{"bbox": b.tolist(), "bbox_label": int(i)} for b, i in zip(BOXES, LABELS, strict=True)]
+    return {"img_id": img_id, "recognition": InstanceData(**data), "instances": instances} | fields
+
+
+def annotation_file(tmp_path: Path) -> str:
+    boxes = np.concatenate([BOXES[:, :2], BOXES[:, 2:] - BOXES[:, :2]], axis=1).tolist()
+    annotations = [
+        {"id": i, "image_id": 7, "category_id": 10 + int(c), "bbox": box, "area": area}
+        for i, (box, c, area) in enumerate(zip(boxes, LABELS, AREAS.tolist(), strict=True))
+    ]
+    categories = [
+        {"id": 10 + i, "name": n, "frequency": f} for i, (n, f) in enumerate(zip(CLASSES, FREQUENCIES, strict=True))
+    ]
+    path = tmp_path / "ann.json"
+    path.write_text(json.dumps({"images": [{"id": 7}], "annotations": annotations, "categories": categories}))
+    return str(path)
+
+
+def test_metric_from_samples_and_from_a_file(tmp_path: Path) -> None:
+    metric = RecognitionMetric()
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [sample()])
+    from_samples = metric.evaluate(1)
+    prefix = tmp_path / "out" / "run"
+    metric = RecognitionMetric(annotation_file(tmp_path), outfile_prefix=str(prefix))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [sample(), sample()])  # the second is a distributed run's padding
+    from_file = metric.evaluate(2)
+    assert from_samples.items() <= from_file.items()
+    assert from_file["recognition/top1_c"] == 1
+    saved = json.loads(Path(f"{prefix}.recognition.json").read_text())
+    assert saved["numbers"] == {key.removeprefix("recognition/"): value for key, value in from_file.items()}
+    with open(f"{prefix}.classes.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == CLASSES
+    with open(f"{prefix}.confusions.csv", newline="") as file:
+        assert next(csv.DictReader(file))["named"] == "dog"
+
+
+def test_emitted_names_are_rated_where_detections_know_their_region() -> None:
+    pred = InstanceData(
+        region_ids=torch.tensor([1, 0, 0, 2]),
+        labels=torch.tensor([1, 2, 0, 0]),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.1]),
+    )
+    metric = RecognitionMetric(top=(1, 2))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [sample(pred_instances=pred)])
+    numbers = metric.evaluate(1)
+    assert numbers["recognition/emitted_top1"] == pytest.approx(1 / 3)  # region 1
+    assert numbers["recognition/emitted_top2"] == pytest.approx(2 / 3)  # region 0 names it second
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(MetricConfigError, match="iou_thr=0"):
+        RecognitionMetric(iou_thr=0)
+    with pytest.raises(AnnotationFileError, match="none.json does not exist"):
+        RecognitionMetric("none.json")
+    metric = RecognitionMetric()
+    metric.dataset_meta = {"classes": CLASSES}
+    with pytest.raises(MetricConfigError, match="has no `recognition`"):
+        metric.process({}, [sample(recognition=None)])
+    with pytest.raises(MetricConfigError, match="lacks .'shortlist_ids'"):
+        metric.process({}, [sample(recognition={"bboxes": 1, "ranked_ids": 2, "status": 3})])
+    with pytest.raises(MetricConfigError, match="give ann_file"):
+        metric.process({}, [{"img_id": 1}])
+    metric = RecognitionMetric(annotation_file(tmp_path))
+    metric.dataset_meta = {"classes": CLASSES}
+    with pytest.raises(AnnotationFileError, match="image 8 is not in"):
+        metric.process({}, [sample(img_id=8)])
+    metric = RecognitionMetric(annotation_file(tmp_path))
+    metric.dataset_meta = {"classes": [*CLASSES, "yak"]}
+    with pytest.raises(AnnotationFileError, match="3 of the dataset's 4 classes"):
+        metric.process({}, [sample()])
