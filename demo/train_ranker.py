@@ -34,6 +34,7 @@ from ranker_data import (
     retrieved_list,
     unrelated_list,
 )
+from ranker_phases import Phase, locate, make_phases
 from ranker_tower import DOMAIN, VISUAL_TOKENS, cosine_with_warmup, make_optimizer, normalise, train_tower
 from torch import Tensor, nn
 from torch.nn import functional
@@ -53,34 +54,7 @@ from world import CLASS_NAMES, rare_classes
 from rar_mmdet.rankers.tiny_vision import TinyVisionModel
 
 HERE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of stage 3: learning rate, shares of the questions and of the kinds of lists."""
-
-    steps: int
-    lr: float
-    questions: dict[str, float]
-    retrieved: float  # share of lists that are the retriever's own; the rest is split between the other two kinds
-    leak_free: float
-    five: float  # share of lists of exactly five names
-    large_batch: tuple[str, ...]  # short questions, asked 128 at a time instead of 64
-    names_first: float = 0.0  # share of the steps, at the start, that only ask for the name
-
-
-def make_phases(args: argparse.Namespace) -> tuple[Phase, Phase]:
-    """First everything at once; then mostly letters and yes or no, which the first phase leaves behind.
-
-    An answer by letter takes two steps, what it is and where that is in the list. With one such question in eight and
-    only look-alikes in the lists it had not begun to form after 2,400 steps; unrelated names make the start easier.
-    """
-    every = {"name": 0.30, "choose": 0.12, "sort": 0.18, "paper": 0.10, "paper_in_context": 0.08, "letter": 0.12}
-    late = {"name": 0.15, "choose": 0.06, "sort": 0.10, "paper": 0.06, "paper_in_context": 0.05, "letter": 0.46}
-    return (
-        Phase(args.language_steps, 2e-3, {**every, "yesno": 0.10}, 0.5, 0.5, 0.6, ("name", "yesno"), 0.08),
-        Phase(args.answer_steps, 1.5e-3, {**late, "yesno": 0.12}, 0.4, 0.2, 0.3, ("name", "yesno", "letter")),
-    )
+QUESTIONS = ("name", "choose", "sort", "paper", "paper_in_context", "letter", "yesno")
 
 
 # ---- stage 2: what does not change while the language model learns -------------------------------------------------
@@ -264,7 +238,7 @@ def measure_questions(model: LlavaForConditionalGeneration, tokenizer: PreTraine
         {},
         list(zip(data.features.split(200), data.classes.split(200), data.lists.split(200), strict=True)),
     )
-    for kind in make_phases(argparse.Namespace(language_steps=0, answer_steps=0))[0].questions:
+    for kind in QUESTIONS:
         rng, right = np.random.default_rng([DOMAIN, 13]), []
         for features, classes, lists in batches[:5]:
             pairs = zip(classes.tolist(), lists.tolist(), strict=True)
@@ -299,7 +273,7 @@ def training_step(
 def train_language(
     args: argparse.Namespace, model: LlavaForConditionalGeneration, tokenizer: Any, data: Data, test: Data
 ) -> list[dict[str, Any]]:
-    """Stage 3, both phases; resumes from its checkpoint and returns the measured curve."""
+    """Stage 3, all phases; resumes from its checkpoint and returns the measured curve."""
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(learned, 2e-3)
     phases = make_phases(args)
@@ -311,7 +285,7 @@ def train_language(
     some = Data(test.features[:600], test.classes[:600], test.lists[:600])
     progress = tqdm(range(start, total), initial=start, total=total, desc="train language model")
     for step in progress:
-        phase, inner = (phases[0], step) if step < phases[0].steps else (phases[1], step - phases[0].steps)
+        phase, inner = locate(phases, step)
         for group in optimizer.param_groups:
             group["lr"] = phase.lr * cosine_with_warmup(inner, phase.steps, 60)
         loss = training_step(model, tokenizer, phase, inner, data, np.random.default_rng([DOMAIN, args.seed, 12, step]))
@@ -380,7 +354,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=3200)
     parser.add_argument("--language-steps", type=int, default=2400)
-    parser.add_argument("--answer-steps", type=int, default=2000, help="further steps, mostly letters and yes or no")
+    parser.add_argument("--letter-steps", type=int, default=2000, help="further steps, mostly answers by letter")
+    parser.add_argument("--yesno-steps", type=int, default=1600, help="further steps, mostly yes or no")
     parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
     parser.add_argument("--tower-renders", type=int, default=48000)
     parser.add_argument("--language-renders", type=int, default=24000)

@@ -1,5 +1,6 @@
 """The training scripts: data without leaks, and a run that is killed ends as if it had not been."""
 
+import argparse
 import json
 import sys
 
@@ -20,6 +21,7 @@ from ranker_data import (
     render_prompt,
     retrieved_list,
 )
+from ranker_phases import locate, make_phases
 from safetensors.torch import load_file
 from world import ATTRIBUTES, CLASS_NAMES, rare_classes
 
@@ -190,3 +192,15 @@ def test_chat_template_renders_what_training_used(tokenizer):
         [{"role": "user", "content": parts}], chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
     )
     assert text == chat(PROMPTS["name"])
+
+
+def test_every_step_falls_into_its_phase():
+    args = argparse.Namespace(language_steps=3, letter_steps=2, yesno_steps=1)
+    phases = make_phases(args)
+    found = [locate(phases, step) for step in range(6)]
+    assert [(phases.index(phase), inner) for phase, inner in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+    with pytest.raises(ValueError, match="after the last phase"):
+        locate(phases, 6)
+    for phase in phases:
+        assert sum(phase.questions.values()) == pytest.approx(1)
+        assert set(phase.questions) <= set(KINDS)
