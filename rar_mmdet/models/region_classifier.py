@@ -72,11 +72,11 @@ class RegionClassifier:
         recognizer: config of a `RegionRecognizer`, or the object.
         where: the path of that config, for errors.
         emission: the emission when the config has none.
-        backend_args: MMEngine file backend for images that were not packed.
+        backend_args: MMEngine file backend of the vocabulary and of images that were not packed.
     """
 
     def __init__(self, recognizer: Any, *, where: str, emission: Emission, backend_args: dict | None = None) -> None:
-        self.recognizer = build_recognizer(recognizer, where, emission)
+        self.recognizer = build_recognizer(recognizer, where, emission, backend_args)
         self.backend_args = backend_args
 
     def __call__(
