@@ -97,6 +97,7 @@ def own_share(args: argparse.Namespace) -> dict[str, float]:
     clock.wrap(recognizer.encoder, "encode_images", "encoder")
     if recognizer.ranker is not None:
         clock.wrap(recognizer.ranker, "rank", "ranker")
+        clock.wrap(recognizer.ranker_cropper, "crop", "ranker_crop")
     clock.wrap(recognizer.cropper, "crop", "crop")
     clock.wrap(recognizer.memory, "search", "search")
     clock.wrap(recognizer, "_pack", "emit")
