@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ __all__ = [
     "check_folder",
     "check_keys",
     "file_sha256",
+    "is_harmless",
     "read_manifest",
     "weight_files",
 ]
@@ -92,6 +94,11 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """{file name: {"bytes": size, "sha256": digest}} as the converter wrote it; empty for an unconverted folder."""
     path = folder / MANIFEST
     return _read_json(path)["files"] if path.is_file() else {}
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a stored tensor is one of the constants in HARMLESS_KEYS."""
+    return any(re.search(pattern, key) for pattern in HARMLESS_KEYS)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,10 +1,13 @@
 """Configuration of InternLM-XComposer2-VL, read from the published checkpoint's own `config.json`."""
 
+import logging
 from typing import Any
 
 from transformers import CLIPVisionConfig, PreTrainedConfig
 
 __all__ = ["IXC2Config"]
+
+logger = logging.getLogger(__name__)
 
 # What the authors' code hard-codes and the published config therefore lacks.
 PUBLISHED_VISION = {  # CLIP ViT-L/14; the image side is the config's `img_size`
@@ -17,6 +20,7 @@ PUBLISHED_VISION = {  # CLIP ViT-L/14; the image side is the config's `img_size`
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+COMPOSITION_MODEL_SIDE = 224  # internlm-xcomposer2-7b: the same network, trained to write articles
 PUBLISHED_PLORA_RANK = 256
 PUBLISHED_PLORA_ALPHA = 256
 PUBLISHED_END_OF_TURN = 92542  # `[UNUSED_TOKEN_145]` of the published tokenizer
@@ -88,6 +92,11 @@ class IXC2Config(PreTrainedConfig):
         self.rope_parameters = rope_parameters or _rope_parameters(rope_theta, rope_scaling)
         self.vision_config = _vision_config(vision_config, img_size)
         self.img_size = _side(self.vision_config.image_size)
+        if vision_config is None and self.img_size == COMPOSITION_MODEL_SIDE:
+            logger.warning(
+                "img_size=224: this is InternLM-XComposer2-7B, the composition model, not VL-7B (490 px). It runs, "
+                "with 256 tokens per image, but the paper's ranker is internlm-xcomposer2-vl-7b."
+            )
         self.plora_rank = plora_rank
         self.plora_alpha = plora_alpha
         self.end_of_turn_id = end_of_turn_id

@@ -234,6 +234,12 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model._set_generation_defaults()
         return (model, info) if want_info else model
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Under the published names, so that a saved folder is laid out as a published one."""
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {name.replace(".base.", "."): tensor for name, tensor in state.items()}
+        super().save_pretrained(save_directory, **kwargs)
+
     def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As any module's, but a GPU too small for the weights is named with what would fit.
 
@@ -399,6 +405,8 @@ def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tens
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
     """Options that would silently do nothing here."""
-    asked = [name for name in ("labels", "output_attentions", "output_hidden_states") if kwargs.pop(name, None)]
+    names = ("labels", "output_attentions", "output_hidden_states")
+    given = {name: kwargs.pop(name, None) for name in names}
+    asked = [name for name, value in given.items() if value is not None and value is not False]
     if asked:
         raise ValueError(f"{', '.join(asked)}: not supported by this inference-only InternLM-XComposer2-VL.")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def _group_images(images: Any, counts: Sequence[int]) -> list[list[Any]]:
         groups = [list(group or []) for group in images]
     else:
         flat = iter(images)
-        groups = [[image for image, _ in zip(flat, range(count), strict=False)] for count in counts[:-1]]
+        groups = [list(islice(flat, count)) for count in counts[:-1]]
         groups.append(list(flat))
     given = [len(group) for group in groups]
     if given != list(counts):
