@@ -117,7 +117,7 @@ def approximate_search(num_entries: int) -> dict[str, float]:
     exact = CategoryMemory(entries, names, info=info)
     print(f"approximate, {num_entries} exemplars of {categories} categories, best 5 of {num_queries} queries")
     specs = {
-        "hnsw": IndexSpec("HNSW32", ef_search=160, ef_construction=80, survivors=100),
+        "hnsw": IndexSpec("HNSW32", ef_search=256, ef_construction=80, survivors=100),
         "pca": IndexSpec("PCA64,HNSW32", ef_search=256, ef_construction=80, survivors=100),
     }
     found, runs = {}, {"exact": lambda: exact.search(queries, 5)}
