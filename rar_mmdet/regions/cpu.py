@@ -6,6 +6,7 @@ exactly that sum, vectorised (FBGEMM) and without a copy per tap: several times 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import cv2
@@ -13,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from rar_mmdet.regions.background import Background
-from rar_mmdet.regions.windows import HALVING_TAPS, Taps, WindowPlan, resample_taps
+from rar_mmdet.regions.windows import HALVING_TAPS, WindowPlan, resample_taps
 
 __all__ = ["CpuBackend"]
 
@@ -33,6 +33,7 @@ class CpuBackend:
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         self.levels: list[NDArray] = [image]
+        self._turned_levels: dict[int, NDArray] = {}
 
     def level(self, index: int) -> NDArray:
         """The photo halved `index` times: uint8 itself, then float32."""
@@ -57,23 +58,69 @@ class CpuBackend:
         order = np.lexsort((plan.step.max(axis=1), plan.level))
         for index in np.unique(plan.level).tolist():
             level = self.level(index)
+            turned = self._turned(index)
             regions = order[plan.level[order] == index]
             for begin in range(0, len(regions), REGIONS_PER_BATCH):
                 batch = regions[begin : begin + REGIONS_PER_BATCH]
                 taps = resample_taps(plan[batch], index, (level.shape[1], level.shape[0]))
                 for row, region in enumerate(batch.tolist()):
-                    crop = resample(level, Taps(taps.index[row], taps.weight[row]))
-                    if colour is not None:
-                        crop = blend_fill(crop, plan.covered[region], colour)
-                    yield region, cv2.convertScaleAbs(crop)  # rounds and saturates; nothing is negative
+                    own = taps.index[row], taps.weight[row]
+                    if colour is None or plan.covered[region].min() == 1:
+                        yield region, resample(turned, *own)
+                    else:
+                        yield region, resample_filled(turned, *own, plan.covered[region], colour)
+
+    def _turned(self, index: int) -> NDArray:
+        """The transposed level, (W, H[, 3]): columns are resampled first."""
+        if index not in self._turned_levels:
+            self._turned_levels[index] = cv2.transpose(self.level(index))
+        return self._turned_levels[index]
 
 
-def blend_fill(samples: NDArray[np.float32], covered: NDArray[np.float32], colour: NDArray) -> NDArray[np.float32]:
-    """Mix (S, S[, 3]) samples with the fill colour where the photo covers a pixel in part or not at all."""
-    if covered.min() == 1:
-        return samples
-    share = covered[1][:, None] * covered[0]
-    return colour + (samples - colour) * (share[..., None] if samples.ndim == 3 else share)
+def resample(turned: NDArray, index: NDArray[np.int32], weight: NDArray[np.float32]) -> NDArray:
+    """(S, S[, 3]) uint8 samples of a transposed level: columns first, saturated in between, then rows, as PIL does."""
+    return _resample(turned, (index[0], index[1]), (weight[0], weight[1]))
+
+
+def resample_filled(
+    turned: NDArray,
+    index: NDArray[np.int32],
+    weight: NDArray[np.float32],
+    covered: NDArray[np.float32],
+    colour: NDArray,
+) -> NDArray:
+    """`resample` where the photo reaches; the fill colour elsewhere, and its share of pixels reached in part."""
+    size = covered.shape[1]
+    reached = [np.flatnonzero(line) for line in covered]
+    if not (len(reached[0]) and len(reached[1])):
+        return np.full((size, size, *turned.shape[2:]), np.rint(colour), dtype=np.uint8)
+    (x1, x2), (y1, y2) = ((int(line[0]), int(line[-1]) + 1) for line in reached)
+    part = _resample(turned, (index[0, x1:x2], index[1, y1:y2]), (weight[0, x1:x2], weight[1, y1:y2]))
+    for y in np.flatnonzero(covered[1, y1:y2] < 1):
+        part[y] = np.rint(colour + (part[y] - colour) * covered[1, y1 + y])
+    for x in np.flatnonzero(covered[0, x1:x2] < 1):
+        part[:, x] = np.rint(colour + (part[:, x] - colour) * covered[0, x1 + x])
+    value = np.rint(colour).tolist()
+    return cv2.copyMakeBorder(part, y1, size - y2, x1, size - x2, cv2.BORDER_CONSTANT, value=value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bag_starts(count: int, num_taps: int) -> Tensor:
+    return torch.arange(0, count * num_taps, num_taps, dtype=torch.int32)
+
+
+def _resample(
+    turned: NDArray, index: tuple[NDArray[np.int32], NDArray[np.int32]], weight: tuple[NDArray, NDArray]
+) -> NDArray:
+    (cols, rows), (col_weights, row_weights) = index, weight
+    x1, x2 = int(cols.min()), int(cols.max()) + 1
+    y1, y2 = int(rows.min()), int(rows.max()) + 1
+    y2 = min(y1 + -(-(y2 - y1) // ROW_MULTIPLE) * ROW_MULTIPLE, turned.shape[1])
+    window = torch.from_numpy(turned[x1:x2, y1:y2])
+    across = weighted_rows(window, cols - np.int32(x1), col_weights)  # (S, h[, 3])
+    down = torch.from_numpy(cv2.transpose(across.numpy()))  # (h, S[, 3])
+    samples = weighted_rows(down, rows - np.int32(y1), row_weights)
+    return cv2.convertScaleAbs(samples.numpy())  # rounds; nothing is negative
 
 
 def kept_by_mask(mask: NDArray, plan: WindowPlan) -> NDArray[np.bool_] | None:
@@ -84,24 +131,18 @@ def kept_by_mask(mask: NDArray, plan: WindowPlan) -> NDArray[np.bool_] | None:
     return keep if keep.any() else None
 
 
-def resample(level: NDArray, taps: Taps) -> NDArray[np.float32]:
-    """(S, S[, 3]) samples in 0..255: columns first, saturated in between, then rows, as PIL does."""
-    (cols, rows), (col_weights, row_weights) = taps.index, taps.weight
-    x1, x2 = int(cols.min()), int(cols.max()) + 1
-    y1, y2 = int(rows.min()), int(rows.max()) + 1
-    y2 = min(y1 + -(-(y2 - y1) // ROW_MULTIPLE) * ROW_MULTIPLE, level.shape[0])
-    window = torch.from_numpy(cv2.transpose(level[y1:y2, x1:x2])).float()  # (w, h, 3)
-    across = weighted_rows(window, cols - x1, col_weights)  # (S, h, 3)
-    down = torch.from_numpy(cv2.transpose(across.numpy()))  # (h, S, 3)
-    return weighted_rows(down, rows - y1, row_weights).numpy()  # (S, S, 3)
-
-
-def weighted_rows(image: Tensor, index: NDArray[np.int64], weight: NDArray[np.float32]) -> Tensor:
+def weighted_rows(image: Tensor, index: NDArray[np.int32], weight: NDArray[np.float32]) -> Tensor:
     """Row i of the result is the sum over t of weight[i, t] * image[index[i, t]], saturated to 0..255."""
-    rows = embedding_bag(
-        torch.from_numpy(index), image.flatten(1), mode="sum", per_sample_weights=torch.from_numpy(weight)
-    )
-    return rows.clamp_(0, 255).reshape(len(index), *image.shape[1:])
+    count, num_taps = index.shape
+    table = image.float().contiguous().view(len(image), -1)
+    rows = torch.embedding_bag(
+        table,
+        torch.from_numpy(index.reshape(-1)),
+        _bag_starts(count, num_taps),
+        mode=0,  # sum
+        per_sample_weights=torch.from_numpy(weight.reshape(-1)),
+    )[0]
+    return rows.clamp_(0, 255).reshape(count, *image.shape[1:])
 
 
 def halve(image: NDArray) -> NDArray:

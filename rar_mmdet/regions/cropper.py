@@ -36,10 +36,10 @@ class RegionCropper:
             pixels repeated, or its mirror image (`reflect`).
         backend: `cpu`, `torch`, or `auto`: `torch` for photos on an accelerator, else `cpu`. They agree within 2 grey
             levels.
-        reducing_gap: Windows this many times the crop or more are read from a halved photo (each halving leaves at
-            least as many pixels per output pixel), like `reducing_gap` of PIL's `thumbnail`. At 4 a crop stays within 2
-            grey levels of PIL's `resize` on the full photo; at 2 it is up to 6 off at hard edges, and the largest
-            windows are done in a quarter of the time.
+        reducing_gap: Smallest number of pixels per output pixel at which a halved photo is read, like `reducing_gap` of
+            PIL's `thumbnail`; the first halving is used for windows of twice that many times the crop. At 4 crops stay
+            within 2 grey levels of PIL's `resize` of the full photo but for single pixels at hard edges; at 2 a few in
+            a thousand values are up to 6 off, and the largest windows take a fraction of the time.
         chunk_mib: Working memory of the torch backend in MiB; regions are done in chunks that fit.
     """
 
@@ -74,6 +74,12 @@ class RegionCropper:
         """The same policies at another side; σ and feather, which are in output pixels, stay."""
         other = copy.copy(self)
         other.size = int(size)
+        return other
+
+    def with_policies(self, scale: ScalePolicy, background: Background) -> RegionCropper:
+        """The same size, window and fill with another scale policy and background."""
+        other = copy.copy(self)
+        other.scale, other.background = scale, background
         return other
 
     def crop(self, image: NDArray | Tensor, boxes_xyxy: Boxes, masks: NDArray | Tensor | None = None) -> Tensor:

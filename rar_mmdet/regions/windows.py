@@ -138,7 +138,7 @@ def _sample_centres(
 class Taps:
     """The weighted pixels of one level that make up each output pixel of n regions."""
 
-    index: NDArray[np.int64]  # (n, 2, S, T): columns (axis 1 = 0) and rows (1) of the level
+    index: NDArray[np.int32]  # (n, 2, S, T): columns (axis 1 = 0) and rows (1) of the level
     weight: NDArray[np.float32]  # (n, 2, S, T): sum to 1 over T
 
 
@@ -160,7 +160,7 @@ def resample_taps(plan: WindowPlan, level: int, level_wh: tuple[int, int]) -> Ta
     for tap in range(1, num_taps):  # in this order, so that taps of weight 0 behind cannot change a bit
         total += weight[..., tap]
     weight /= total[..., None]
-    return Taps(np.minimum(index, last[..., None] - 1), weight)
+    return Taps(np.minimum(index, last[..., None] - 1).astype(np.int32), weight)
 
 
 def bicubic(distance: NDArray[np.float32]) -> NDArray[np.float32]:
