@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -281,3 +283,28 @@ def test_lvis_protocol_says_what_an_annotation_file_lacks(
 def test_missing_section_is_named() -> None:
     with pytest.raises(AnnotationFileError, match="no list of 'images'"):
         GroundTruth.from_dataset({"annotations": []}, federated=False)
+
+
+def with_crowds(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The dataset with `iscrowd`, which pycocotools needs and LVIS files lack."""
+    return {**dataset, "annotations": [{"iscrowd": 0, **a} for a in dataset["annotations"]]}
+
+
+def test_demo_world(
+    reference: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "demo"))
+    make_world = pytest.importorskip("make_world").make_world
+    root = tmp_path_factory.mktemp("demo")
+    make_world(root, 0, photos=(6, 2, 6), workers=1)
+    dataset = json.loads((root / "annotations" / "lvis_demo_test.json").read_text())
+    rng = np.random.default_rng(0)
+    categories = [c["id"] for c in dataset["categories"]]
+    records = []
+    for a in dataset["annotations"]:  # several labels for each jittered box, as multi-label emission writes them
+        for category_id in [a["category_id"], *rng.choice(categories, 8).tolist()]:
+            box = (np.array(a["bbox"]) + rng.normal(0, 2, 4)).clip(1).tolist()
+            records.append({"image_id": a["image_id"], "category_id": category_id, "bbox": box, "score": rng.random()})
+    assert_equals_lvis_api(reference, dataset, records)
+    assert_equals_lvis_api(reference, dataset, records, "segm")
+    assert_equals_pycocotools(reference, with_crowds(dataset), records, (1, 10, 100))
