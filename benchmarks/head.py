@@ -90,7 +90,8 @@ def own_share(args: argparse.Namespace) -> dict[str, float]:
         return [fixed_proposals(args.proposals, sample, i) for i, sample in enumerate(samples)]
 
     model.rpn_head.predict = predict_rpn
-    model.test_step(pseudo_collate([dataset[0]]))  # loads models and memory
+    # Loads models and memory; another image, or the ranker would know the answers already.
+    model.test_step(pseudo_collate([dataset[args.images]]))
     clock.wrap(model, "extract_feat", "detector")
     clock.wrap(model.rpn_head, "predict", "detector")
     clock.wrap(model.data_preprocessor, "forward", "detector")
