@@ -210,9 +210,7 @@ class OpenAIRanker(AskingRanker):
             request |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         elif self.ask == "letter" and self._takes_grammar:
             extra["structured_outputs"] = {"choice": list(LETTERS[:k])}  # vLLM; others ignore it or refuse the probe
-        if extra:
-            request["extra_body"] = extra
-        return request
+        return request | extra
 
     def _probe(self, client: Client) -> None:
         """Ask once what the server can do; a refusal of a field means it cannot."""
