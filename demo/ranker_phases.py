@@ -21,20 +21,18 @@ class Phase:
     names_first: float = 0.0  # share of the steps, at the start, that only ask for the name
 
 
-def make_phases(args: argparse.Namespace) -> tuple[Phase, ...]:
-    """First everything at once, then mostly letters, then mostly yes or no: what the phase before leaves behind.
+def make_phases(args: argparse.Namespace) -> tuple[Phase, Phase]:
+    """First everything at once, then mostly letters, which the first phase leaves behind.
 
     An answer by letter takes two steps, what it is and where that is in the list. With one such question in eight and
     only look-alikes in the lists it had not begun to form after 2,400 steps; unrelated names make the start easier.
     """
     every = {"name": 0.30, "choose": 0.12, "sort": 0.18, "paper": 0.10, "paper_in_context": 0.08, "letter": 0.12}
     letters = {"name": 0.15, "choose": 0.06, "sort": 0.10, "paper": 0.06, "paper_in_context": 0.05, "letter": 0.46}
-    yes_or_no = {"name": 0.15, "choose": 0.05, "sort": 0.10, "paper": 0.05, "paper_in_context": 0.05, "letter": 0.20}
     short = ("name", "yesno", "letter")
     return (
         Phase(args.language_steps, 2e-3, {**every, "yesno": 0.10}, 0.5, 0.5, 0.6, ("name", "yesno"), 0.08),
         Phase(args.letter_steps, 1.5e-3, {**letters, "yesno": 0.12}, 0.4, 0.2, 0.3, short),
-        Phase(args.yesno_steps, 1.5e-3, {**yes_or_no, "yesno": 0.40}, 0.4, 0.2, 0.3, short),
     )
 
 

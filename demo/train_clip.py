@@ -5,7 +5,7 @@ web-like pictures (natively sharp, one object filling 25-100 % of the frame's si
 some with a blurred ground), class names follow a long tail, and the rare classes are never shown as the truth. A
 tight crop of a small object, enlarged, is therefore foreign to it.
 
-    python demo/train_clip.py                      # about 15 minutes on two CPU cores; kill and run again: it goes on
+    python demo/train_clip.py                      # about 12 minutes on two CPU cores; kill and run again: it goes on
     python demo/train_clip.py --steps 50 --out /tmp/clip
 
 Writes a folder that open_clip loads as ``local-dir:demo/weights/clip``.

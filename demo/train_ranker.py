@@ -5,7 +5,7 @@ is frozen and its tokens are cached; projector and language model learn to name,
 answer yes or no (demo/prompts.json) about candidate lists, half of them the retriever's own. Rare classes are never
 the truth in any stage.
 
-    python demo/train_ranker.py                    # about 30 minutes on two CPU cores; kill and run again: it goes on
+    python demo/train_ranker.py                    # about 50 minutes on two CPU cores; kill and run again: it goes on
 
 Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelForImageTextToText`` and ``AutoProcessor``.
 """
@@ -355,7 +355,6 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=3200)
     parser.add_argument("--language-steps", type=int, default=2400)
     parser.add_argument("--letter-steps", type=int, default=2000, help="further steps, mostly answers by letter")
-    parser.add_argument("--yesno-steps", type=int, default=1600, help="further steps, mostly yes or no")
     parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
     parser.add_argument("--tower-renders", type=int, default=48000)
     parser.add_argument("--language-renders", type=int, default=24000)

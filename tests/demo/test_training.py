@@ -195,12 +195,12 @@ def test_chat_template_renders_what_training_used(tokenizer):
 
 
 def test_every_step_falls_into_its_phase():
-    args = argparse.Namespace(language_steps=3, letter_steps=2, yesno_steps=1)
+    args = argparse.Namespace(language_steps=3, letter_steps=2)
     phases = make_phases(args)
-    found = [locate(phases, step) for step in range(6)]
-    assert [(phases.index(phase), inner) for phase, inner in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)]
+    found = [locate(phases, step) for step in range(5)]
+    assert [(phases.index(phase), inner) for phase, inner in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     with pytest.raises(ValueError, match="after the last phase"):
-        locate(phases, 6)
+        locate(phases, 5)
     for phase in phases:
         assert sum(phase.questions.values()) == pytest.approx(1)
         assert set(phase.questions) <= set(KINDS)
