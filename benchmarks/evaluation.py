@@ -277,9 +277,9 @@ def full_size(folder: Path) -> dict[str, float]:
         write_world(folder, count, V3DET_CLASSES, 7.39)
         probes.append(measure("pycocotools", "v3det", folder))
         measure("rar_mmdet", "v3det", folder)
-    slope_s, start_s = np.polyfit(V3DET_PROBE_IMAGES, [p["wall_s"] for p in probes], 1)
+    slope_s, start_s = np.polyfit(V3DET_PROBE_IMAGES, [p["cpu_s"] for p in probes], 1)
     slope_mib, start_mib = np.polyfit(V3DET_PROBE_IMAGES, [p["extra_mib"] for p in probes], 1)
-    numbers["v3det_pycocotools_extrapolated_s"] = start_s + slope_s * V3DET_VAL_IMAGES
+    numbers["v3det_pycocotools_extrapolated_cpu_s"] = start_s + slope_s * V3DET_VAL_IMAGES
     numbers["v3det_pycocotools_extrapolated_gib"] = (start_mib + slope_mib * V3DET_VAL_IMAGES) / 1024
     print(f"V3Det protocol at full size, {V3DET_VAL_IMAGES} images x {DETECTIONS} detections")
     write_world(folder, V3DET_VAL_IMAGES, V3DET_CLASSES, 7.39)
