@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,18 +149,42 @@ class Scorer:
 
 
 def sweep(embed: Embedder, score: Scorer, scales: list[float], sigmas: list[float]) -> list[dict[str, Any]]:
-    """One row per blur and scale, then per blur the scale by area: the best for each size, and the paper's choice."""
+    """One row per blur and scale, then per blur the scale by area: the best found, and the paper's choice."""
     by_size = np.digitize(box_areas(embed.regions.boxes_xyxy), COCO_AREA_BOUNDS)
     rows: list[dict[str, Any]] = []
     for sigma in sigmas:
-        fixed = [{"sigma": sigma, "scale": scale, **score(embed(scale, sigma))} for scale in scales]
-        best = [max(fixed, key=lambda row, name=name: row[name])["scale"] for name in COLUMNS[1:]]
+        vectors = {scale: embed(scale, sigma) for scale in scales}
+        fixed = [{"sigma": sigma, "scale": scale, **score(vectors[scale])} for scale in scales]
+        best = max(fixed, key=lambda row: row["AP"])
+        found = {(best["scale"],) * 3: best}
+
+        def by_area(choice: tuple[float, ...], found: dict = found, vectors: dict = vectors) -> float:
+            if choice not in found:
+                picked = torch.stack([vectors[scale] for scale in choice])[by_size, torch.arange(len(by_size))]
+                found[choice] = score(picked)
+            return found[choice]["AP"]
+
+        choices = [improve((best["scale"],) * 3, scales, by_area)]
+        paper = tuple(AreaScale().factors.tolist())
+        if set(paper) <= set(scales):
+            by_area(paper)
+            choices.append(paper)
         rows += fixed
-        for choice in dict.fromkeys([tuple(best), tuple(AreaScale().factors.tolist())]):
-            if set(choice) <= set(scales):
-                picked = torch.stack([embed(scale, sigma) for scale in choice])[by_size, torch.arange(len(by_size))]
-                rows.append({"sigma": sigma, "scale": list(choice), **score(picked)})
+        rows += [{**found[choice], "sigma": sigma, "scale": list(choice)} for choice in dict.fromkeys(choices)]
     return rows
+
+
+def improve(
+    choice: tuple[float, ...], scales: list[float], value: Callable[[tuple[float, ...]], float]
+) -> tuple[float, ...]:
+    """Change the scale of one size at a time as long as AP over all regions rises (coordinate ascent)."""
+    while True:
+        before = choice
+        for size in range(len(choice)):
+            options = [(*choice[:size], scale, *choice[size + 1 :]) for scale in scales]
+            choice = max([choice, *options], key=value)
+        if choice == before:
+            return choice
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
