@@ -3,7 +3,7 @@
     python benchmarks/rankers.py --json rankers.json         # speed, memory, server; all ratios from this one run
     python benchmarks/rankers.py --table                     # the demo tables of docs/rankers.md
 
-JSON keys: `likelihood_speedup` and `letter_speedup` (seconds per crop of the baseline over ours, the smaller of both
+JSON keys: `likelihood_speedup` and `letter_speedup` (CPU seconds per crop, baseline over ours, the smaller of both
 models), `server_overhead` (seconds for 1,000 crops over 1,000 x 0.2 s / 64). Speeds need the demo ranker and world:
 `python demo/make_world.py --out data/demo --seed 0`.
 """
@@ -166,17 +166,17 @@ def make_random_llava(folder: Path) -> Path:
 
 
 def time_baseline(ranker: TransformersRanker, crops: torch.Tensor, shortlist: Any, names: list[str]) -> float:
-    """Seconds per crop of the released script's way; stops at the end-of-turn token only."""
+    """CPU seconds per crop of the released script's way; stops at the end-of-turn token only."""
     loaded = ranker.loaded
     seconds = []
     for row in range(len(crops)):
         candidates = tuple(names[i] for i in shortlist.category_ids[row].tolist())
         text = loaded.dialogue.text(ranker.prompt.render(candidates))
-        started = time.perf_counter()
+        started = time.process_time()
         with torch.inference_mode():
             inputs = loaded.inputs([_Question(crops[row], candidates)], [text])
             loaded.model.generate(**inputs, max_new_tokens=512, do_sample=False, pad_token_id=loaded.pad_id)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return sum(seconds) / len(seconds)
 
 
@@ -186,7 +186,7 @@ class _Question:
 
 
 def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list[str], rounds: int, base: int) -> dict:
-    """Interleaved: `rounds` times each way, so that a busy machine slows all alike."""
+    """CPU seconds per crop (one thread, so wall seconds of an idle machine), interleaved, median of `rounds`."""
     settings: dict[str, Any] = {"model": folder, "max_fallback_rate": 1.0, "prompts": ROOT / "demo/prompts.json"}
     ways = {
         "likelihood": {"ask": "likelihood"},
@@ -203,9 +203,9 @@ def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list
         for name, way in ways.items():
             ranker = TransformersRanker(**settings, **way, batch_size=16)
             ranker.rank(crops[:1], shortlist[:1], [f"warm {n}" for n in names])
-            started = time.perf_counter()
+            started = time.process_time()
             ranker.rank(crops, shortlist, names)
-            spent[name].append((time.perf_counter() - started) / len(crops))
+            spent[name].append((time.process_time() - started) / len(crops))
     return {name: sorted(values)[len(values) // 2] for name, values in spent.items()}
 
 
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="--table: keep answers in this file")
     parser.add_argument("--only", choices=["server", "demo", "random", "memory"], help="one part alone")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     if args.table:
         result: dict[str, Any] = print_tables(args.num_images, args.cache)
     else:

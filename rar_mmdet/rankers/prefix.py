@@ -50,10 +50,12 @@ def label_log_probs(
 ) -> list[list[list[float]]]:
     """Per crop, continuation and label: log p(label is the next token); a label is any of several token ids.
 
-    Every crop has the same number of continuations, none of them empty; arguments as in `sequence_log_probs`.
+    Every crop has the same number of continuations; arguments as in `sequence_log_probs`. A crop's only continuation
+    may be empty, in all rows alike: the label then follows the prefix, and one pass is enough.
     """
-    count = len(continuations[0])
-    _, logits = _two_passes(model, inputs, _pack(continuations, last_first=True), keep=count)
+    count = len(continuations[0]) if any(continuations[0]) else 0
+    first, logits = _two_passes(model, inputs, _pack(continuations, last_first=True), keep=count)
+    logits = logits if count else first[:, None]
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (B, continuations, V)
     return torch.stack([log_probs[..., list(ids)].logsumexp(dim=-1) for ids in labels], dim=-1).tolist()
 

@@ -231,7 +231,9 @@ class TransformersRanker(AskingRanker):
         variants = [self._variants(q) for q in questions]
         tails = [[talk.tail(text) for text in row] for row in variants]
         fed = [[[*tail[: len(tail) - back], *added] for tail in row] for row in tails]
-        shared = [min(common_prefix(row), min(len(t) for t in row) - 1) for row in fed]
+        # One variant needs no second pass: its label follows the prompt itself.
+        alone = len(variants[0]) == 1 and not added
+        shared = [len(row[0]) if alone else min(common_prefix(row), min(map(len, row)) - 1) for row in fed]
         inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
         for row, tail in zip(inputs["input_ids"], tails, strict=True):
             _expect_end(row, tail[0])

@@ -95,6 +95,16 @@ def test_labels_equal_full_forwards(tiny_model, family, ask):
         assert torch.allclose(torch.tensor(answers[row].scores).double(), want, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_order_of_letters_is_the_first_of_all_shifts(tiny_model, family):
+    questions = [Question(crop, ("cat", "red car", "bird's nest")) for crop in make_crops(2)]
+    (one,) = make_ranker(tiny_model(family), ask="letter", num_shifts=1).answer(questions)
+    (every,) = make_ranker(tiny_model(family), ask="letter").answer(questions)
+    for row in range(2):
+        assert len(one[row].scores) == 1
+        assert torch.allclose(torch.tensor(one[row].scores[0]), torch.tensor(every[row].scores[0]), atol=1e-4)
+
+
 @pytest.mark.parametrize("ask", ["likelihood", "letter", "yesno", "generate"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
 def test_batch_and_padding_do_not_matter(tiny_model, family, ask):
