@@ -7,6 +7,7 @@ names one of them with its scope, as in `type="rar_mmdet.RARRoIHead"`.
 from typing import TYPE_CHECKING, Any
 
 from rar_mmdet._host import check_host
+from rar_mmdet._lvis import patch_lvis
 
 if TYPE_CHECKING:
     from rar_mmdet.recognizer import RegionRecognizer
@@ -16,6 +17,8 @@ __all__ = ["RegionRecognizer", "__version__"]
 __version__ = "0.1.0"
 
 check_host()
+# MMDetection's LVISMetric fails in lvis 0.5.3 on current NumPy; this mends lvis alone, when and if it is imported.
+patch_lvis()
 
 
 def __getattr__(name: str) -> Any:
