@@ -19,7 +19,8 @@ def read_constant(path: str, name: str):
 def data_files(folder: str) -> list[str]:
     """Files of a data folder, relative to it."""
     root = HERE / folder
-    return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files = (p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    return [str(p) for p in files if not any(part == "__pycache__" or part.startswith(".") for part in p.parts)]
 
 
 requirements = read_constant("rar_mmdet/_host.py", "REQUIREMENTS")
@@ -36,8 +37,16 @@ setup(
     install_requires=[f"{name}{spec}" for name, spec in requirements.items() if name != "mmcv"],
     extras_require={
         "openai": ["openai>=2.25,<4"],
-        "dev": ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "mypy==2.4.1", "openai>=2.25,<4"],
-        "test": ["pytest", "hypothesis", "openai>=2.25,<4", "num2words", "scikit-image", "psutil", "faster-coco-eval"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "openai>=2.25,<4",
+            "num2words",
+            "scikit-image",
+            "faster-coco-eval",
+        ],
     },
     # configs, demo and tools travel as data under the package, with the same relative layout as in the checkout.
     packages=[

@@ -25,7 +25,7 @@ pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 py() { "$VENV/bin/python" "$@"; }
 
 say "installing the pinned packages (torch and its libraries are about 3 GB; a few minutes)"
-pip install -q -c constraints.txt 'setuptools<82' wheel ninja psutil
+pip install -q -c constraints.txt 'setuptools<82' wheel ninja
 pip install -q -c constraints.txt -r requirements-dev.txt
 
 # opencv-python needs the system's libGL; servers often lack it, and the headless build is the same code without windows.
