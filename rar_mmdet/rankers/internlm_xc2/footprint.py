@@ -91,7 +91,8 @@ def guard_memory(source: str | os.PathLike[str] | None, config: IXC2Config, opti
     dtype = config.dtype if dtype in (None, "auto") else dtype
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     itemsize = (dtype or torch.float32).itemsize
-    four_bit = bool(getattr(options.get("quantization_config"), "load_in_4bit", False))
+    stored = getattr(config, "quantization_config", None) or {}  # a folder saved in 4 bit
+    four_bit = bool(getattr(options.get("quantization_config"), "load_in_4bit", False) or stored.get("load_in_4bit"))
     needed = footprint(config).weight_bytes(itemsize, four_bit=four_bit)
     refuse_if_too_large(str(source), config, needed, device)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from rar_mmdet.errors import MissingAssetError, RankerLoadError
+from rar_mmdet.errors import HostError, MissingAssetError, RankerLoadError
 from rar_mmdet.rankers.internlm_xc2 import IXC2ForConditionalGeneration
 from rar_mmdet.rankers.internlm_xc2.checkpoint import MANIFEST, file_sha256, weight_files
 
@@ -110,6 +110,12 @@ class TestOtherGenerations:
         with caplog.at_level(logging.WARNING):
             IXC2Config.from_dict({**config.to_dict(), "vision_config": None})
         assert "InternLM-XComposer2-7B" in caplog.text
+
+
+def test_transformers_too_old(golden_folder, monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.0.0")
+    with pytest.raises(HostError, match=r"needs transformers>=5.16, found 5.0.0: run `pip install"):
+        IXC2ForConditionalGeneration.from_pretrained(golden_folder)
 
 
 class TestFiles:

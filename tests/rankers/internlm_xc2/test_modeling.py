@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from rar_mmdet.rankers.internlm_xc2 import IXC2Config, IXC2ForConditionalGeneration
 
@@ -246,6 +246,22 @@ class TestBehaviour:
         ids, pixels = golden.sample(0)
         out = model(input_ids=ids.to(model.device), pixel_values=pixels.to(model.device)).logits.cpu()
         torch.testing.assert_close(out, golden.outputs["logits_0"], atol=1e-3, rtol=0)
+
+    def test_four_bit_saved_and_loaded_again(self, golden_folder, golden, tmp_path):
+        """Only the language model's base linears are packed; the saved folder needs no options to load."""
+        pytest.importorskip("accelerate", reason="4 bit needs accelerate")
+        bnb = pytest.importorskip("bitsandbytes", reason="4 bit needs bitsandbytes")
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        model = AutoModelForImageTextToText.from_pretrained(golden_folder, quantization_config=settings)
+        packed = {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+        assert packed == {name for name, _ in model.named_modules() if name.endswith(".base")}
+        model.save_pretrained(tmp_path)  # before its first use: on a CPU bitsandbytes then repacks the weights
+        ids, pixels = golden.sample(0)
+        logits = model(input_ids=ids.to(model.device), pixel_values=pixels.to(model.device)).logits.cpu()
+        assert (logits - golden.outputs["logits_0"]).abs().mean() < 0.5 * golden.outputs["logits_0"].std()
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+        got = again(input_ids=ids.to(again.device), pixel_values=pixels.to(again.device)).logits.cpu()
+        torch.testing.assert_close(got, logits)
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
