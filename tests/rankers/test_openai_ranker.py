@@ -319,8 +319,9 @@ def test_a_server_that_dies_half_way_stops_the_run_and_it_resumes(serve, tmp_pat
     resumed = make_ranker(well.url, **settings)
     ranking = resumed.rank(pixels, shortlist, NAMES)
     assert (ranking.status == RankStatus.OK).all()
-    assert resumed.report()["cached"] == 20
-    assert len(well.bodies) == 1 + 40
+    cached = resumed.report()["cached"]
+    assert 20 - settings["max_concurrency"] <= cached <= 20  # what is under way when the run stops is asked again
+    assert len(well.bodies) == 1 + 60 - cached
 
 
 def test_refused_connection(tmp_path):
