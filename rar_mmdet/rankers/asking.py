@@ -291,7 +291,7 @@ class AskingRanker(ABC):
                 [
                     head,
                     str(tuple(q.crop.shape)).encode(),
-                    q.crop.numpy().tobytes(),
+                    q.crop.numpy().data,
                     *(c.encode("utf-8", "surrogatepass") for c in q.candidates),
                 ]
             )

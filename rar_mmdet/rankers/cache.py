@@ -161,10 +161,10 @@ def _checksum(key: str, text: str) -> str:
     return hashlib.blake2b(f"{key}\0{text}".encode(), digest_size=8).hexdigest()
 
 
-def hash_parts(parts: Iterable[bytes]) -> str:
+def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
     """One 160-bit key of several byte strings; their lengths are part of it, so no two splits collide."""
-    digest = hashlib.blake2b(digest_size=20)
+    digest = hashlib.sha256()  # twice as fast as blake2b where the CPU has SHA instructions
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
         digest.update(part)
-    return digest.hexdigest()
+    return digest.hexdigest()[:40]

@@ -286,17 +286,17 @@ def _png(image: np.ndarray) -> bytes:
     """
     height, width, _ = image.shape
     rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # each row begins with its filter: none
-    rows[:, 1:] = image.reshape(height, -1)
+    rows[:, 1:].reshape(height, width, 3)[:] = image  # a view: one copy, whatever the layout of the image
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             chunk(b"IHDR", header),
-            chunk(b"IDAT", zlib.compress(rows.tobytes(), 0)),
+            chunk(b"IDAT", zlib.compress(rows.data, 0)),
             chunk(b"IEND", b""),
         )
     )
