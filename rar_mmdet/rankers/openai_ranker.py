@@ -296,7 +296,7 @@ def _png(image: np.ndarray) -> bytes:
         (
             b"\x89PNG\r\n\x1a\n",
             chunk(b"IHDR", header),
-            chunk(b"IDAT", zlib.compress(memoryview(rows), 0)),
+            chunk(b"IDAT", zlib.compress(rows.data, 0)),
             chunk(b"IEND", b""),
         )
     )
