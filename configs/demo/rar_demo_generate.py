@@ -1,4 +1,5 @@
 # RAR on the demo world: the ranker writes a sorted list (the paper's way and prompt).
+# Fusion: the defaults; what rar_demo.py has was fitted to likelihoods.
 # decisive_margin: fitted on the calibration split, where it spares 8 % of the questions (docs/rankers.md).
 _base_ = "rar_demo.py"
 
@@ -6,6 +7,7 @@ model = dict(
     recognizer=dict(
         ranker=dict(
             decisive_margin=0.53, ask="generate", prompt="paper", prompts="{{fileDirname}}/../../demo/prompts.json"
-        )
+        ),
+        fusion=dict(_delete_=True, type="LogLikFusion"),
     )
 )
