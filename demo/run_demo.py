@@ -44,7 +44,7 @@ def run_test(row: str, root: Path, work_dir: Path) -> dict[str, float]:
     """One run of tools/test.py; its metrics by the names of COLUMNS."""
     config = CONFIGS / ROWS[row][1]
     ann_file = root / "annotations" / "lvis_demo_test.json"
-    command = [sys.executable, TOOLS / "test.py", config, "--work-dir", work_dir]
+    command = [sys.executable, TOOLS / "test.py", config, "--work-dir", work_dir, "--no-cache"]
     if root != Path("data/demo"):
         command += [
             "--cfg-options",

@@ -28,6 +28,8 @@ from mmengine.runner import Runner
 
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.models import RecognitionHook, collect_reports, missing_assets
+from rar_mmdet.rankers import AskingRanker
+from rar_mmdet.registry import TASK_UTILS
 
 EXIT_USER_ERROR = 2
 
@@ -43,6 +45,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show-dir", help="save drawn predictions in work_dir/timestamp/SHOW_DIR")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds between shown images")
     parser.add_argument("--num-images", type=int, help="only the first so many images; scores are over these alone")
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="ask the ranker everything anew; by default its answers are kept in WORK_DIR/ranker_answers.sqlite, and a "
+        "run that was stopped goes on where it was",
+    )
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value, nested a.b=value"
     )
@@ -76,7 +84,18 @@ def load_config(args: argparse.Namespace) -> Config:
         add_test_time_augmentation(config)
     if args.num_images is not None:
         inner_dataset(config).indices = args.num_images
+    keep_answers(config.model, None if args.no_cache else f"{config.work_dir}/ranker_answers.sqlite")
     return config
+
+
+def keep_answers(model: Any, path: str | None) -> None:
+    """Give every ranker that asks a model its file of answers; one named in the config stays, unless `path` is None."""
+    for key, value in model.items() if isinstance(model, dict) else ():
+        keep_answers(value, path)
+        if key == "ranker" and isinstance(value, dict) and isinstance(value.get("type"), str):
+            kind = TASK_UTILS.get(value.type)
+            if isinstance(kind, type) and issubclass(kind, AskingRanker) and (path is None or "cache" not in value):
+                value.cache = path
 
 
 def inner_dataset(config: Config) -> ConfigDict:

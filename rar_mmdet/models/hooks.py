@@ -83,8 +83,11 @@ class RecognitionHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Keep the time."""
+        """Keep the time; after the last batch a ranker with too many unusable replies stops the run, unscored."""
         now = time.perf_counter()
+        if batch_idx + 1 == len(runner.test_dataloader):
+            for recognizer in find_recognizers(runner.model):
+                recognizer.report()
         if self._start is None:
             self._start = now
             return

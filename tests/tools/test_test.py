@@ -209,3 +209,15 @@ class TestBadInput:
         with pytest.raises(SystemExit):
             run(tool, "c.py", *options)
         assert match in capsys.readouterr().err
+
+
+def test_answers_of_rankers_are_kept_in_the_work_dir_unless_asked_not_to(tool):
+    def cache_of(ranker, path="out/answers.sqlite"):
+        model = Config({"model": {"roi_head": {"recognizer": {"ranker": ranker}}}}).model
+        tool.keep_answers(model, path)
+        return model.roi_head.recognizer.ranker.get("cache", "absent")
+
+    assert cache_of({"type": "TransformersRanker", "model": "m"}) == "out/answers.sqlite"
+    assert cache_of({"type": "TransformersRanker", "model": "m", "cache": "mine"}) == "mine"
+    assert cache_of({"type": "TransformersRanker", "model": "m", "cache": "mine"}, path=None) is None
+    assert cache_of({"type": "IdentityRanker"}) == "absent"
