@@ -143,7 +143,7 @@ def print_gpu():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and OpenCV")
+    parser.add_argument("--threads", type=int, default=2, help="threads PyTorch and OpenCV may use")
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import cv2
@@ -46,38 +45,22 @@ class CpuBackend:
     def crop(
         self, plan: WindowPlan, fill: str, background: Background, masks: NDArray | None, out: NDArray[np.uint8]
     ) -> None:
-        """Write the crops of all R regions to `out`, (R, 3, S, S) uint8.
-
-        As many threads as PyTorch may use (1 in a data-loader worker) share the regions. PyTorch's own threading is off
-        meanwhile: a sum of rows takes 50 us, less than its threads take to meet on a machine that does anything else.
-        """
+        """Write the crops of all R regions to `out`, (R, 3, S, S) uint8."""
         needs_colour = fill == "mean" and bool((plan.covered < 1).any())
         colour = np.array(cv2.mean(self.levels[0])[:3], dtype=np.float32) if needs_colour else None
-        for index in np.unique(plan.level).tolist():
-            self._turned(index)  # before there are threads
-
-        def work(regions: NDArray[np.int64]) -> None:
-            for region, crop in self.samples(plan, colour, regions):
+        with one_thread():
+            for region, crop in self.samples(plan, colour):
                 if not background.is_identity:
                     keep = None if masks is None else kept_by_mask(masks[region], plan[region : region + 1])
                     crop = composite(crop, background, plan.inside[region], keep)
                 cv2.split(crop, list(out[region]))
 
+    def samples(self, plan: WindowPlan, colour: NDArray | None) -> Iterator[tuple[int, NDArray]]:
+        """Each region, in the order that is fastest, with its (S, S[, 3]) crop; `colour` where the photo ends."""
         order = np.lexsort((plan.step.max(axis=1), plan.level))
-        with one_thread_each() as threads:
-            if threads == 1 or len(plan) < 2 * threads:
-                work(order)
-                return
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(work, [order[first::threads] for first in range(threads)]))
-
-    def samples(
-        self, plan: WindowPlan, colour: NDArray | None, regions: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray]]:
-        """The given regions, sorted by level, each with its (S, S[, 3]) crop; `colour` where the photo ends."""
-        for index in np.unique(plan.level[regions]).tolist():
+        for index in np.unique(plan.level).tolist():
             turned = self._turned(index)
-            of_level = regions[plan.level[regions] == index]
+            of_level = order[plan.level[order] == index]
             for begin in range(0, len(of_level), REGIONS_PER_BATCH):
                 batch = of_level[begin : begin + REGIONS_PER_BATCH]
                 taps = resample_taps(plan[batch], index, (turned.shape[0], turned.shape[1]))
@@ -96,12 +79,12 @@ class CpuBackend:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[int]:
-    """Turn PyTorch's threading off within; gives how many threads it had."""
+def one_thread() -> Iterator[None]:
+    """Turn PyTorch's threads off: a sum of rows takes 50 us, less than threads take to meet on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield threads
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -147,15 +130,15 @@ def _resample(
     y2 = min(y1 + -(-(y2 - y1) // ROW_MULTIPLE) * ROW_MULTIPLE, turned.shape[1])
     window = torch.from_numpy(turned[x1:x2, y1:y2])
     across = weighted_rows(window, cols - np.int32(x1), col_weights)  # (S, h[, 3])
-    down = torch.from_numpy(cv2.transpose(across.numpy()))  # (h, S[, 3])
-    samples = weighted_rows(down, rows - np.int32(y1), row_weights)
+    down = cv2.transpose(across.numpy())  # (h, S[, 3])
+    samples = weighted_rows(torch.from_numpy(down), rows - np.int32(y1), row_weights)
     return cv2.convertScaleAbs(samples.numpy())  # rounds; nothing is negative
 
 
 def kept_by_mask(mask: NDArray, plan: WindowPlan) -> NDArray[np.bool_] | None:
     """(S, S) output pixels of one window that are at least half in an (H, W) mask; `None` when there are none."""
     plane = np.ascontiguousarray(mask != 0).view(np.uint8) * np.uint8(255)
-    ((_, covered),) = CpuBackend(plane).samples(plan, np.zeros((), dtype=np.float32), np.arange(1))
+    ((_, covered),) = CpuBackend(plane).samples(plan, np.zeros((), dtype=np.float32))
     keep = covered >= 128
     return keep if keep.any() else None
 

@@ -160,4 +160,5 @@ def _to_tensor(image: NDArray | Tensor) -> Tensor:
         return image
     if isinstance(image, Tensor) and image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all()):
         return (image.float() * 255).round().to(torch.uint8)
-    return torch.from_numpy(_to_array(image)).permute(2, 0, 1)  # also refuses what cannot be a photo
+    pixels = _to_array(image)  # also refuses what cannot be a photo
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)

@@ -98,7 +98,7 @@ def plan_windows(
     clipped = np.clip(edges, low[:, :, None], np.maximum(low, high)[:, :, None])
     covered = np.diff(clipped, axis=2) / step[:, :, None]
     covered = np.where(covered > 1 - ROUNDING, 1.0, np.where(covered < ROUNDING, 0.0, covered))
-    centre = _sample_centres(start, step, low, high, covered, fill)
+    centre = _sample_centres(start, step, low, high, covered, photo_wh, fill)
 
     inside = np.empty((len(boxes_xyxy), 4), dtype=np.int64)
     first = np.floor((boxes_xyxy[:, :2] - start) / step + INSIDE_ROUNDING).astype(np.int64)
@@ -115,6 +115,7 @@ def _sample_centres(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
     covered: NDArray[np.float64],
+    photo_wh: tuple[int, int],
     fill: str,
 ) -> NDArray[np.float64]:
     """(R, 2, S): every output pixel's own middle, or that of the fully covered one that stands in for it."""
@@ -130,7 +131,7 @@ def _sample_centres(
         index = np.clip(index, first, first + count - 1)
     centre = start[:, :, None] + step[:, :, None] * (index + 0.5)
     # Less of the photo than one output pixel is in the window: its middle stands for all.
-    sliver = np.clip((low + high) / 2, 0.0, None)[:, :, None]
+    sliver = np.clip((low + high) / 2, 0.0, photo_wh)[:, :, None]
     return np.where(count > 0, centre, sliver)
 
 

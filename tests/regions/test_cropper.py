@@ -208,6 +208,15 @@ def test_sliver_of_photo_thinner_than_an_output_pixel(backend):
     assert crops.float().std() > 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("error")
+def test_window_beside_the_photo_is_all_fill(backend):
+    """A scale below 1 can leave no photo in the window of a box that reaches in."""
+    image = np.full((40, 40, 3), 90, dtype=np.uint8)
+    crop = RegionCropper(size=8, scale=FixedScale(0.3), backend=backend).crop(image, [[-100.0, 0.0, 10.0, 40.0]])
+    assert (crop == 90).all()
+
+
 def test_padded_window_keeps_the_aspect():
     image = np.full((100, 100, 3), 10, dtype=np.uint8)
     image[:50] = 90  # mean 50
