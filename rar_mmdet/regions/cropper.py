@@ -128,7 +128,10 @@ class RegionCropper:
         return masks.cpu().numpy() if isinstance(masks, Tensor) else masks
 
     def __repr__(self) -> str:
-        return f"RegionCropper(size={self.size}, window={self.window!r}, fill={self.fill!r}, backend={self.backend!r})"
+        return (
+            f"RegionCropper(size={self.size}, window={self.window!r}, fill={self.fill!r}, backend={self.backend!r}, "
+            f"reducing_gap={self.reducing_gap:g})"
+        )
 
 
 def _photo_hw(image: NDArray | Tensor) -> tuple[int, int]:
