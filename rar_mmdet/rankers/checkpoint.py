@@ -51,7 +51,8 @@ class Checkpoint:
         if not folder.is_dir():
             looks_like_hub_id = self.model.count("/") == 1 and not self.model.startswith((".", "/", "~"))
             get = (
-                f"run `hf download {self.model}{f' --revision {self.revision}' if self.revision else ''}`"
+                f"run `hf download {self.model}{f' --revision {self.revision}' if self.revision else ''}` "
+                "if that is a hub id, or put the model's folder there (docs/rankers.md, docs/internlm_xc2.md)"
                 if looks_like_hub_id
                 else "give the folder of a model in the layout of transformers"
             )
