@@ -287,12 +287,12 @@ def test_hanging_requests_time_out_and_fall_back(serve):
     def script(number, body):
         image = body["messages"][0]["content"][0]["image_url"]["url"]
         data = np.array(Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))))
-        return ("hang", 2.0) if np.array_equal(data, bad.permute(1, 2, 0).numpy()) else None
+        return ("hang", 6.0) if np.array_equal(data, bad.permute(1, 2, 0).numpy()) else None
 
-    ranker = make_ranker(serve(script=script).url, timeout=0.4, max_retries=0)
+    ranker = make_ranker(serve(script=script).url, timeout=1.5, max_retries=0)
     started = time.monotonic()
     ranking = ranker.rank(crops(3), make_shortlist(3, 4, 8), NAMES)
-    assert time.monotonic() - started < 1.9
+    assert time.monotonic() - started < 5.5  # it did not wait for the answer
     assert ranking.status.tolist() == [RankStatus.OK, RankStatus.FALLBACK, RankStatus.OK]
     assert torch.equal(ranking.order[1], torch.arange(4))
 
