@@ -32,8 +32,38 @@ class _IdList(list):
         return item in self._members
 
 
+def _names_metainfo(
+    metainfo: dict | None, ann_file: str, data_root: str | None, backend_args: dict | None, lazy_init: bool
+) -> dict | None:
+    if metainfo is not None and "classes" in metainfo:
+        return metainfo
+    path = ann_file if is_abs(ann_file) or not data_root else join_path(data_root, ann_file)
+    if lazy_init and not os.path.exists(path):
+        return metainfo  # `DetInferencer` builds the test dataset only for its palette; no data need be there
+    names = read_vocabulary(path, backend_args)
+    return {**(metainfo or {}), "classes": tuple(names)}
+
+
 class _VocabularyMixin:
     """Names from the annotation file, fast membership, and errors that name the image."""
+
+    def __init__(
+        self,
+        ann_file: str = "",
+        metainfo: dict | None = None,
+        data_root: str = "",
+        backend_args: dict | None = None,
+        lazy_init: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]
+            ann_file=ann_file,
+            metainfo=_names_metainfo(metainfo, ann_file, data_root, backend_args, lazy_init),
+            data_root=data_root,
+            backend_args=backend_args,
+            lazy_init=lazy_init,
+            **kwargs,
+        )
 
     @property
     def cat_ids(self) -> list[int]:
@@ -65,18 +95,6 @@ class _VocabularyMixin:
             ) from error
 
 
-def _names_metainfo(
-    metainfo: dict | None, ann_file: str, data_root: str | None, backend_args: dict | None, lazy_init: bool
-) -> dict | None:
-    if metainfo is not None and "classes" in metainfo:
-        return metainfo
-    path = ann_file if is_abs(ann_file) or not data_root else join_path(data_root, ann_file)
-    if lazy_init and not os.path.exists(path):
-        return metainfo  # `DetInferencer` builds the test dataset only for its palette; no data need be there
-    names = read_vocabulary(path, backend_args)
-    return {**(metainfo or {}), "classes": tuple(names)}
-
-
 @DATASETS.register_module()
 class CocoVocabularyDataset(_VocabularyMixin, CocoDataset):
     """`CocoDataset` for any vocabulary: label i is the i-th category of the annotation file.
@@ -89,24 +107,6 @@ class CocoVocabularyDataset(_VocabularyMixin, CocoDataset):
         lazy_init: as in `BaseDataset`.
         kwargs: the other arguments of `CocoDataset`, checked there.
     """
-
-    def __init__(
-        self,
-        ann_file: str = "",
-        metainfo: dict | None = None,
-        data_root: str = "",
-        backend_args: dict | None = None,
-        lazy_init: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            ann_file=ann_file,
-            metainfo=_names_metainfo(metainfo, ann_file, data_root, backend_args, lazy_init),
-            data_root=data_root,
-            backend_args=backend_args,
-            lazy_init=lazy_init,
-            **kwargs,
-        )
 
 
 @DATASETS.register_module()
@@ -127,21 +127,3 @@ class LVISVocabularyDataset(_VocabularyMixin, LVISV1Dataset):
         lazy_init: as in `BaseDataset`.
         kwargs: the other arguments of `LVISV1Dataset`, checked there.
     """
-
-    def __init__(
-        self,
-        ann_file: str = "",
-        metainfo: dict | None = None,
-        data_root: str = "",
-        backend_args: dict | None = None,
-        lazy_init: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            ann_file=ann_file,
-            metainfo=_names_metainfo(metainfo, ann_file, data_root, backend_args, lazy_init),
-            data_root=data_root,
-            backend_args=backend_args,
-            lazy_init=lazy_init,
-            **kwargs,
-        )
