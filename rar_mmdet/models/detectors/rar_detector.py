@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmdet.models.detectors import BaseDetector
+from mmdet.models.language_models import BertModel
 from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -27,6 +28,23 @@ def _model_of(detector: Any) -> Any:
     return (get_config(detector) if "::" in detector else Config.fromfile(detector)).model
 
 
+def _mend_language_model(language_model: BertModel) -> None:
+    """Let the BERT of MMDetection 3.3's Grounding DINO run on transformers 5; only this instance is touched.
+
+    transformers 5 dropped `batch_encode_plus` (calling the tokenizer is the same) and takes attention masks of shape
+    (B, L) or (B, 1, L, L), while MMDetection hands over (B, L, L).
+    """
+
+    def give_mask_a_head_axis(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask = kwargs.get("attention_mask")
+        return args, kwargs if mask is None or mask.dim() != 3 else {**kwargs, "attention_mask": mask[:, None]}
+
+    if not hasattr(language_model.tokenizer, "batch_encode_plus"):
+        language_model.tokenizer.batch_encode_plus = language_model.tokenizer.__call__
+    bert = language_model.language_backbone.body.model
+    bert.register_forward_pre_hook(give_mask_a_head_axis, with_kwargs=True)
+
+
 @MODELS.register_module()
 class RARDetector(BaseDetector):
     """Any MMDetection detector whose boxes are merged across its classes, named anew and scored anew.
@@ -40,6 +58,8 @@ class RARDetector(BaseDetector):
             the best 300.
         selection: arguments of `RegionSelection`; by default the best 300 boxes after class-agnostic NMS at 0.7 (ours:
             the same object is often predicted under several of the detector's classes).
+        text_prompt: what a text-conditioned detector (Grounding DINO, GLIP) is asked to find, phrases separated by
+            ' . ', such as "object . animal . thing ."; its labels are not used.
         backend_args: MMEngine file backend for images that were not packed.
     """
 
@@ -49,12 +69,21 @@ class RARDetector(BaseDetector):
         detector: dict | str,
         recognizer: Any,
         selection: dict | None = None,
+        text_prompt: str | None = None,
         data_preprocessor: dict | None = None,
         backend_args: dict | None = None,
     ) -> None:
         inner = MODELS.build(_model_of(detector))
+        if text_prompt is None and hasattr(inner, "language_model"):
+            raise ConfigError(
+                f"model.detector is a {type(inner).__name__}, which finds what a text names: give model.text_prompt, "
+                "such as 'object . animal . thing .'"
+            )
         super().__init__(data_preprocessor=data_preprocessor or inner.data_preprocessor)
         self.detector = inner
+        self.text_prompt = text_prompt
+        if isinstance(getattr(inner, "language_model", None), BertModel):
+            _mend_language_model(inner.language_model)
         self.classifier = RegionClassifier(
             recognizer,
             where="model.recognizer",
@@ -89,6 +118,9 @@ class RARDetector(BaseDetector):
         Returns:
             The data samples with `pred_instances` (the inner detector's masks follow their boxes) and `recognition`.
         """
+        if self.text_prompt is not None:
+            for sample in batch_data_samples:
+                sample.set_metainfo({"text": self.text_prompt, "custom_entities": True})
         batch_data_samples = self.detector.predict(batch_inputs, batch_data_samples, rescale=True)
         frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in batch_data_samples]
         boxes, scores, sources = [], [], []

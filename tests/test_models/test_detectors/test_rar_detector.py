@@ -6,6 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import InstanceData
 from torchvision.ops import box_iou
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
 from rar_mmdet.models.frames import ImageFrame
@@ -29,6 +30,28 @@ def dino():
     model = stock_model("dino/dino-4scale_r50_8xb2-12e_coco.py")
     model.num_queries = 30
     model.encoder.num_layers, model.decoder.num_layers = 1, 2
+    model.test_cfg.max_per_img = 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A folder that MMDetection's `BertModel` loads: a random model with a handful of words."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "object", "animal", "thing"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+def grounding_dino(bert):
+    model = stock_model("grounding_dino/grounding_dino_r50_scratch_8xb2_1x_coco.py")
+    model.num_queries = 30
+    model.language_model.name = bert
+    model.encoder.num_layers, model.decoder.num_layers = 1, 2
+    model.encoder.num_cp = 0
     model.test_cfg.max_per_img = 20
     return model
 
@@ -57,6 +80,17 @@ def test_two_images_of_different_size(detector):
         regions = sample.recognition.bboxes
         assert torch.equal(found.bboxes, regions[found.region_ids])
         assert box_iou(regions, regions).fill_diagonal_(0).max() <= 0.7
+
+
+def test_a_detector_that_is_asked_by_text(tiny_bert):
+    model = rar(grounding_dino(tiny_bert), text_prompt="object . animal . thing .")
+    samples = predict(model, make_batch(IMAGE_HWS, INPUT_HWS))
+    for sample in samples:
+        assert len(sample.recognition.bboxes) > 0
+        regions = sample.recognition.bboxes[sample.pred_instances.region_ids]
+        assert torch.equal(sample.pred_instances.bboxes, regions)
+    with pytest.raises(ConfigError, match="GroundingDINO, which finds what a text names: give model.text_prompt"):
+        rar(grounding_dino(tiny_bert))
 
 
 def test_regions_are_the_best_boxes_of_the_inner_detector():
