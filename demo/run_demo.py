@@ -44,15 +44,13 @@ def run_test(row: str, root: Path, work_dir: Path) -> dict[str, float]:
     """One run of tools/test.py; its metrics by the names of COLUMNS."""
     config = CONFIGS / ROWS[row][1]
     ann_file = root / "annotations" / "lvis_demo_test.json"
-    command = [sys.executable, TOOLS / "test.py", config, "--work-dir", work_dir, "--no-cache"]
-    if root != Path("data/demo"):
-        command += [
-            "--cfg-options",
-            f"test_dataloader.dataset.data_root={root}/",
-            f"test_evaluator.0.ann_file={ann_file}",
-            f"test_evaluator.1.ann_file={ann_file}",
-            f"model.recognizer.vocabulary={ann_file}",
-        ]
+    command = [sys.executable, TOOLS / "test.py", config, "--work-dir", work_dir, "--no-cache", "--cfg-options"]
+    command += [
+        f"test_dataloader.dataset.data_root={root}/",
+        f"test_evaluator.0.ann_file={ann_file}",
+        f"test_evaluator.1.ann_file={ann_file}",
+        f"model.recognizer.vocabulary={ann_file}",
+    ]
     subprocess.run([str(part) for part in command], check=True)
     summary = json.loads((work_dir / "summary.json").read_text(encoding="utf-8"))
     return {**pick(summary["metrics"]), "s_per_image": summary["seconds_per_image"]}
