@@ -101,10 +101,9 @@ class AnswerCache:
         target = ":memory:" if self.path is None else str(self.path)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = self.path is None or not self.path.exists() or self.path.stat().st_size == 0
         connection = sqlite3.connect(target, timeout=_BUSY_SECONDS, isolation_level=None)
         try:
-            if is_new:
+            if _is_blank(connection):
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -146,6 +145,12 @@ class AnswerCache:
                 if part.exists():
                     part.rename(f"{kept}{suffix}")
         logger.warning("%s is damaged (%s); set aside as %s, beginning a new one", self.path, error, kept)
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    """Whether nothing was ever kept: a new file, or one whose first process was killed before it had made the table."""
+    has_tables = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is not None
+    return not has_tables and connection.execute("PRAGMA application_id").fetchone()[0] == 0
 
 
 def _check(connection: sqlite3.Connection) -> None:

@@ -90,6 +90,18 @@ def test_damaged_file_is_set_aside(tmp_path, caplog, damage):
     assert fresh.get(["a"]) == {"a": "1"}
 
 
+def test_file_of_a_process_killed_before_it_made_the_table_is_no_damage(tmp_path):
+    path = tmp_path / "a.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+    assert path.stat().st_size > 0
+    cache = AnswerCache(path)
+    cache.put({"a": "1"})
+    assert AnswerCache(path).get(["a"]) == {"a": "1"}
+    assert not list(tmp_path.glob("*.damaged-*"))
+
+
 def _write(path, name, count):
     cache = AnswerCache(path)
     for i in range(count):
