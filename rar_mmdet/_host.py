@@ -29,6 +29,7 @@ REQUIREMENTS = {
     "timm": ">=1.0",
     "lvis": ">=0.5.3",
     "numpy": ">=1.24",
+    "numba": ">=0.60",
     "pycocotools": ">=2.0.7",
     "opencv-python": ">=4.5",
     "safetensors": ">=0.4",

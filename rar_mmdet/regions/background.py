@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from rar_mmdet.regions.kernels import blur_outside
 
 __all__ = ["Background", "BlurBackground", "BlurOutsideMask", "GreyBackground", "NoBackground"]
 
@@ -36,11 +37,14 @@ class Background(Protocol):
     uses_mask: bool
     feather: float
 
-    def paint(self, crop: NDArray) -> NDArray:
-        """(S, S, 3) crop -> (S, S, 3) pixels to show outside of the object."""
+    def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
+        """Replace what is outside of a box in a (3, S, S) crop, in place.
+
+        inside: (4,) x1, y1, x2, y2 of the box in output pixels, x2 and y2 excluded.
+        """
 
     def paint_batch(self, crops: Tensor) -> Tensor:
-        """(n, 3, S, S) float crops in 0..255 -> the same shape and range; `paint` on any device."""
+        """(n, 3, S, S) float crops in 0..255 -> pixels to show outside, the same shape and range; on any device."""
 
 
 def _check_feather(feather: float) -> float:
@@ -56,8 +60,8 @@ class NoBackground:
     uses_mask = False
     feather = 0.0
 
-    def paint(self, crop: NDArray) -> NDArray:
-        return crop
+    def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
+        pass
 
     def paint_batch(self, crops: Tensor) -> Tensor:
         return crops
@@ -82,8 +86,8 @@ class BlurBackground:
         self.feather = _check_feather(feather)
         self.is_identity = self.sigma == 0
 
-    def paint(self, crop: NDArray) -> NDArray:
-        return blur(crop, self.sigma)
+    def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
+        blur_outside(crop, inside, *reduced_gaussian(crop.shape[-1], self.sigma))
 
     def paint_batch(self, crops: Tensor) -> Tensor:
         matrix = torch.from_numpy(blur_matrix(crops.shape[-1], self.sigma)).to(crops.device, crops.dtype)
@@ -116,29 +120,27 @@ class GreyBackground:
         self.level = int(level)
         self.feather = _check_feather(feather)
 
-    def paint(self, crop: NDArray) -> NDArray:
-        return np.full_like(crop, self.level)
+    def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
+        x1, y1, x2, y2 = inside
+        kept = crop[:, y1:y2, x1:x2].copy()
+        crop[:] = self.level
+        crop[:, y1:y2, x1:x2] = kept
 
     def paint_batch(self, crops: Tensor) -> Tensor:
         return torch.full_like(crops, self.level)
 
 
-def blur(crop: NDArray, sigma: float) -> NDArray:
-    """Gaussian blur of an (S, S, C) image, mirrored at its border; at reduced size where that cannot be seen."""
-    size = crop.shape[0]
+@functools.lru_cache(maxsize=64)
+def reduced_gaussian(size: int, sigma: float) -> tuple[int, NDArray[np.float32]]:
+    """How a crop of `size` is blurred: the factor to reduce it by, and the kernel (2 h + 1,) for the reduced one."""
     factor = 1
     while sigma / (2 * factor) >= MIN_REDUCED_SIGMA and size % (2 * factor) == 0:
         factor *= 2
     # Averaging f x f pixels adds a variance of (f^2 - 1) / 12, interpolating linearly between them f^2 / 6 on average.
     rest = np.sqrt(sigma**2 - (factor**2 - 1) / 12 - (factor**2 / 6 if factor > 1 else 0)) / factor
     half_width = int(np.ceil(TRUNCATE * rest))
-    small = crop
-    for _ in range(factor.bit_length() - 1):  # OpenCV has a fast path for halving
-        small = cv2.resize(small, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    kernel = cv2.getGaussianKernel(2 * half_width + 1, rest, cv2.CV_32F)
-    # Not cv2.GaussianBlur, which is several times slower on uint8 at these widths.
-    small = cv2.sepFilter2D(small, cv2.CV_8U, kernel, kernel, borderType=cv2.BORDER_REFLECT)
-    return small if factor == 1 else cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR)
+    kernel = np.exp(-0.5 * (np.arange(-half_width, half_width + 1) / rest) ** 2)
+    return factor, (kernel / kernel.sum()).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)

@@ -39,7 +39,7 @@ class RegionCropper:
         reducing_gap: Smallest number of pixels per output pixel at which a halved photo is read, like `reducing_gap` of
             PIL's `thumbnail`; the first halving is used for windows of twice that many times the crop. At 4 crops stay
             within 2 grey levels of PIL's `resize` of the full photo but for single pixels at hard edges; at 2 a few in
-            a thousand values are up to 6 off, and the largest windows take a fraction of the time.
+            ten thousand values are up to 8 off, and the largest windows take less time.
         chunk_mib: Working memory of the torch backend in MiB; regions are done in chunks that fit.
     """
 
@@ -113,9 +113,9 @@ class RegionCropper:
         on_accelerator = isinstance(image, Tensor) and image.device.type != "cpu"
         if self.backend == "torch" or (self.backend == "auto" and on_accelerator):
             backend = TorchBackend(_to_tensor(image), int(self.chunk_mib * 2**20))
-            return backend.crop(plan, self.fill, self.background, masks)
+            return backend.crop(plan, self.background, masks)
         out = np.empty((len(boxes), 3, self.size, self.size), dtype=np.uint8)
-        CpuBackend(_to_array(image)).crop(plan, self.fill, self.background, masks, out)
+        CpuBackend(_to_array(image)).crop(plan, self.background, masks, out)
         return torch.from_numpy(out)
 
     def _check_masks(self, masks: NDArray | Tensor | None, num_boxes: int, photo_hw: tuple[int, int]) -> NDArray | None:

@@ -37,11 +37,11 @@ class TorchBackend:
             self.levels.append(halve(self.levels[-1]))
         return self.levels[index]
 
-    def crop(self, plan: WindowPlan, fill: str, background: Background, masks: NDArray | None) -> Tensor:
+    def crop(self, plan: WindowPlan, background: Background, masks: NDArray | None) -> Tensor:
         """(R, C, S, S) uint8 crops."""
         image = self.levels[0]
         out = torch.empty((len(plan), len(image), plan.size, plan.size), dtype=torch.uint8, device=image.device)
-        needs_colour = fill == "mean" and bool((plan.covered < 1).any())
+        needs_colour = bool((plan.covered < 1).any())
         colour = image.flatten(1).float().mean(dim=1) if needs_colour else None
         order = np.lexsort((plan.step.max(axis=1), plan.level))
         for index in np.unique(plan.level).tolist():
@@ -68,7 +68,7 @@ class TorchBackend:
         return width, height
 
     def _samples(self, plan: WindowPlan, index: int, colour: Tensor | None) -> Tensor:
-        """(n, C, S, S) uint8: columns first, saturated in between, then rows, as PIL does."""
+        """(n, C, S, S) uint8: columns first, rounded and saturated in between, then rows, as PIL does."""
         level = self.level(index)
         low, extent = extents(plan, index, self._level_wh(index))
         device = level.device
@@ -89,7 +89,7 @@ class TorchBackend:
             position = torch.from_numpy(low[:, axis]).to(device)[:, None] + torch.arange(reach, device=device)
             pixels.append(position.clamp_(max=length - 1))
         windows = level[:, pixels[1][:, :, None], pixels[0][:, None, :]].float()  # (C, n, Py, Px)
-        across = (windows @ weights[0].mT).clamp_(0, 255)  # (C, n, Py, S)
+        across = (windows @ weights[0].mT).round_().clamp_(0, 255)  # (C, n, Py, S)
         crops = (weights[1] @ across).clamp_(0, 255).transpose(0, 1)  # (n, C, S, S)
         if colour is not None:
             covered = torch.from_numpy(plan.covered).to(device)

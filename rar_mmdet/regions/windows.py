@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FILLS", "HALVING_TAPS", "WINDOWS", "Taps", "WindowPlan", "plan_windows", "resample_taps"]
+__all__ = ["FILLS", "HALVING_TAPS", "WINDOWS", "WindowPlan", "halving_taps", "plan_windows"]
 
 WINDOWS = ("square", "pad", "warp")
 FILLS = ("mean", "edge", "reflect")
@@ -43,7 +43,8 @@ class WindowPlan:
     step: NDArray[np.float64]  # (R, 2)
     centre: NDArray[np.float64]  # (R, 2, S): where each output pixel is sampled
     covered: NDArray[np.float32]  # (R, 2, S) in [0, 1]: share of each output pixel that lies in the photo (and, for
-    # `pad`, in the window)
+    # `pad`, in the window); the fill colour has the rest. 1 for fills that are samples of the photo too.
+    reach: NDArray[np.int64]  # (R, 2, 2): first and last + 1 of the output pixels with any share; equal if none has
     inside: NDArray[np.int64]  # (R, 4): x1, y1, x2, y2 of the output pixels that the box touches, x2 and y2 excluded
     level: NDArray[np.int64]  # (R,): halvings of the photo to read from
 
@@ -58,6 +59,7 @@ class WindowPlan:
             self.step[regions],
             self.centre[regions],
             self.covered[regions],
+            self.reach[regions],
             self.inside[regions],
             self.level[regions],
         )
@@ -99,6 +101,10 @@ def plan_windows(
     covered = np.diff(clipped, axis=2) / step[:, :, None]
     covered = np.where(covered > 1 - ROUNDING, 1.0, np.where(covered < ROUNDING, 0.0, covered))
     centre = _sample_centres(start, step, low, high, covered, photo_wh, fill)
+    if fill != "mean":
+        covered = np.ones_like(covered)
+    shown = covered > 0  # neighbours
+    reach = shown.argmax(axis=2)[:, :, None] + shown.sum(axis=2)[:, :, None] * np.arange(2)
 
     inside = np.empty((len(boxes_xyxy), 4), dtype=np.int64)
     first = np.floor((boxes_xyxy[:, :2] - start) / step + INSIDE_ROUNDING).astype(np.int64)
@@ -106,7 +112,7 @@ def plan_windows(
     inside[:, :2] = np.clip(first, 0, size - 1)
     inside[:, 2:] = np.clip(last, inside[:, :2] + 1, size)
     level = np.maximum(np.floor(np.log2(step.min(axis=1) / reducing_gap)), 0).astype(np.int64)
-    return WindowPlan(size, photo_wh, start, step, centre, covered.astype(np.float32), inside, level)
+    return WindowPlan(size, photo_wh, start, step, centre, covered.astype(np.float32), reach, inside, level)
 
 
 def _sample_centres(
@@ -135,38 +141,15 @@ def _sample_centres(
     return np.where(count > 0, centre, sliver)
 
 
-@dataclass(frozen=True)
-class Taps:
-    """The weighted pixels of one level that make up each output pixel of n regions."""
+def halving_taps(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The pixels of a line that make up each of the (length + 1) // 2 of the halved one; its ends are repeated.
 
-    index: NDArray[np.int32]  # (n, 2, S, T): columns (axis 1 = 0) and rows (1) of the level
-    weight: NDArray[np.float32]  # (n, 2, S, T): sum to 1 over T
-
-
-def resample_taps(plan: WindowPlan, level: int, level_wh: tuple[int, int]) -> Taps:
-    """The taps of windows that are all read from the same level."""
-    shrink = 2.0**-level
-    centre = plan.centre * shrink
-    stretch = np.maximum(plan.step * shrink, 1.0)[:, :, None]
-    limit = np.asarray(level_wh, dtype=np.int64)[None, :, None]
-    first = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), limit)
-    num_taps = int((last - first).max(initial=1))
-    offset = ((first + 0.5 - centre) / stretch).astype(np.float32)
-    distance = np.abs(offset[..., None] + (np.arange(num_taps) / stretch[..., None]).astype(np.float32))
-    index = first[..., None] + np.arange(num_taps)
-    weight = bicubic(distance)
-    weight *= index < last[..., None]
-    total = weight[..., 0].copy()
-    for tap in range(1, num_taps):  # in this order, so that taps of weight 0 behind cannot change a bit
-        total += weight[..., tap]
-    weight /= total[..., None]
-    return Taps(np.minimum(index, last[..., None] - 1).astype(np.int32), weight)
-
-
-def bicubic(distance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Keys' cubic convolution kernel with a = -1/2 (PIL's BICUBIC) at distances >= 0."""
-    x = distance
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, np.float32(0)))
+    Returns first and count, (n,), and weight, (n, T): see `rar_mmdet.regions.kernels.axis_taps`.
+    """
+    half = (length + 1) // 2
+    before = len(HALVING_TAPS) // 2 - 1
+    source = np.clip(2 * np.arange(half)[:, None] - before + np.arange(len(HALVING_TAPS)), 0, length - 1)
+    first, count = source[:, 0], source[:, -1] - source[:, 0] + 1
+    weight = np.zeros((half, len(HALVING_TAPS)))
+    np.add.at(weight, (np.arange(half)[:, None], source - first[:, None]), HALVING_TAPS)
+    return first, count, weight.astype(np.float32)

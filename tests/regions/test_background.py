@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter1d
 from skimage import data
 
 from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, FixedScale, GreyBackground, RegionCropper
-from rar_mmdet.regions.background import blur, blur_matrix
+from rar_mmdet.regions.background import blur_matrix
 
 BACKENDS = ("cpu", "torch")
 BOX = [[150.0, 60.0, 300.0, 160.0]]
@@ -16,6 +16,13 @@ BOX = [[150.0, 60.0, 300.0, 160.0]]
 def crop(background, backend="cpu", masks=None, **settings):
     settings = {"size": 64, "scale": FixedScale(1.6), **settings}
     return RegionCropper(background=background, backend=backend, **settings).crop(data.astronaut(), BOX, masks)
+
+
+def blur(pixels, sigma):
+    """(H, W, 3) -> the same, all of it blurred."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    BlurBackground(sigma).paint(planes, np.zeros(4, dtype=int))
+    return planes.transpose(1, 2, 0)
 
 
 def inside_rows_and_cols():
