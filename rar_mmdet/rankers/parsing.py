@@ -1,29 +1,36 @@
 """Free text of a model -> a permutation of the candidates, whatever the text is.
 
 A candidate counts as named only where an *item* of the reply is that name and nothing else: 'polar bear' does not name
-'bear'. Lists are scanned with the candidates in hand, so names with apostrophes, commas or brackets need no escaping.
-Nothing is ever evaluated.
+'bear'. Lists are read as JSON where they are, and else scanned with the candidates in hand, so names with apostrophes,
+commas or brackets need no escaping. Nothing is ever evaluated.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["Parsed", "parse_letter", "parse_ranking"]
 
 _MAX_CHARS = 8_192  # more than any list needs; keeps the scan linear in practice for a model that babbles
-_MAX_LISTS = 32  # opening brackets tried as the start of a list
+_MAX_LISTS = 32  # lists tried of each kind
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "´": "'", "_": " "})
 _BULLET = re.compile(r"(?:\(?\d{1,3}[.):]|[A-Z][.)]|[-*•])\s+", re.IGNORECASE)
 _OPENED = re.compile(r"[\"'`*]*[^\S\n]?")
 _CLOSED = re.compile(r"[^\S\n]?[\"'`*]*[^\S\n]?[.!]?[^\S\n]*")
-_SEPARATOR = re.compile(r"[,;>\n]")
-_LIST_SEPARATOR = re.compile(r"[,;\n\]]")
+_JSON_LIST = re.compile(r'\[\s*"(?:[^"\\]|\\.)*"(?:\s*,\s*"(?:[^"\\]|\\.)*")*\s*\]', re.DOTALL)
+_TUPLE = re.compile(r"\W*?\(")  # only where the reply begins: later ones are asides, 'a wolf (not a dog, cat)'
+_SEPARATOR = re.compile(r"[-=]{0,3}>|[,;|→⇒\n]")
+_IN_LIST = re.compile(rf"{_SEPARATOR.pattern}|\]")
+_IN_TUPLE = re.compile(rf"{_SEPARATOR.pattern}|\)")
+_LINE = re.compile(r"\n")
 _LEAD = r"(?:^|\b(?:is|are|shows|depicts|answer|category|object)\b)[\s:]*(?:an?\s+|the\s+)?[\"'`*]*"
 _NEGATION = re.compile(r"\b(?:no|not|cannot|none|neither|nor|without)\b|n't\b")
 
@@ -50,7 +57,7 @@ def parse_ranking(reply: str, names: Sequence[str]) -> Parsed:
     >>> parse_ranking("['wolf', 'dog']", ["cat", "dog"])
     Parsed(order=(1, 0), status=<RankStatus.PARTIAL: 1>)
     """
-    text = _normalise(_without_thoughts(reply)[:_MAX_CHARS])
+    text = _without_thoughts(reply)[:_MAX_CHARS]
     columns: dict[str, list[int]] = {}
     for column, name in enumerate(names):
         columns.setdefault(_normalise(name).strip(), []).append(column)
@@ -84,24 +91,27 @@ def _normalise(text: str) -> str:
 
 
 def _without_thoughts(reply: str) -> str:
-    """What follows the last `</think>`: reasoning models list candidates there that they then reject."""
-    return reply.rpartition("</think>")[2]
+    """What follows the last `</think>` outside thoughts cut short: those list candidates that are then rejected."""
+    return reply.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def _readings(text: str, names: list[str]) -> Iterator[list[str | None]]:
     """Ways to read the reply as items, most literal first; an item is a candidate's name or `None`."""
-    start = text.find("[")
-    for _ in range(_MAX_LISTS):
-        if start < 0:
-            break
-        yield _scan(text, start + 1, names, _LIST_SEPARATOR)
-        start = text.find("[", start + 1)
+    for found in islice(_JSON_LIST.finditer(text), _MAX_LISTS):
+        with suppress(ValueError):  # an escape that JSON does not know
+            items = json.loads(found.group(), strict=False)
+            yield _scan("\n".join(_normalise(item.replace("\n", " ")) for item in items), 0, names, _LINE)
+    text = _normalise(text)
+    for bracket in islice(re.finditer(r"\[", text), _MAX_LISTS):
+        yield _scan(text, bracket.end(), names, _IN_LIST)
+    if opened := _TUPLE.match(text):
+        yield _scan(text, opened.end(), names, _IN_TUPLE)
     yield _scan(text, 0, names, _SEPARATOR)
     yield _sentence(text, names)
 
 
 def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> list[str | None]:
-    """Read items until the closing bracket (where `separator` has one) or the end."""
+    """Read items until a closing bracket that is a `separator`, or the end."""
     items: list[str | None] = []
     while position < len(text):
         while position < len(text) and text[position].isspace():
@@ -120,9 +130,10 @@ def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]
             if text[position:stop].strip(" \"'`.*"):
                 items.append(None)
             position = stop
-        if position < len(text) and text[position] == "]" and "]" in separator.pattern:
+        passed = separator.match(text, position)
+        if passed is None or passed.group() in ("]", ")"):
             break
-        position += 1
+        position = passed.end()
     return items
 
 

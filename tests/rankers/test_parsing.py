@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -35,8 +36,27 @@ HARD = ["bird's nest", "glass, drinking", "bow [weapon]", 'the "big" one', "crè
         pytest.param("[] ['dog', 'cat']", CAT_DOG, [1, 0], OK, id="empty-list-before"),
         pytest.param("[['dog', 'cat']]", CAT_DOG, [1, 0], OK, id="nested-list"),
         pytest.param("<think>['cat', 'dog']?</think>['dog', 'cat']", CAT_DOG, [1, 0], OK, id="thoughts-do-not-count"),
+        pytest.param("<think>It is ['dog', 'cat'], the", CAT_DOG, [0, 1], FALLBACK, id="thoughts-cut-short"),
+        pytest.param("<think>a</think><think>['dog', 'cat'],", CAT_DOG, [0, 1], FALLBACK, id="thoughts-cut-again"),
+        pytest.param('["d\\u006fg", "cat"]', CAT_DOG, [1, 0], OK, id="json-escape"),
+        pytest.param('{"a": ["wolf"], "b": ["dog", "cat"]}', CAT_DOG, [1, 0], OK, id="second-json-list"),
+        pytest.param('```json\n["1. Dog.", "cat", "wolf"]\n```', CAT_DOG, [1, 0], PARTIAL, id="json-with-numbers"),
+        pytest.param('["\\x", "dog", "cat"]', CAT_DOG, [1, 0], PARTIAL, id="json-with-a-wrong-escape"),
         pytest.param("DOG, Cat", CAT_DOG, [1, 0], OK, id="case"),
         pytest.param("dog > cat", CAT_DOG, [1, 0], OK, id="greater-than"),
+        pytest.param("dog >> cat", CAT_DOG, [1, 0], OK, id="much-greater-than"),
+        pytest.param("dog -> cat", CAT_DOG, [1, 0], OK, id="arrow"),
+        pytest.param("dog --> cat", CAT_DOG, [1, 0], OK, id="long-arrow"),
+        pytest.param("dog => cat", CAT_DOG, [1, 0], OK, id="double-arrow"),
+        pytest.param("dog → cat", CAT_DOG, [1, 0], OK, id="unicode-arrow"),
+        pytest.param("[dog -> cat]", CAT_DOG, [1, 0], OK, id="arrow-in-a-list"),
+        pytest.param("wolf -> dog -> cat", CAT_DOG, [1, 0], PARTIAL, id="arrow-behind-a-stranger"),
+        pytest.param("dog | cat", CAT_DOG, [1, 0], OK, id="bar"),
+        pytest.param("| 1 | dog |\n| 2 | cat |", CAT_DOG, [1, 0], PARTIAL, id="table"),
+        pytest.param("(dog, cat)", CAT_DOG, [1, 0], OK, id="tuple"),
+        pytest.param("('dog', 'cat').", CAT_DOG, [1, 0], OK, id="tuple-with-quotes"),
+        pytest.param("A wolf (not a dog, cat)", CAT_DOG, [0, 1], FALLBACK, id="aside"),
+        pytest.param("b->c, a|b, (d), a", ["a", "a|b", "b->c", "(d)"], [2, 1, 3, 0], OK, id="separators-inside-names"),
         pytest.param("dog; cat", CAT_DOG, [1, 0], OK, id="semicolon"),
         pytest.param("dog\ncat", CAT_DOG, [1, 0], OK, id="lines"),
         pytest.param("1. dog\n2. cat", CAT_DOG, [1, 0], OK, id="numbered"),
@@ -153,6 +173,24 @@ def test_a_printed_list_comes_back(names, seed, quote):
     assert sorted(parsed.order) == list(range(len(names)))
     if plain:
         assert (list(parsed.order), parsed.status) == (order, OK)
+
+
+JSON_WORDS = st.text(alphabet="abcdefgh 'é,()-[]\"\\/>|.1", min_size=1, max_size=10)
+
+
+@given(
+    names=st.lists(JSON_WORDS, min_size=1, max_size=6, unique_by=lambda t: " ".join(t.split())),
+    seed=st.integers(0, 99),
+    form=st.sampled_from(["%s", "```json\n%s\n```", '{"ranking": %s}', "Sure: %s."]),
+    escape=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_json_comes_back_whatever_the_names(names, seed, form, escape):
+    names = [name for name in names if name.strip(" \"'`.*")]
+    order = list(range(len(names)))
+    random.Random(seed).shuffle(order)
+    parsed = parse_ranking(form % json.dumps([names[i] for i in order], ensure_ascii=escape), names)
+    assert not names or (list(parsed.order), parsed.status) == (order, OK)
 
 
 @pytest.mark.parametrize(
