@@ -67,6 +67,9 @@ class RegionRecognizer:
                 f"need 1 <= num_candidates <= shortlist_depth, got num_candidates={num_candidates} "
                 f"and shortlist_depth={shortlist_depth}"
             )
+        most = getattr(ranker, "max_candidates", None)
+        if most is not None and num_candidates > most:
+            raise ValueError(f"num_candidates={num_candidates}, but this ranker can tell at most {most} apart")
         self.cropper, self.encoder, self.ranker = cropper, encoder, ranker
         self.category_names = list(category_names)
         self.prompt_names = [clean_name(name) for name in self.category_names]
@@ -151,9 +154,18 @@ class RegionRecognizer:
             results.append(self._pack(image_boxes, image_scores, shortlist[rows], ranking, fused, rows))
         return results
 
-    def report(self) -> dict[str, Any]:
-        """What was done so far: counts of images, regions, skipped boxes by reason, and the ranker's own report."""
+    def report(self, judge: bool = True) -> dict[str, Any]:
+        """What was done so far: counts of images, regions, skipped boxes by reason, and the ranker's own report.
+
+        Args:
+            judge: whether a ranker with too many unusable answers is an error.
+
+        Raises:
+            RankerError: more than its `max_fallback_rate` of the asked regions got no usable answer.
+        """
         report: dict[str, Any] = dict(self.counts)
+        if judge and hasattr(self.ranker, "judge"):
+            self.ranker.judge()
         if self.ranker is not None and hasattr(self.ranker, "report"):
             report["ranker"] = self.ranker.report()
         return report

@@ -189,6 +189,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config.merge_from_dict(args.cfg_options)
     settings = config.model.recognizer
     settings["vocabulary"] = str(args.annotations)
+    if settings.get("ranker"):
+        settings["ranker"]["decisive_margin"] = None  # what is to be found must not decide what is asked
+        settings["ranker"].setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
     recognizer = build_recognizer(settings)
     if recognizer.ranker is None or getattr(recognizer.ranker, "ask", None) in (None, "generate"):
         raise RarError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.dist import all_gather_object
@@ -15,6 +15,7 @@ from torch import nn
 
 from rar_mmdet.errors import VocabularyError
 from rar_mmdet.models.region_classifier import RegionClassifier
+from rar_mmdet.rankers.asking import COUNTS
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.registry import HOOKS
 
@@ -29,21 +30,37 @@ def find_recognizers(model: nn.Module) -> Iterator[RegionRecognizer]:
             yield classifier.recognizer
 
 
-def _add_up(reports: Sequence[Any]) -> Any:
-    """Sum numbers of equal keys, into depth; of other values keep the first."""
-    if all(isinstance(r, Mapping) for r in reports):
-        keys = dict.fromkeys(key for r in reports for key in r)
-        return {key: _add_up([r[key] for r in reports if key in r]) for key in keys}
-    if all(isinstance(r, int) and not isinstance(r, bool) for r in reports):
-        return sum(reports)
-    return reports[0]
+def _add_up(reports: Sequence[Mapping[str, Any]], counts: Collection[str] | None = None) -> dict[str, Any]:
+    """Sum the named counts (`None`: all) over processes, which ran side by side; of the rest keep the first."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for report in reports for key in report):
+        values = [report[key] for report in reports if key in report]
+        if isinstance(values[0], Mapping):
+            merged[key] = _add_up(values, COUNTS)
+        elif key == "seconds":
+            merged[key] = max(values)
+        else:
+            merged[key] = sum(values) if counts is None or key in counts else values[0]
+    return merged
 
 
 def collect_reports(model: nn.Module) -> dict[str, Any]:
     """The recognizers' reports, counts added up over all processes; call it in every process."""
-    own = [recognizer.report() for recognizer in find_recognizers(model)]
+    own = [recognizer.report(judge=False) for recognizer in find_recognizers(model)]
     reports = [report for rank in all_gather_object(own) for report in rank]
-    return _add_up(reports) if reports else {}
+    return _add_up(reports)
+
+
+def judge_rankers(model: nn.Module) -> None:
+    """Refuse the results of rankers with too many unusable answers; all processes come to the same verdict.
+
+    Raises:
+        RankerError: see `AskingRanker.judge`.
+    """
+    for recognizer in find_recognizers(model):
+        ranker = recognizer.ranker
+        if hasattr(ranker, "judge"):
+            ranker.judge(sum((Counter(counts) for counts in all_gather_object(dict(ranker.counts))), Counter()))
 
 
 def check_vocabulary(category_names: Sequence[str], classes: Sequence[str] | None) -> None:
@@ -86,8 +103,7 @@ class RecognitionHook(Hook):
         """Keep the time; after the last batch a ranker with too many unusable replies stops the run, unscored."""
         now = time.perf_counter()
         if batch_idx + 1 == len(runner.test_dataloader):
-            for recognizer in find_recognizers(runner.model):
-                recognizer.report()
+            judge_rankers(runner.model)
         if self._start is None:
             self._start = now
             return

@@ -31,13 +31,16 @@ from rar_mmdet.rankers.scoring import (
 )
 from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 
-__all__ = ["Answer", "AskingRanker", "DEFAULT_PROMPTS", "Question"]
+__all__ = ["Answer", "AskingRanker", "COUNTS", "DEFAULT_PROMPTS", "Question"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROMPTS = {"generate": "paper", "likelihood": "choose", "letter": "letter", "yesno": "yesno"}
 # Fewer replies than this say little about the share of bad ones; the limit is applied at the end in any case.
 _MIN_REPLIES_TO_JUDGE = 100
+_REPLIES_TO_SHOW = 3
+COUNTS = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial", "fallback")
+_ORDER_LOG_PROBS = -0.6 * torch.arange(1000.0)  # of an order alone, best first; the slope of `RankFusion`
 _FORMAT = 1  # of keys and stored answers; raise it when either changes meaning
 
 
@@ -94,16 +97,16 @@ class AskingRanker(ABC):
     def __init__(
         self,
         *,
-        ask: str,
-        prompt: str | None,
-        prompts: str | Path | None,
-        score: str,
-        pmi_weight: float,
-        num_shifts: int | None,
-        temperature: float,
-        decisive_margin: float | None,
-        max_fallback_rate: float,
-        cache: str | Path | None,
+        ask: str = "likelihood",
+        prompt: str | None = None,
+        prompts: str | Path | None = None,
+        score: str = "sum",
+        pmi_weight: float = 1.0,
+        num_shifts: int | None = None,
+        temperature: float = 1.0,
+        decisive_margin: float | None = None,
+        max_fallback_rate: float = 0.2,
+        cache: str | Path | None = None,
     ) -> None:
         self.ask, self.score, self.pmi_weight, self.num_shifts = ask, score, pmi_weight, num_shifts
         self.temperature, self.decisive_margin = temperature, decisive_margin
@@ -116,13 +119,9 @@ class AskingRanker(ABC):
                 f"prompt={prompt!r} is not known; known are {sorted(known)}, or give your own in `prompts`"
             )
         self.prompt: Prompt = known[prompt]
-        if ask == "yesno" and "{name}" not in self.prompt.text:
-            raise ValueError(f"ask='yesno' needs a prompt with {{name}} in it, {prompt!r} is {self.prompt.text!r}")
-        if ask in ("letter", "generate") and not self.prompt.mentions_candidates:
-            raise ValueError(
-                f"ask={ask!r} needs a prompt that shows the candidates, {prompt!r} is {self.prompt.text!r}"
-            )
+        self._check_prompt()
         self.counts: Counter[str] = Counter()
+        self._shown_replies = 0
         self.cache = cache
         self._answers = AnswerCache(cache)
 
@@ -138,6 +137,19 @@ class AskingRanker(ABC):
         if self.num_shifts is not None and self.num_shifts < 1:
             raise ValueError(f"num_shifts must be at least 1, or None for all K, got {self.num_shifts}")
 
+    def _check_prompt(self) -> None:
+        text, named = self.prompt.text, "{name}" in self.prompt.text
+        lettered = "{options}" in text or "{option_lines}" in text
+        given = f"{self.prompt.name!r} is {text!r}"
+        if named != (self.ask == "yesno"):
+            raise ValueError(
+                f"ask='yesno', and no other, needs a prompt with {{name}} in it; ask={self.ask!r}, {given}"
+            )
+        if self.ask == "letter" and not lettered:
+            raise ValueError(f"ask='letter' needs a prompt with {{options}} or {{option_lines}} in it, {given}")
+        if self.ask == "generate" and not self.prompt.mentions_candidates:
+            raise ValueError(f"ask='generate' needs a prompt that shows the candidates, {given}")
+
     # What an adapter gives.
 
     @abstractmethod
@@ -151,11 +163,23 @@ class AskingRanker(ABC):
     def identity(self) -> Mapping[str, Any]:
         """Everything about the model that can change an answer: id, revision, weight hash, precision (JSON types)."""
 
+    def missing_assets(self) -> list[str]:
+        """What has to be fetched before this ranker can run, one line each."""
+        return []
+
+    def load(self, device: torch.device | str | None = None) -> None:  # noqa: B027 - many have nothing to load
+        """Say where the model is to run."""
+
     def special_tokens(self) -> Sequence[str]:
         """Texts the model obeys rather than reads."""
         return ()
 
     # What callers use.
+
+    @property
+    def max_candidates(self) -> int | None:
+        """The largest K it can rank; `None`: any."""
+        return len(LETTERS) if self.ask == "letter" else None
 
     def rank(
         self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
@@ -172,9 +196,9 @@ class AskingRanker(ABC):
                 f"crops must be ({num_regions}, 3, S, S) uint8 RGB like the shortlist, "
                 f"got {tuple(crops.shape)} {crops.dtype}"
             )
-        if self.ask == "letter" and k > len(LETTERS):
+        if self.max_candidates is not None and k > self.max_candidates:
             raise ValueError(
-                f"ask='letter' has {len(LETTERS)} letters, got K={k} candidates; use fewer or 'likelihood'"
+                f"ask='letter' has {self.max_candidates} letters, got K={k} candidates; use fewer or 'likelihood'"
             )
         rows = self._whom_to_ask(shortlist, ask).nonzero().flatten().tolist()
         special = self.special_tokens() if rows else ()
@@ -209,14 +233,8 @@ class AskingRanker(ABC):
         return result
 
     def report(self) -> dict[str, Any]:
-        """What was done so far: how asked, and counts of regions and questions; to be stored with the results.
-
-        Raises:
-            RankerError: the share of fallbacks is above `max_fallback_rate`.
-        """
-        names = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial")
-        counts = {name: int(self.counts[name]) for name in (*names, "fallback")}
-        self._judge(least=1)
+        """What was done so far: how asked, and counts of regions and questions; to be stored with the results."""
+        counts = {name: int(self.counts[name]) for name in COUNTS}
         settings = {"ask": self.ask, "prompt": self.prompt.name, "temperature": self.temperature}
         if self.ask == "likelihood":
             settings["score"] = self.score
@@ -326,8 +344,16 @@ class AskingRanker(ABC):
         for i, answer in enumerate(answers):
             if answer is not None and answer.reply is not None:
                 parsed = parse_ranking(answer.reply, questions[i].candidates)
-                order[rows[i]] = torch.tensor([shown[i][j] for j in parsed.order], dtype=torch.int64)
-                status[rows[i]] = int(parsed.status)
+                row = rows[i]
+                order[row] = torch.tensor([shown[i][j] for j in parsed.order], dtype=torch.int64)
+                status[row] = int(parsed.status)
+                # Beside rows with log-probabilities an order must not read as indifference.
+                log_probs[row, order[row]] = _ORDER_LOG_PROBS[:k].log_softmax(0)
+                if parsed.status == RankStatus.FALLBACK and self._shown_replies < _REPLIES_TO_SHOW:
+                    self._shown_replies += 1
+                    logger.warning(
+                        "no candidate found in the reply %r to %s", answer.reply[:300], list(questions[i].candidates)
+                    )
         return Ranking(order, log_probs if scored else None, status)
 
     def _scores(self, questions: list[Question], answers: Sequence[Answer | None]) -> Tensor:
@@ -364,13 +390,24 @@ class AskingRanker(ABC):
         self.counts["seconds"] += seconds  # type: ignore[assignment]  # Counter of ints in typing only
         for status in RankStatus:
             self.counts[status.name.lower()] += int((ranking.status == status).sum())
-        self._judge(least=_MIN_REPLIES_TO_JUDGE)
+        self.judge(least=_MIN_REPLIES_TO_JUDGE)
 
-    def _judge(self, least: int) -> None:
-        answered = self.counts["ok"] + self.counts["partial"] + self.counts["fallback"]
-        if answered >= least and self.counts["fallback"] > self.max_fallback_rate * answered:
+    def judge(self, counts: Mapping[str, int] | None = None, least: int = 1) -> None:
+        """Refuse results that are not the ranker's.
+
+        Args:
+            counts: 'ok', 'partial' and 'fallback' regions, of all processes; `None` for this one's.
+            least: with fewer answers there is no verdict.
+
+        Raises:
+            RankerError: the share of fallbacks is above `max_fallback_rate`.
+        """
+        counts = self.counts if counts is None else counts
+        answered = counts["ok"] + counts["partial"] + counts["fallback"]
+        if answered >= least and counts["fallback"] > self.max_fallback_rate * answered:
             raise RankerError(
-                f"{self.counts['fallback']} of {answered} regions got no usable answer, more than "
-                f"max_fallback_rate={self.max_fallback_rate}. The numbers of this run would not be the ranker's. Look "
-                "at a few replies, try another `ask` or `prompt`, or raise max_fallback_rate if this is meant"
+                f"{counts['fallback']} of {answered} regions got no usable answer, more than "
+                f"max_fallback_rate={self.max_fallback_rate}. The numbers of this run would not be the ranker's. The "
+                "log shows the first such replies; try another `ask` or `prompt`, or raise max_fallback_rate if this "
+                "is meant"
             )

@@ -1,11 +1,14 @@
 import json
+import logging
 import math
 import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,24 +19,13 @@ from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
 NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}", "bow, long"]
-DEFAULTS = {
-    "prompt": None,
-    "prompts": None,
-    "score": "sum",
-    "pmi_weight": 1.0,
-    "num_shifts": None,
-    "temperature": 1.0,
-    "decisive_margin": None,
-    "max_fallback_rate": 1.0,
-    "cache": None,
-}
 
 
 class NoisyRanker(AskingRanker):
     """Scores depend a little on who shares the batch, as floating point arithmetic makes real ones do."""
 
     def __init__(self, *, ask="likelihood", batch_size=3, pause=0.0, weights="w0", **settings):
-        super().__init__(ask=ask, **{**DEFAULTS, **settings})
+        super().__init__(ask=ask, **{"max_fallback_rate": 1.0, **settings})
         self.batch_size, self.pause, self.weights, self.crop_size = batch_size, pause, weights, 4
         self.batches = []
         self.reply = None
@@ -241,12 +233,16 @@ def test_unanswered_and_unreadable_regions_fall_back():
     assert (ranking.status == RankStatus.FALLBACK).all()
 
 
-def test_too_many_fallbacks_fail_the_run():
+def test_too_many_fallbacks_fail_the_run(caplog):
     ranker = NoisyRanker(ask="generate", max_fallback_rate=0.2)
     ranker.reply = "no idea"
-    ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
+    with caplog.at_level(logging.WARNING):
+        ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
+    assert caplog.text.count("no candidate found in the reply 'no idea' to [") == 3  # a few say enough
+    assert ranker.report()["fallback"] == 5
     with pytest.raises(RankerError, match="5 of 5 regions got no usable answer, more than max_fallback_rate=0.2"):
-        ranker.report()
+        ranker.judge()
+    ranker.judge({"ok": 20, "partial": 5, "fallback": 5})  # of all processes
     with pytest.raises(RankerError, match="105 of 105 regions"):
         ranker.rank(crops(100), make_shortlist(100, 4, 8), NAMES)
 
@@ -259,6 +255,32 @@ def test_report_is_json_and_adds_up():
     assert report["asked"] + report["cached"] + report["deduped"] + report["skipped"] == 30
     assert report["seconds"] >= 0
     assert report["model"]["id"] == "noisy"
+
+
+def test_an_order_beside_log_probs_is_no_indifference():
+    """A server that stops to give log-probabilities: its later, bare choices still count in the fusion."""
+
+    class Mixed(NoisyRanker):
+        def one(self, question, noise):
+            return Answer(reply="['dog']") if "dog" in question.candidates else super().one(question, noise)
+
+    shortlist = Shortlist(torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
+    ranking = Mixed().rank(crops(2), shortlist, NAMES)
+    assert ranking.order[0].tolist() == [1, 0, 2]
+    torch.testing.assert_close(ranking.log_probs.logsumexp(1), torch.zeros(2))
+    assert ranking.log_probs[0].argsort(descending=True).tolist() == [1, 0, 2]
+
+
+def test_a_ranker_is_one_method_as_documented():
+    text = (Path(__file__).parents[2] / "docs" / "rankers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(class MyRanker.*?)```", text, flags=re.S)
+    scope = {"AskingRanker": AskingRanker, "Answer": Answer, "my_model": lambda crop, prompt: "dog"}
+    exec(code, scope)
+    ranker = scope["MyRanker"](ask="generate")
+    ranking = ranker.rank(crops(2), make_shortlist(2, 3, 8), NAMES)
+    assert ranking.order.sort(1).values.tolist() == [[0, 1, 2]] * 2
+    assert ranker.crop_size == 224
+    assert ranker.missing_assets() == []
 
 
 def test_evidence_is_absolute():
@@ -280,7 +302,9 @@ def test_evidence_is_absolute():
         ({"temperature": 0}, "temperature must be > 0"),
         ({"max_fallback_rate": 2}, "max_fallback_rate must be in"),
         ({"prompt": "nope"}, "prompt='nope' is not known"),
-        ({"ask": "letter", "prompt": "name"}, "needs a prompt that shows the candidates"),
+        ({"ask": "letter", "prompt": "choose"}, "ask='letter' needs a prompt with {options} or {option_lines}"),
+        ({"ask": "generate", "prompt": "name"}, "needs a prompt that shows the candidates"),
+        ({"ask": "likelihood", "prompt": "yesno"}, "ask='yesno', and no other, needs a prompt with {name}"),
         ({"ask": "yesno", "prompt": "choose"}, "needs a prompt with {name}"),
         ({"num_shifts": 0}, "num_shifts must be at least 1"),
     ],

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from rar_mmdet.errors import RankerError
 from rar_mmdet.rankers.cache import AnswerCache, hash_parts
 
 FORK = multiprocessing.get_context("fork")
@@ -64,13 +65,24 @@ def _flipped_answer(path):
     path.write_bytes(data.replace(b"answer-7!", b"answer-8!"))
 
 
+def _no_text(path):
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"answer-7!", b"answer-\xff!"))
+
+
+def _no_table(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE answers")
+    connection.close()
+
+
 def _foreign(path):
     path.unlink()
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, sum TEXT, text TEXT)")
 
 
-@pytest.mark.parametrize("damage", [_garbage, _truncated, _header, _flipped_answer, _foreign])
+@pytest.mark.parametrize("damage", [_garbage, _truncated, _header, _flipped_answer, _no_text, _no_table, _foreign])
 def test_damaged_file_is_set_aside(tmp_path, caplog, damage):
     path = tmp_path / "a.sqlite"
     cache = AnswerCache(path)
@@ -135,6 +147,47 @@ def test_two_processes_find_the_same_damage(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(list(tmp_path.glob("*.damaged-*"))) == 1
     assert len(AnswerCache(path).get([f"{n}-{i}" for n in "abc" for i in range(20)])) == 60
+
+
+def test_who_finds_the_damage_second_keeps_what_the_first_has_begun(tmp_path):
+    path = tmp_path / "a.sqlite"
+    AnswerCache(path).put({str(i): f"answer-{i}!" for i in range(9)})
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE answers SET text = 'else' WHERE key = '7'")
+    connection.close()
+    first, second, third = AnswerCache(path), AnswerCache(path), AnswerCache(path)
+    for cache in (first, second, third):
+        assert cache.get(["1"]) == {"1": "answer-1!"}
+    assert first.get(["7"]) == {}
+    first.put({"new": "1"})
+    assert second.get(["7", "new"]) == {"new": "1"}
+    third.put({"newer": "2"})  # without having met the damage
+    assert AnswerCache(path).get(["new", "newer"]) == {"new": "1", "newer": "2"}
+    assert len(list(tmp_path.glob("*.damaged-[0-9]"))) == 1
+
+
+def test_file_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "a.sqlite").mkdir()
+    with pytest.raises(RankerError, match=r"answers cannot be kept in .*a\.sqlite: unable to open"):
+        AnswerCache(tmp_path / "a.sqlite").get(["1"])
+    (tmp_path / "file").touch()
+    with pytest.raises(RankerError, match=r"answers cannot be kept in .*file/a\.sqlite: .*another file"):
+        AnswerCache(tmp_path / "file" / "a.sqlite").put({"a": "1"})
+
+
+def test_locked_file_is_no_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr("rar_mmdet.rankers.cache._BUSY_SECONDS", 0.05)
+    path = tmp_path / "a.sqlite"
+    cache = AnswerCache(path)
+    cache.put({"a": "1"})
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RankerError, match="database is locked"):
+        cache.put({"b": "2"})
+    holder.execute("ROLLBACK")
+    holder.close()
+    cache.put({"b": "2"})
+    assert cache.get(["a", "b"]) == {"a": "1", "b": "2"}
 
 
 def _write_pairs(path):
