@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import queue
+import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from rar_mmdet.errors import RankerError
 
@@ -21,6 +27,10 @@ Request = dict[str, Any]  # the JSON body of a chat completion
 _GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the server is gone
 _GATHER_SECONDS = 0.02  # answers that come within it are handed on, and kept, together
 _PAUSE_BETWEEN_LOOKS = 0.5  # seconds, while waiting for a server to start
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt; each pause is twice the one before
+_LONGEST_RETRY_AFTER = 300.0  # seconds; a server that names a later time is asked again by then all the same
+_PASSING = (408, 409, 425, 429)  # the 4xx that another attempt may find gone; all others are about the request
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Client:
         key: may be empty.
         max_concurrency: requests on the way at once.
         timeout: seconds per attempt.
-        max_retries: further attempts after a failure that may pass.
+        max_retries: further attempts after a failure that may pass, each after a pause: what the server's Retry-After
+            says, at most 300 s, or else 0.5 s, 1 s, ... 8 s.
     """
 
     def __init__(self, *, base_url: str, key: str, max_concurrency: int, timeout: float, max_retries: int) -> None:
@@ -51,9 +62,16 @@ class Client:
 
         self._openai = openai
         self.base_url, self._key, self._max_retries = base_url, key, max_retries
-        # The client retries by itself: 408, 409, 429, 5xx and broken connections, honouring Retry-After.
+        self.process = os.getpid()  # threads do not survive a fork: in another process this client is dead
+        # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
+        # out knows nothing of servers on this machine.
+        through_proxy = _LOOPBACK.fullmatch(urlsplit(base_url).hostname or "") is None
         self._api = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=max_retries
+            base_url=base_url,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=through_proxy),
         )
         # One INFO line per request would bury everything else in the log of a run.
         for name in ("httpx", "httpx2"):
@@ -70,10 +88,9 @@ class Client:
         Raises:
             RankerError: it is not there by then, or refuses the key.
         """
-        quick = self._api.with_options(max_retries=0, timeout=10.0)
 
         async def look() -> None:
-            await quick.models.list()
+            await self._api.get("/models", cast_to=str, options={"timeout": 10.0})
 
         while True:
             try:
@@ -154,10 +171,8 @@ class Client:
         openai = self._openai
         try:
             replies = [await self._complete(request) for request in job()]
-        except (openai.RateLimitError, openai.InternalServerError, openai.ConflictError) as error:
-            return self._failed(error)
-        except openai.APIStatusError as error:
-            return RankerError(self._say("refuses a request", error))
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            return RankerError(self._say("refuses a request", error))  # the key or the model: true of all requests
         except (openai.OpenAIError, _MalformedReplyError) as error:
             return self._failed(error)
         except Exception as error:  # noqa: BLE001 - a worker that dies silently would leave its caller waiting
@@ -175,30 +190,57 @@ class Client:
         return None
 
     async def _complete(self, request: Request) -> Reply:
-        """One completion; malformed replies are asked for again like broken connections."""
-        for attempt in range(self._max_retries + 1):
+        """One completion; whatever may pass is tried again, malformed replies like broken connections."""
+        attempt = 0
+        while True:
             try:
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
                 # which costs more than everything else and would bound the rate at a few hundred a second.
-                return _read(await self._api.post("/chat/completions", body=request, cast_to=object))
-            except (_MalformedReplyError, ValueError, self._openai.APIResponseValidationError) as error:
-                if attempt == self._max_retries:
-                    raise _MalformedReplyError(str(error)) from error
-                await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                return _read(await self._api.post("/chat/completions", body=request, cast_to=str))
+            except (self._openai.OpenAIError, _MalformedReplyError) as error:
+                pause = self._pause(attempt, error)
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+                attempt += 1
+
+    def _pause(self, attempt: int, error: Exception) -> float | None:
+        """Seconds until the next attempt; `None` if there is none left, or it would fail like this one."""
+        if attempt >= self._max_retries:
+            return None
+        if isinstance(error, self._openai.APIStatusError):
+            if 400 <= error.status_code < 500 and error.status_code not in _PASSING:
+                return None
+            if (asked_for := _retry_after(error.response.headers.get("retry-after", ""))) is not None:
+                return asked_for
+        # Spread out: requests that failed together should not come back together.
+        return min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.75, 1.0)
 
     def _say(self, what: str, error: Exception) -> str:
-        text = f"{self.base_url} {what}: {type(error).__name__}: {str(error)[:300]}"
-        return text.replace(self._key, "<key>") if self._key else text
+        reason = str(error).replace(self._key, "<key>") if self._key else str(error)
+        return f"{self.base_url} {what}: {type(error).__name__}: {reason[:300]}"
 
 
-def _read(completion: Any) -> Reply:
+def _retry_after(header: str) -> float | None:
+    """Seconds to wait by a Retry-After header (seconds or an HTTP-date, RFC 9110 10.2.3); `None` if it names none."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(seconds, _LONGEST_RETRY_AFTER) if seconds > 0 else None
+
+
+def _read(body: str) -> Reply:
     """The one choice of a completion, whatever the server really sent."""
     try:
+        completion = json.loads(body)
         (choice,) = completion["choices"]
         text = choice["message"]["content"] or ""
         listed = (choice.get("logprobs") or {}).get("content") or []
         top = [(str(e["token"]), float(e["logprob"])) for e in (listed[0]["top_logprobs"] or [] if listed else [])]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _MalformedReplyError(f"expected one choice with a message, got {str(completion)[:200]}") from error
+        raise _MalformedReplyError(f"expected one choice with a message, got {body[:200]}") from error
     return Reply(str(text), top or None)
