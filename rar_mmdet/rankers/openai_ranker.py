@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import math
 import os
 import socket
+import string
 import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 _TOP_LOGPROBS = 20  # the most that OpenAI's interface allows, and vLLM's default limit
 _INSTALL = "pip install 'rar-mmdet[openai]'"
+_PORTS = {"http": 80, "https": 443}
+_YES_NO = (("yes", "Yes", "YES"), ("no", "No", "NO"))
+_LEAST_REST = 1e-7  # of probability: what float32 cannot tell from 1
+# How the special tokens of all common chat templates begin: <|im_end|>, </s>, <image>, <start_of_turn>, [INST], ...
+_MARKUP = (*(f"<{char}" for char in f"|\uff5c/_{string.ascii_letters}"), "[INST", "[/", "[IMG", "[SYSTEM", "[gMASK")
 
 
 class OpenAIRanker(AskingRanker):
@@ -48,7 +56,9 @@ class OpenAIRanker(AskingRanker):
         api_key_env: environment variable with the key; `None` for servers without one.
         max_concurrency: requests on the way at once.
         timeout: seconds one request may take.
-        max_retries: attempts after the first, with growing pauses or the server's Retry-After.
+        max_retries: attempts after the first, each after a pause of 0.5 s growing to 8 s, or of the server's
+            Retry-After up to 300 s. Only what may pass is tried again: broken connections and replies, 408, 409, 425,
+            429 and 5xx. A request refused for itself (400, 413, 422, ...) is a region without an answer.
         start_timeout: seconds to wait for a server that is still starting; 0: it has to be there.
         image_size: side in pixels of the crops sent.
         max_tokens: for 'generate'.
@@ -101,8 +111,7 @@ class OpenAIRanker(AskingRanker):
                 f"need max_concurrency >= 1, timeout > 0 and max_retries >= 0, got {max_concurrency}, {timeout} "
                 f"and {max_retries}"
             )
-        if urlsplit(base_url).scheme not in ("http", "https"):
-            raise ValueError(f"base_url must look like http://host:8000/v1, got {base_url!r}")
+        self._address = _address(base_url)
         self.base_url, self.model, self.revision, self.api_key_env = base_url, model, revision, api_key_env
         self.max_concurrency, self.timeout, self.max_retries = max_concurrency, timeout, max_retries
         self.start_timeout, self.crop_size, self.max_tokens = start_timeout, image_size, max_tokens
@@ -122,17 +131,19 @@ class OpenAIRanker(AskingRanker):
             lines.append(f"OpenAIRanker needs the package openai; run `{_INSTALL}`")
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             lines.append(f"OpenAIRanker: the environment variable {self.api_key_env} is not set; export the key in it")
-        url = urlsplit(self.base_url)
         if self.start_timeout == 0:
             try:
-                address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-                socket.create_connection(address, timeout=5).close()
-            except OSError as error:
+                socket.create_connection(self._address, timeout=5).close()
+            except (OSError, UnicodeError) as error:  # the latter: no name that DNS could hold
                 lines.append(
                     f"OpenAIRanker: no server at {self.base_url} ({error}); start one, e.g. "
-                    f"`vllm serve {self.model} --port {url.port or 8000}`, or give start_timeout to wait for it"
+                    f"`vllm serve {self.model} --port {self._address[1]}`, or give start_timeout to wait for it"
                 )
         return lines
+
+    def special_tokens(self) -> Sequence[str]:
+        """How special tokens begin: which of them a server's model obeys is not known here, so all are broken."""
+        return _MARKUP
 
     def load(self, device: torch.device | str | None = None) -> None:
         """Nothing to load here; the server is spoken to when the first question has no kept answer."""
@@ -154,7 +165,7 @@ class OpenAIRanker(AskingRanker):
             MissingAssetError: the client package or the key is missing.
             RankerError: the server does not answer, or refuses the key or the model.
         """
-        if self._client is None:
+        if self._client is None or self._client.process != os.getpid():  # a fork's parent keeps its own
             waiting = time.monotonic() + self.start_timeout
             if missing := self.missing_assets():
                 raise MissingAssetError("; ".join(missing))
@@ -220,7 +231,7 @@ class OpenAIRanker(AskingRanker):
         reply = client.probe(self._request(image, question, 2))
         if self.ask == "generate":
             self._takes_grammar = reply is not None
-        elif reply is None or reply.top_log_probs is None:
+        elif reply is None or len(reply.top_log_probs or ()) < 2:  # of one label nothing can be ranked
             self._gives_log_probs, self._takes_grammar = False, True
             if self.ask == "yesno":
                 raise RankerError(
@@ -239,29 +250,40 @@ class OpenAIRanker(AskingRanker):
             return Answer(reply=replies[0].text)
         if not self._gives_log_probs:
             chosen = parse_letter(replies[0].text, k)
-            return Answer(reply="" if chosen is None else str([question.candidates[chosen]]))
-        if any(reply.top_log_probs is None for reply in replies):
+            name = [] if chosen is None else [question.candidates[chosen]]
+            return Answer(reply=json.dumps(name, ensure_ascii=False))
+        # Letters as capitals only: ' a' is an article.
+        labels = _YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
+        rows = [row for reply in replies if (row := _label_scores(reply, labels)) is not None]
+        if len(rows) < len(replies):
             return None
-        if self.ask == "yesno":
-            rows = [_label_scores(reply, ("YES", "NO")) for reply in replies]
-            return None if None in rows else Answer(scores=tuple(zip(*rows, strict=True)))
-        rows = [_label_scores(reply, LETTERS[:k]) for reply in replies]
-        return None if None in rows else Answer(scores=tuple(row for row in rows if row is not None))
+        return Answer(scores=tuple(zip(*rows, strict=True) if self.ask == "yesno" else rows))
 
 
-def _label_scores(reply: Reply, labels: Sequence[str]) -> tuple[float, ...] | None:
-    """Log-probability of each label as the reply's first token; `None` if the server named none of them.
+def _address(base_url: str) -> tuple[str, int]:
+    """Host and port of a server."""
+    with suppress(KeyError, ValueError):
+        url = urlsplit(base_url)
+        port = url.port or _PORTS[url.scheme]
+        if url.hostname:
+            return url.hostname, port
+    raise ValueError(f"base_url must look like http://host:8000/v1, got {base_url!r}")
 
-    A label that is not among the tokens the server lists gets the lowest listed one: its own is no higher.
+
+def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
+    """Log-probability of each label, in any of its spellings, as the first token; `None` if none of them is listed.
+
+    The probability of a label that is not listed is at most the lowest listed one, and at most what the listed ones
+    leave of 1. It gets half of the smaller, the middle of what is possible (ours): below every listed label, however
+    few the server lists.
     """
-    listed = reply.top_log_probs or []
-    by_label: dict[str, list[float]] = {}
-    for token, log_prob in listed:
-        by_label.setdefault(token.strip(" \n.()\"'▁Ġ").upper(), []).append(log_prob)
-    if not any(label in by_label for label in labels):
+    listed = [(token.strip(" \n.()\"'▁Ġ"), log_prob) for token, log_prob in reply.top_log_probs or []]
+    found = [[log_prob for token, log_prob in listed if token in spellings] for spellings in labels]
+    if not any(found):
         return None
-    floor = min(log_prob for _, log_prob in listed)
-    return tuple(_logsumexp(by_label[label]) if label in by_label else floor for label in labels)
+    rest = max(1.0 - sum(math.exp(min(log_prob, 0.0)) for _, log_prob in listed), _LEAST_REST)
+    unlisted = min(math.log(rest), *(log_prob for _, log_prob in listed)) - math.log(2.0)
+    return tuple(_logsumexp(values) if values else unlisted for values in found)
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -5,11 +5,12 @@ import io
 import json
 import logging
 import math
+import multiprocessing
 import pickle
 import socket
 import threading
 import time
-from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -21,6 +22,8 @@ pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is no
 
 from rar_mmdet.errors import MissingAssetError, RankerError
 from rar_mmdet.rankers import OpenAIRanker
+from rar_mmdet.rankers import server as wire
+from rar_mmdet.rankers.openai_ranker import _label_scores
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
 
@@ -33,7 +36,7 @@ class Server:
 
     def __init__(self, script=None, log_probs=True, schema=True):
         self.script, self.log_probs, self.schema = script, log_probs, schema
-        self.bodies, self.headers, self.counts, self.lock = [], [], Counter(), threading.Lock()
+        self.bodies, self.headers, self.times, self.lock = [], [], [], threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +53,7 @@ class Server:
                 with server.lock:
                     number = len(server.bodies)
                     server.bodies.append(body)
+                    server.times.append(time.monotonic())
                     server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 refused = server.refusal(body)
                 action = ("refuse", refused) if refused else server.script(number, body) if server.script else None
@@ -120,7 +124,8 @@ class Server:
                 p = 0.05 + 0.9 * len(text.split("image a ")[1].split("?")[0]) / 40
                 top = [(" Yes", math.log(p)), ("No", math.log(1 - p))]
             else:
-                top = [(f" {letter}", 0.3 * len(name) - 9) for letter, name in options.items()] or [("A", -0.1)]
+                top = [(f" {letter}", 0.3 * len(name) - 9) for letter, name in options.items()]
+                top = top or [("A", -0.1), ("B", -2.4)]
             entries = [{"token": t, "logprob": v, "bytes": None} for t, v in top]
             choice["logprobs"] = {"content": [{**entries[0], "top_logprobs": entries}]}
         return {
@@ -220,20 +225,60 @@ def test_the_image_arrives_unchanged(serve):
     assert np.array_equal(image, pixels[0].permute(1, 2, 0).numpy())
 
 
-def test_log_probability_floor_and_spellings(serve):
-    def script(number, body):
-        if number == 0:
-            return None
-        top = [
-            {"token": t, "logprob": v, "bytes": None} for t, v in ((" A", -1.0), ("A", -1.0), ("(B", -3.0), ("x", -7.0))
-        ]
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "A"}}
-        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
-        return ("raw", {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+def completion_listing(*tokens):
+    """A reply whose first token comes with these (token, log-probability) pairs."""
+    top = [{"token": t, "logprob": v, "bytes": None} for t, v in tokens]
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": tokens[0][0]}}
+    return ("raw", {"choices": [{**choice, "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}]})
 
-    ranking = make_ranker(serve(script=script).url).rank(crops(1), make_shortlist(1, 3, 8), NAMES)
-    expected = torch.log_softmax(torch.tensor([[math.log(2) - 1.0, -3.0, -7.0]]), 1)
+
+def test_spellings_of_a_letter_add_up_and_an_article_is_none(serve):
+    reply = completion_listing((" A", -1.5), ("A", -1.5), ("(B", -3.0), (" a", -1.2), ("x", -7.0))
+    server = serve(script=lambda number, body: reply if number else None)
+    ranking = make_ranker(server.url).rank(crops(1), make_shortlist(1, 3, 8), NAMES)
+    expected = torch.log_softmax(torch.tensor([[math.log(2) - 1.5, -3.0, -7.0 - math.log(2)]]), 1)
     assert torch.allclose(ranking.log_probs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [(0.95,), (0.3,), (1.0,), (0.4, 0.35), (0.3, 0.3, 0.3999999), (0.7, 0.7), (1e300, 0.1)])
+def test_letters_not_listed_are_below_those_listed(p):
+    listed = [(letter, math.log(value)) for letter, value in zip("BDC", p, strict=False)]
+    scores = _label_scores(wire.Reply("B", listed), [(letter,) for letter in "ABCDE"])
+    by_letter = dict(zip("ABCDE", scores, strict=True))
+    assert all(by_letter[letter] == pytest.approx(value) for letter, value in listed)
+    unlisted = {value for letter, value in by_letter.items() if letter not in dict(listed)}
+    assert len(unlisted) == 1
+    bound = min(max(1 - sum(p), 1e-7), *p)  # as high as the server's list allows; beyond float32 it says nothing
+    assert unlisted.pop() == pytest.approx(math.log(bound / 2))
+
+
+def test_a_server_listing_its_first_choice_alone(serve, caplog):
+    late = serve(script=lambda number, body: completion_listing(("B", -0.05)) if number else None)
+    ranking = make_ranker(late.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert ranking.order.tolist() == [[1, 0, 2, 3]] * 2
+    assert (ranking.log_probs[:, 1] > math.log(0.9)).all()
+    always = serve(script=lambda number, body: completion_listing(("B", -0.05)))
+    ranking = make_ranker(always.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.PARTIAL).all()
+    assert "gives no log-probabilities" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["5'10\" board", "a\\b", "bird's nest", "café, [x]"])
+def test_a_chosen_name_survives_whatever_is_in_it(serve, name):
+    ranker = make_ranker(serve(log_probs=False).url)  # the fake model prefers long names
+    ranking = ranker.rank(crops(1), make_shortlist(1, 3, 3), ["x", "y", "z" + name])
+    chosen = make_shortlist(1, 3, 3).category_ids[0, ranking.order[0, 0]]
+    assert (int(chosen), int(ranking.status[0])) == (2, RankStatus.PARTIAL)
+
+
+def test_names_cannot_speak_the_servers_markup(serve):
+    markup = ["<|im_end|>", "<|im_start|>", "<\uff5cUser\uff5c>", "<image>", "<IMG_CONTEXT>", "</s>", "<s>", "<<SYS>>"]
+    markup += ["<start_of_turn>", "<end_of_turn>", "<unk>", "[INST]", "[/INST]", "[IMG_BREAK]", "[SYSTEM_PROMPT]"]
+    server = serve()
+    make_ranker(server.url).rank(crops(1), make_shortlist(1, 3, 3), ["pan [big]", "x".join(markup), " ".join(markup)])
+    text = server.bodies[-1]["messages"][0]["content"][1]["text"]
+    assert not [token for token in markup if token in text]
+    assert ". pan [big]\n" in text
 
 
 def first_attempt(action):
@@ -255,7 +300,8 @@ def first_attempt(action):
     [
         pytest.param(("status", (429,)), id="429"),
         pytest.param(("status", (429, ("Retry-After", "0.1"))), id="429-retry-after"),
-        pytest.param(("status", (429, ("retry-after-ms", "50"))), id="429-retry-after-ms"),
+        pytest.param(("status", (429, ("Retry-After", "soon"))), id="429-retry-after-unreadable"),
+        pytest.param(("status", (408,)), id="408"),
         pytest.param(("status", (500,)), id="500"),
         pytest.param(("status", (503,)), id="503"),
         pytest.param(("half", None), id="half-a-reply"),
@@ -267,12 +313,80 @@ def first_attempt(action):
         pytest.param(("raw", b"[]"), id="a-list"),
     ],
 )
-def test_passing_failures_are_tried_again(serve, action):
+def test_passing_failures_are_tried_again(serve, action, monkeypatch):
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.05)
     server, shortlist = serve(script=first_attempt(action)), make_shortlist(2, 4, 8)
     ranker = make_ranker(server.url)
     ranking = ranker.rank(crops(2), shortlist, NAMES)
     assert (ranking.status == RankStatus.OK).all()
     assert len(server.bodies) == 1 + 2 * 2
+
+
+def test_all_failures_share_the_attempts(serve, monkeypatch):
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.01)
+    failures = [("status", (500,)), ("raw", b"<html>"), ("half", None)]
+    server = serve(script=lambda number, body: failures[number % 3] if number else None)
+    ranking = make_ranker(server.url, max_retries=3).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert len(server.bodies) == 1 + 4
+
+
+def test_pauses_grow_and_retry_after_is_waited_for(serve, monkeypatch):
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.1)
+    busy = ("status", (503, ("Retry-After", "0.5")))
+    plan = {1: ("status", (500,)), 2: ("raw", b""), 3: busy}
+    server = serve(script=lambda number, body: plan.get(number))
+    ranking = make_ranker(server.url, max_retries=3).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    gaps = np.diff(server.times[1:])
+    assert (gaps >= [0.75 * 0.1, 0.75 * 0.2, 0.5]).all()
+
+
+def test_retry_after_as_seconds_as_a_date_and_as_nonsense():
+    assert wire._retry_after("7") == 7.0
+    assert 97 < wire._retry_after(formatdate(time.time() + 100, usegmt=True)) <= 100
+    for far in ("301", "86400", "1e999", formatdate(time.time() + 9999, usegmt=True)):
+        assert wire._retry_after(far) == 300.0
+    for none in ("", "0", "-1", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct 2015"):
+        assert wire._retry_after(none) is None
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_refused_for_itself_is_one_region_without_an_answer(serve, status):
+    server = serve(script=lambda number, body: ("status", (status,)) if number == 2 else None)
+    ranking = make_ranker(server.url).rank(crops(4), make_shortlist(4, 4, 8), NAMES)
+    assert sorted(ranking.status.tolist()) == [RankStatus.OK] * 3 + [RankStatus.FALLBACK]
+    assert len(server.bodies) == 1 + 4  # not tried again: it would be refused again
+
+
+def test_a_server_that_refuses_everything_stops_the_run_with_its_reason(serve):
+    server = serve(script=lambda number, body: ("refuse", "no images, please") if number else None)
+    with pytest.raises(RankerError, match="16 requests in a row.*no images, please"):
+        make_ranker(server.url).rank(crops(20), make_shortlist(20, 4, 8), NAMES)
+
+
+def test_a_forked_process_opens_its_own_connection(serve):
+    server, context = serve(), multiprocessing.get_context("fork")
+    ranker, answers = make_ranker(server.url), context.SimpleQueue()
+
+    def ask(seed):
+        return ranker.rank(crops(2, seed), make_shortlist(2, 4, 8), NAMES).status.tolist()
+
+    ask(0)
+    child = context.Process(target=lambda: answers.put(ask(1)))
+    child.start()
+    child.join(30)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive, "the child waits for a thread that did not come along"
+    assert answers.get() == ask(2) == [RankStatus.OK] * 2
+
+
+def test_a_proxy_is_not_asked_for_this_machine(serve, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    ranking = make_ranker(serve().url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
 
 
 def test_two_choices_are_not_one(serve):
@@ -338,6 +452,17 @@ def test_refused_connection(tmp_path):
         make_ranker(url, start_timeout=0.3).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
 
 
+def test_a_host_that_cannot_be_named():
+    (line,) = make_ranker("http://a..b:8000/v1").missing_assets()
+    assert "no server at http://a..b:8000/v1" in line
+
+
+def test_a_model_list_that_is_a_web_page_will_do(serve):
+    server = serve()
+    server.http.RequestHandlerClass.do_GET = lambda self: self.reply(200, b"<html>", [("Content-Type", "text/html")])
+    assert make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES).status.tolist() == [RankStatus.OK]
+
+
 def test_slow_start_is_waited_for():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -390,6 +515,12 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
     assert KEY not in json.dumps(dict(ranker.identity()))
 
 
+def test_a_key_at_the_cut_of_a_long_message_is_not_shown_in_part():
+    client = wire.Client(base_url="http://127.0.0.1:9/v1", key=KEY, max_concurrency=1, timeout=1.0, max_retries=0)
+    for length in range(270, 305):
+        assert KEY[:8] not in client._say("fails", ValueError("x" * length + KEY))
+
+
 def test_a_missing_key_is_said(serve, monkeypatch):
     monkeypatch.delenv("RAR_TEST_KEY", raising=False)
     ranker = make_ranker(serve().url, api_key_env="RAR_TEST_KEY")
@@ -421,6 +552,8 @@ def test_no_regions_need_no_server():
     [
         ({"ask": "likelihood"}, "OpenAIRanker cannot ask='likelihood'"),
         ({"base_url": "localhost:8000"}, "base_url must look like"),
+        ({"base_url": "http://h:99999/v1"}, "base_url must look like"),
+        ({"base_url": "http:///v1"}, "base_url must look like"),
         ({"max_concurrency": 0}, "need max_concurrency >= 1"),
     ],
 )
