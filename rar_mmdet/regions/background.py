@@ -20,7 +20,7 @@ __all__ = ["Background", "BlurBackground", "BlurOutsideMask", "GreyBackground", 
 
 # Half the width of a Gaussian in σ; the tail left out weighs 6e-5, less than a hundredth of a grey level.
 TRUNCATE = 4.0
-# A blur is done at 1 / f of the size when σ / f is still at least this; within two grey levels of the full one.
+# A blur is done at 1 / f of the size when σ / f is still at least this: for no picture more than two levels off.
 MIN_REDUCED_SIGMA = 2.5
 
 
@@ -84,10 +84,10 @@ class BlurBackground:
             raise ValueError(f"{type(self).__name__}: sigma={sigma!r} must be a number of output pixels >= 0")
         self.sigma = float(sigma)
         self.feather = _check_feather(feather)
-        self.is_identity = self.sigma == 0
+        self.is_identity = self.sigma < 0.1  # the next pixel weighs less than exp(-50)
 
     def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
-        blur_outside(crop, inside, *reduced_gaussian(crop.shape[-1], self.sigma))
+        blur_outside(crop, inside, *reduced_blur(crop.shape[-1], self.sigma))
 
     def paint_batch(self, crops: Tensor) -> Tensor:
         matrix = torch.from_numpy(blur_matrix(crops.shape[-1], self.sigma)).to(crops.device, crops.dtype)
@@ -130,27 +130,59 @@ class GreyBackground:
         return torch.full_like(crops, self.level)
 
 
-@functools.lru_cache(maxsize=64)
-def reduced_gaussian(size: int, sigma: float) -> tuple[int, NDArray[np.float32]]:
-    """How a crop of `size` is blurred: the factor to reduce it by, and the kernel (2 h + 1,) for the reduced one."""
-    factor = 1
-    while sigma / (2 * factor) >= MIN_REDUCED_SIGMA and size % (2 * factor) == 0:
-        factor *= 2
-    # Averaging f x f pixels adds a variance of (f^2 - 1) / 12, interpolating linearly between them f^2 / 6 on average.
-    rest = np.sqrt(sigma**2 - (factor**2 - 1) / 12 - (factor**2 / 6 if factor > 1 else 0)) / factor
-    half_width = int(np.ceil(TRUNCATE * rest))
-    kernel = np.exp(-0.5 * (np.arange(-half_width, half_width + 1) / rest) ** 2)
-    return factor, (kernel / kernel.sum()).astype(np.float32)
+def gaussian(sigma: float) -> NDArray[np.float64]:
+    """(2 h + 1,) kernel, sums to 1."""
+    half_width = int(np.ceil(TRUNCATE * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-half_width, half_width + 1) / sigma) ** 2)
+    return kernel / kernel.sum()
+
+
+def mirrored_convolution(size: int, kernel: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
+    """(size // stride, size) matrix that convolves a line, mirrored at both ends, and keeps every stride-th value.
+
+    Value i is centred on the middle of the `stride` pixels it stands for.
+    """
+    begin = stride * np.arange(size // stride) - (len(kernel) - stride) // 2
+    source = (begin[:, None] + np.arange(len(kernel))) % (2 * size)
+    matrix = np.zeros((len(begin), size))
+    np.add.at(matrix, (np.arange(len(begin))[:, None], np.minimum(source, 2 * size - 1 - source)), kernel)
+    return matrix
 
 
 @functools.lru_cache(maxsize=8)
 def blur_matrix(size: int, sigma: float) -> NDArray[np.float32]:
     """(S, S) matrix B such that B @ column is its Gaussian blur, mirrored at both ends."""
-    half_width = int(np.ceil(TRUNCATE * sigma))
-    offsets = np.arange(-half_width, half_width + 1)
-    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
-    matrix = np.zeros((size, size))
-    source = (np.arange(size)[:, None] + offsets) % (2 * size)
-    source = np.minimum(source, 2 * size - 1 - source)
-    np.add.at(matrix, (np.arange(size)[:, None], source), kernel / kernel.sum())
-    return matrix.astype(np.float32)
+    # From σ = 4 S on everything is the mean: the slowest wave, of period 2 S, keeps exp(-79) of its amplitude.
+    return mirrored_convolution(size, gaussian(min(sigma, 4.0 * size))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def reduced_blur(size: int, sigma: float) -> tuple[tuple[NDArray, ...], tuple[NDArray, ...], tuple[NDArray, ...]]:
+    """`blur_matrix` as three cheap steps, for `blur_outside`: reduce by f, blur, interpolate linearly."""
+    sigma, factor = min(sigma, 4.0 * size), 1
+    while sigma / (2 * factor) >= MIN_REDUCED_SIGMA and size % (2 * factor) == 0:
+        factor *= 2
+    low_pass = np.ones(1)
+    if factor > 1:  # three box averages; one lets finer stripes through as if they were coarse (10 grey levels)
+        low_pass = np.convolve(np.convolve(np.ones(factor), np.ones(factor + 1)), np.ones(factor + 1))
+        low_pass /= low_pass.sum()
+    variance = (low_pass * (np.arange(len(low_pass)) - (len(low_pass) - 1) / 2) ** 2).sum()
+    if factor > 1:  # what interpolating linearly between pixels f apart adds, on average
+        variance += factor**2 / 6
+    small = size // factor
+    smoothing = mirrored_convolution(small, gaussian(np.sqrt(sigma**2 - variance) / factor))
+    place = np.clip((np.arange(size) + 0.5) / factor - 0.5, 0, small - 1)
+    before = place.astype(np.uint32)
+    after = np.minimum(before + np.uint32(1), np.uint32(small - 1))
+    between = (before, after, (place - before).astype(np.float32))
+    return _taps(mirrored_convolution(size, low_pass, factor)), _taps(smoothing), between
+
+
+def _taps(matrix: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The rows of a matrix from their first to their last value that is not 0: first, count (n,), weight (n, T)."""
+    used = matrix != 0
+    first = used.argmax(axis=1)
+    count = matrix.shape[1] - used[:, ::-1].argmax(axis=1) - first
+    columns = np.minimum(first[:, None] + np.arange(count.max()), matrix.shape[1] - 1)
+    weight = np.take_along_axis(matrix, columns, axis=1) * (np.arange(count.max()) < count[:, None])
+    return first, count, weight.astype(np.float32)

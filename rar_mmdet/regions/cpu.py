@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +73,15 @@ class CpuBackend:
 
 def kept_by_mask(mask: NDArray, plan: WindowPlan) -> NDArray[np.bool_] | None:
     """(S, S) output pixels of one window that are at least half in an (H, W) mask; `None` when there are none."""
-    plane = np.ascontiguousarray(mask != 0).view(np.uint8) * np.uint8(255)
+    # Only the part of the mask that the window and its filters reach; whole pixels of its level.
+    unit = 2 ** int(plan.level[0])
+    margin = 2 * plan.step[0] + 16 * unit
+    low = np.maximum((plan.centre[0].min(axis=1) - margin) // unit, 0).astype(int) * unit
+    high = np.ceil(plan.centre[0].max(axis=1) + margin).astype(int)
+    part = mask[low[1] : high[1], low[0] : high[0]]
+    plane = np.where(part, np.uint8(255), np.uint8(0))
     covered = np.empty((1, plan.size, plan.size), dtype=np.uint8)
+    plan = dataclasses.replace(plan, centre=plan.centre - low[:, None])
     CpuBackend(plane).sample(plan, 0, np.zeros(1, dtype=np.float32), covered)
     keep = covered[0] >= 128
     return keep if keep.any() else None

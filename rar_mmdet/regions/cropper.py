@@ -55,8 +55,6 @@ class RegionCropper:
         reducing_gap: float = 4.0,
         chunk_mib: float = 256,
     ) -> None:
-        if int(size) != size or size < 1:
-            raise ValueError(f"RegionCropper: size={size!r} must be a whole number of pixels >= 1")
         for name, value, known in (("window", window, WINDOWS), ("fill", fill, FILLS), ("backend", backend, BACKENDS)):
             if value not in known:
                 raise ValueError(f"RegionCropper: {name}={value!r} is not one of {', '.join(known)}")
@@ -64,7 +62,7 @@ class RegionCropper:
             raise ValueError(f"RegionCropper: chunk_mib={chunk_mib!r} must be > 0")
         if not reducing_gap >= 1:
             raise ValueError(f"RegionCropper: reducing_gap={reducing_gap!r} must be >= 1")
-        self.size = int(size)
+        self.size = _check_size(size)
         self.scale = FixedScale(1.0) if scale is None else scale
         self.background = NoBackground() if background is None else background
         self.window, self.fill, self.backend = window, fill, backend
@@ -73,7 +71,7 @@ class RegionCropper:
     def with_size(self, size: int) -> RegionCropper:
         """The same policies at another side; σ and feather, which are in output pixels, stay."""
         other = copy.copy(self)
-        other.size = int(size)
+        other.size = _check_size(size)
         return other
 
     def with_policies(self, scale: ScalePolicy, background: Background) -> RegionCropper:
@@ -134,6 +132,12 @@ class RegionCropper:
         )
 
 
+def _check_size(size: int) -> int:
+    if int(size) != size or size < 1:
+        raise ValueError(f"RegionCropper: size={size!r} must be a whole number of pixels >= 1")
+    return int(size)
+
+
 def _photo_hw(image: NDArray | Tensor) -> tuple[int, int]:
     shape = tuple(image.shape)
     channels = shape[0 if isinstance(image, Tensor) else -1] if len(shape) == 3 else None
@@ -147,7 +151,10 @@ def _photo_hw(image: NDArray | Tensor) -> tuple[int, int]:
 
 def _to_array(image: NDArray | Tensor) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 in main memory."""
-    pixels = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).permute(1, 2, 0).numpy()
+    pixels = image
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
@@ -164,4 +171,4 @@ def _to_tensor(image: NDArray | Tensor) -> Tensor:
     if isinstance(image, Tensor) and image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all()):
         return (image.float() * 255).round().to(torch.uint8)
     pixels = _to_array(image)  # also refuses what cannot be a photo
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)

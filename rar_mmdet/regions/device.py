@@ -38,7 +38,11 @@ class TorchBackend:
         return self.levels[index]
 
     def crop(self, plan: WindowPlan, background: Background, masks: NDArray | None) -> Tensor:
-        """(R, C, S, S) uint8 crops."""
+        """(R, C, S, S) uint8 crops; float32 throughout, also under `torch.autocast`, whose 11 bits are too few."""
+        with torch.autocast(self.levels[0].device.type, enabled=False):
+            return self._crop(plan, background, masks)
+
+    def _crop(self, plan: WindowPlan, background: Background, masks: NDArray | None) -> Tensor:
         image = self.levels[0]
         out = torch.empty((len(plan), len(image), plan.size, plan.size), dtype=torch.uint8, device=image.device)
         needs_colour = bool((plan.covered < 1).any())
@@ -100,7 +104,7 @@ class TorchBackend:
     def _kept_by_mask(self, mask: NDArray, plan: WindowPlan) -> Tensor | None:
         """(S, S) output pixels of one window that are at least half in the mask; `None` when there are none."""
         device = self.levels[0].device
-        plane = (torch.from_numpy(np.ascontiguousarray(mask)) != 0).to(device, torch.uint8)[None] * 255
+        plane = (torch.from_numpy(np.array(mask, order="C")) != 0).to(device, torch.uint8)[None] * 255
         backend = TorchBackend(plane, self.chunk_bytes)
         keep = backend._samples(plan, int(plan.level[0]), torch.zeros(1, device=device))[0, 0] >= 128
         return keep if bool(keep.any()) else None

@@ -7,6 +7,9 @@ Everything runs without Python's global lock. The machine code is kept beside th
 
 from __future__ import annotations
 
+import functools
+import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +18,46 @@ import numpy as np
 
 __all__ = ["axis_taps", "blur_outside", "resample_columns", "resample_rows", "sum_rows"]
 
+logger = logging.getLogger(__name__)
+
 # IEEE arithmetic but for fused multiply-adds, reciprocals and the sign of zero; nothing here is infinite or NaN. Sums
 # keep their order: a crop is the same to the bit whichever others it is cut with.
 FAST_MATH = {"contract", "arcp", "nsz", "nnan", "ninf"}
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`numba.njit` without the global lock; machine code is kept on disk where there is a folder to keep it in."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FAST_MATH}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FAST_MATH}
+
+
+def entry(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what Python calls; machine code is kept on disk, and made anew when what is kept there is of no use."""
     try:
-        return numba.njit(cache=True, **options)(function)
+        machine = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return numba.njit(**options)(function)
+        machine = numba.njit(**OPTIONS)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        nonlocal machine
+        try:
+            return machine(*arguments)
+        # A file cut short, a disk or quota that is full, code of other types by two processes that compiled at once.
+        except (EOFError, OSError, TypeError, pickle.UnpicklingError) as error:
+            folder = machine.stats.cache_path
+            if folder is None:
+                raise
+            logger.warning(
+                "machine code cannot be kept in %s (%s); delete that folder's *.nbi and *.nbc", folder, error
+            )
+            machine = numba.njit(**OPTIONS)(function)
+            return machine(*arguments)
+
+    return call
 
 
-@compiled
+inner = numba.njit(**OPTIONS)  # becomes a part of the code of who calls it
+
+
+@entry
 def axis_taps(centre, step, length):  # type: ignore[no-untyped-def]
     """Pixels and weights of the bicubic kernel (Keys, a = -1/2, as in PIL), stretched by max(step, 1), along a line.
 
@@ -62,7 +90,7 @@ def axis_taps(centre, step, length):  # type: ignore[no-untyped-def]
     return first, count, weight
 
 
-@compiled
+@inner
 def weighted_rows(rows, first, count, weight, begin, end, out):  # type: ignore[no-untyped-def]
     """out[:] = sum over t of weight[t] * rows[first + t, begin:end]; four rows per turn: `out` is written less."""
     n = end - begin
@@ -91,20 +119,26 @@ def weighted_rows(rows, first, count, weight, begin, end, out):  # type: ignore[
         done += 1
 
 
-@compiled
-def sum_rows(rows, first, count, weight, out):  # type: ignore[no-untyped-def]
+@inner
+def row_sums(rows, first, count, weight, out):  # type: ignore[no-untyped-def]
     """out[i] = sum over t of weight[i, t] * rows[first[i] + t]; rows (h, n) uint8 or float32, out (m, n) float32."""
     for i in range(first.shape[0]):
         weighted_rows(rows, first[i], count[i], weight[i], 0, rows.shape[1], out[i])
 
 
-@compiled
+@entry
+def sum_rows(rows, first, count, weight, out):  # type: ignore[no-untyped-def]
+    """`row_sums` for Python."""
+    row_sums(rows, first, count, weight, out)
+
+
+@inner
 def grey_level(value):  # type: ignore[no-untyped-def]
     """Rounded and saturated; 255 and a half would be cut off to 255."""
     return np.uint8(np.int32(min(max(value + np.float32(0.5), np.float32(0)), np.float32(255.5))))
 
 
-@compiled
+@entry
 def resample_columns(turned, begin, end, first, count, weight, out):  # type: ignore[no-untyped-def]
     """First pass: column i of the output for rows begin..end of the photo, rounded in between as PIL does.
 
@@ -119,7 +153,7 @@ def resample_columns(turned, begin, end, first, count, weight, out):  # type: ig
             target[k] = grey_level(line[k])
 
 
-@compiled
+@entry
 def resample_rows(planes, begin, first, count, weight, share_x, share_y, colour, left, top, out):  # type: ignore[no-untyped-def]
     """Second pass, into a part of a crop.
 
@@ -144,62 +178,43 @@ def resample_rows(planes, begin, first, count, weight, share_x, share_y, colour,
                     target[x] = grey_level(colour[c] + (value - colour[c]) * (share_x[x] * share_y[y]))
 
 
-@compiled
-def mirrored(index, length):  # type: ignore[no-untyped-def]
-    """Index >= 0 into a line that goes back and forth, ends included twice: 0 1 2 2 1 0 0 1 ..."""
-    index %= 2 * length
-    return min(index, 2 * length - 1 - index)
+@inner
+def turn(plane, out):  # type: ignore[no-untyped-def]
+    """out[x, y] = plane[y, x]."""
+    for x in range(plane.shape[1]):
+        line = out[x]
+        for y in range(plane.shape[0]):
+            line[y] = plane[y, x]
 
 
-@compiled
-def blur_outside(crop, inside, factor, kernel):  # type: ignore[no-untyped-def]
-    """Replace what lies outside of `inside` by a Gaussian blur of the whole crop, in place.
+@entry
+def blur_outside(crop, inside, reduction, smoothing, between):  # type: ignore[no-untyped-def]
+    """Replace what lies outside of `inside` by a blur of the whole crop, in place.
 
     crop: (C, S, S) uint8. inside: (4,) int64 x1, y1, x2, y2 (x2, y2 excluded) of what stays.
-    factor: f, a divisor of S: the crop is averaged over f x f pixels, blurred, interpolated linearly.
-    kernel: (2 h + 1,) float32, symmetric, >= 0, sums to 1.
+    reduction, smoothing: first, count, weight of the sums (see `axis_taps`) that make S pixels s, and s pixels s; no
+    weight is negative. between: before, after (S,) uint32 and share (S,) float32: each output pixel lies between two of
+    the s pixels, `share` of the way.
     """
     channels, size = crop.shape[0], crop.shape[1]
-    small, half = size // factor, kernel.shape[0] // 2
+    before, after, share = between
     x1, y1, x2, y2 = inside
-    before, after, share = np.empty(size, np.uint32), np.empty(size, np.uint32), np.empty(size, np.float32)
-    for x in range(size):  # the reduced pixels on both sides of the middle of an output pixel
-        place = min(max((x + 0.5) / factor - 0.5, 0.0), small - 1.0)
-        before[x], after[x], share[x] = int(place), min(int(place) + 1, small - 1), place - int(place)
-    sums, mean_of = np.empty(size, np.float32), np.full(factor, np.float32(1.0 / (factor * factor)), np.float32)
-    means = np.empty((small + 2 * half, small), np.float32)  # mirrored at both ends, like `line`
-    line = np.empty(small + 2 * half, np.float32)
-    blurred = np.empty(small, np.float32)
-    wide = np.empty((small, size), np.float32)
+    small = reduction[0].shape[0]
+    flat, tall = np.empty((small, size), np.float32), np.empty((size, small), np.float32)
+    one, other = np.empty((small, small), np.float32), np.empty((small, small), np.float32)
     for c in range(channels):
+        row_sums(crop[c], *reduction, flat)  # down
+        turn(flat, tall)
+        row_sums(tall, *reduction, one)  # across
+        row_sums(one, *smoothing, other)
+        turn(other, one)
+        row_sums(one, *smoothing, other)  # down
         for y in range(small):
-            weighted_rows(crop[c], y * factor, factor, mean_of, 0, size, sums)
-            target = means[half + y]
-            for x in range(small):
-                total = np.float32(0)
-                for part in range(factor):
-                    total += sums[x * factor + part]
-                target[x] = total
-        for y in range(half):
-            means[half - 1 - y] = means[half + mirrored(y, small)]
-            means[half + small + y] = means[half + small - 1 - mirrored(y, small)]
-        for y in range(small):
-            weighted_rows(means, y, 2 * half + 1, kernel, 0, small, line[half : half + small])
-            for x in range(half):
-                line[half - 1 - x] = line[half + mirrored(x, small)]
-                line[half + small + x] = line[half + small - 1 - mirrored(x, small)]
-            middle, w = line[half : half + small], kernel[half]
-            for x in range(small):
-                blurred[x] = w * middle[x]
-            for t in range(1, half + 1):  # the kernel is symmetric
-                left, right, w = line[half - t : half - t + small], line[half + t : half + t + small], kernel[half + t]
-                for x in range(small):
-                    blurred[x] += w * (left[x] + right[x])
-            target = wide[y]
+            source, target = other[y], flat[y]
             for x in range(size):
-                target[x] = blurred[before[x]] + share[x] * (blurred[after[x]] - blurred[before[x]])
+                target[x] = source[before[x]] + share[x] * (source[after[x]] - source[before[x]])
         for y in range(size):
-            above, below, down, target = wide[before[y]], wide[after[y]], share[y], crop[c, y]
+            above, below, down, target = flat[before[y]], flat[after[y]], share[y], crop[c, y]
             left_end, right_begin = (x1, x2) if y1 <= y < y2 else (size, size)
             for x in range(left_end):
                 target[x] = np.uint8(np.int32(above[x] + down * (below[x] - above[x]) + np.float32(0.5)))

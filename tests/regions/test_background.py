@@ -42,6 +42,32 @@ def test_blur_is_a_gaussian(sigma, size):
     np.testing.assert_allclose(np.einsum("ij,jkc,lk->ilc", matrix, pixels, matrix, optimize=True), expected, atol=0.2)
 
 
+@pytest.mark.parametrize("size", [64, 100, 224])
+@pytest.mark.parametrize("sigma", [3, 5, 6, 10, 20, 32])
+@pytest.mark.parametrize("period", [2, 4, 8, 16])
+def test_blur_of_stripes_and_noise(size, sigma, period):
+    """What an average over blocks would let through: stripes as wide as the blocks, and noise, of full contrast."""
+    rng = np.random.default_rng(period)
+    stripes = np.tile(np.arange(size) % period < period // 2, (size, 1))
+    noise = rng.random((size, size)) < 0.5
+    pixels = np.stack([stripes, stripes.T, noise], axis=2).astype(np.uint8) * 255
+    matrix = blur_matrix(size, sigma).astype(float)
+    expected = np.einsum("ij,jkc,lk->ilc", matrix, pixels, matrix, optimize=True)
+    assert np.abs(blur(pixels, sigma) - expected).max() <= 2.5  # 2 grey levels and a rounding
+
+
+@pytest.mark.parametrize("sigma", [1e3, 1e9])
+def test_huge_sigma_is_the_mean(sigma):
+    pixels = data.coffee()[:63, :63]
+    assert np.abs(blur(pixels, sigma) - pixels.mean(axis=(0, 1))).max() <= 1
+
+
+@pytest.mark.parametrize("sigma", [1e-200, 0.05])
+def test_tiny_sigma_is_the_identity(sigma):
+    for backend in BACKENDS:
+        assert torch.equal(crop(BlurBackground(sigma), backend), crop(None, backend))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sigma_zero_is_the_identity(backend):
     assert torch.equal(crop(BlurBackground(0), backend), crop(None, backend))

@@ -238,13 +238,32 @@ def test_box_dtypes(backend, dtype):
 def test_image_kinds(backend):
     image = photo()
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    for kind in (tensor, tensor.half() / 255, tensor.float() / 255, image / 255.0, image[:, ::-1][:, ::-1]):
+    floats = tensor.float() / 255
+    for kind in (tensor, floats.half(), floats, floats.requires_grad_(), image / 255.0, image[:, ::-1][:, ::-1]):
         crop = RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]])
         assert torch.equal(crop, expected_crop(image, backend))
 
 
 def expected_crop(image, backend):
     return RegionCropper(size=32, backend=backend).crop(image, [[16.0, 32.0, 80.0, 96.0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("background", [None, BlurBackground(4), BlurBackground(4, feather=3)])
+def test_autocast_changes_nothing(dtype, background):
+    cropper = RegionCropper(size=32, scale=FixedScale(1.7), background=background, backend="torch")
+    boxes = [[16, 32, 80, 96], [-30, -20, 50, 60], [0, 0, 512, 512]]
+    plain = cropper.crop(photo(), boxes)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(cropper.crop(photo(), boxes), plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hw", [(1, 30), (30, 1), (1, 1)])
+def test_photo_of_one_pixel_flipped(backend, hw):
+    image = photo()[: hw[0], : hw[1]][::-1, ::-1]
+    crop = RegionCropper(size=4, backend=backend).crop(image, [[0, 0, hw[1], hw[0]]])
+    np.testing.assert_array_equal(crop, RegionCropper(size=4).crop(image.copy(), [[0, 0, hw[1], hw[0]]]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -304,6 +323,8 @@ def test_settings_survive_pickling_and_another_size():
     assert torch.equal(copied.crop(photo(), boxes), cropper.crop(photo(), boxes))
     assert cropper.with_size(48).crop(photo(), boxes).shape == (1, 3, 48, 48)
     assert cropper.size == 32
+    with pytest.raises(ValueError, match="size=0"):
+        cropper.with_size(0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The compiled loops against their definitions."""
 
+import importlib.util
+import logging
+
+import numba
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rar_mmdet.regions import cpu, device
-from rar_mmdet.regions.kernels import axis_taps, compiled, resample_columns, sum_rows
+from rar_mmdet.regions.kernels import axis_taps, entry, resample_columns, sum_rows
 from rar_mmdet.regions.windows import halving_taps
 
 
@@ -75,4 +79,29 @@ def test_both_backends_halve_alike(hw):
 def test_works_where_machine_code_cannot_be_kept():
     scope = {}
     exec("def twice(x):\n    return 2 * x\n", scope)  # no file: numba finds no folder for it
-    assert compiled(scope["twice"])(21) == 42
+    assert entry(scope["twice"])(21) == 42
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_damaged_machine_code_is_made_anew(tmp_path, monkeypatch, caplog, suffix):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
+    numba.config.reload_config()
+    source = tmp_path / "thrice.py"
+    source.write_text("def thrice(x):\n    return 3 * x\n")
+
+    def load():
+        spec = importlib.util.spec_from_file_location("thrice", source)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return entry(module.thrice)
+
+    assert load()(7) == 21
+    files = list((tmp_path / "kept").rglob(f"*.{suffix}"))
+    assert files
+    for file in files:
+        file.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert load()(7) == 21
+    assert "machine code cannot be kept in" in caplog.text
+    monkeypatch.undo()
+    numba.config.reload_config()
