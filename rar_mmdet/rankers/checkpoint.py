@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from rar_mmdet.errors import RankerLoadError
 
 __all__ = ["Checkpoint"]
 
@@ -60,10 +63,8 @@ class Checkpoint:
         lines = []
         if not (folder / "config.json").is_file():
             lines.append(f"ranker model {self.model!r}: no config.json in {folder}; get the complete model folder")
-        index = folder / "model.safetensors.index.json"
-        wanted = {"model.safetensors"}
-        if index.is_file():
-            wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        index = self._json("model.safetensors.index.json")
+        wanted = set(index.get("weight_map", {}).values()) if index else {"model.safetensors"}
         absent = sorted(name for name in wanted if not (folder / name).is_file())
         if absent:
             lines.append(f"ranker model {self.model!r}: no {', '.join(absent[:3])} in {folder}; download it again")
@@ -72,8 +73,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json`, or nothing if it is not there."""
-        file = self.folder / "config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return self._json("config.json")
 
     def image_size(self) -> int | None:
         """Side in pixels of the square images its vision tower is built for, if its config says so."""
@@ -92,13 +92,34 @@ class Checkpoint:
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         """Special and added tokens of its tokenizer, longest first, read from its JSON files."""
-        tokens: set[str] = set()
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            file = self.folder / name
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            added = [*content.get("added_tokens", []), *content.get("added_tokens_decoder", {}).values()]
-            tokens |= {token["content"] for token in added if isinstance(token, dict) and "content" in token}
+        tokens = set(self._json("added_tokens.json"))  # {token: id}
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            for key, value in self._json(name).items():
+                if key.endswith(("_token", "_tokens", "_tokens_decoder")):
+                    tokens |= set(_token_texts(value))
         return tuple(sorted(tokens, key=lambda token: (-len(token), token)))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """The JSON object in that file; empty if there is no such file."""
+        file = self.folder / name
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError as error:
+            raise RankerLoadError(f"{file} is not JSON: {error}. Download it again") from error
+        if not isinstance(content, dict):
+            raise RankerLoadError(f"{file} must be one JSON object, got a {type(content).__name__}. Download it again")
+        return content
+
+
+def _token_texts(value: Any) -> Iterator[str]:
+    """The tokens in 'x', {'content': 'x', ...}, or a list or dict of such; flags are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict) and "content" in value:
+        yield value["content"]
+    elif isinstance(value, (dict, list)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _token_texts(entry)
 
 
 def _content_hash(file: Path) -> str:
