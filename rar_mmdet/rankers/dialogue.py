@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from rar_mmdet.errors import RankerLoadError
 
@@ -13,6 +15,7 @@ __all__ = ["Dialogue", "common_prefix", "shipped_template"]
 
 _MARK = "§§§"  # stands for the question, then for the reply, while the template is taken apart
 _NAMES_KEPT = 65_536
+_TEMPLATES = Path(__file__).with_name("chat_templates")
 
 
 class Dialogue:
@@ -21,27 +24,36 @@ class Dialogue:
     Args:
         processor: of transformers.
         chat_template: Jinja text; `None` for the processor's own.
+        source: what to call that template in errors.
+
+    Raises:
+        RankerLoadError: the template cannot express such a dialogue.
     """
 
-    def __init__(self, processor: Any, chat_template: str | None) -> None:
+    def __init__(self, processor: Any, chat_template: str | None, source: str = "the chat template") -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token = str(processor.image_token)
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _MARK}]}]
         reply = [*question, {"role": "assistant", "content": [{"type": "text", "text": _MARK * 2}]}]
-        asked = processor.apply_chat_template(
-            question, add_generation_prompt=True, tokenize=False, chat_template=chat_template
-        )
-        told = processor.apply_chat_template(reply, tokenize=False, chat_template=chat_template)
+        instead = f"Give another as `chat_template`: a Jinja file or one of {_shipped_names()}"
+        render = partial(processor.apply_chat_template, tokenize=False, chat_template=chat_template)
+        try:
+            asked, told = render(question, add_generation_prompt=True), render(reply)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RankerLoadError(
+                f"{source} does not take a user's turn of image and text and then an assistant's: {error}. {instead}"
+            ) from error
         self._before, found, self._after = asked.partition(_MARK)
         if not found or self.image_token not in self._before:
             raise RankerLoadError(
-                f"the chat template must put the image, {self.image_token!r}, and then the question; it gives "
-                f"{asked!r}. Give another as `chat_template`"
+                f"{source} must put the image, {self.image_token!r}, and then the question; it gives {asked!r}. "
+                f"{instead}"
             )
         # Continuations carry their own leading space unless the turn opens with a line break: tokenizers merge a space
         # into the word behind it, and a prompt that ends in one would be tokenised in a way the model never saw.
         self._space = "" if self._after[-1:].isspace() else " "
-        self.end_ids = self._end_of_turn(told.rpartition(_MARK * 2)[2])
+        _, replied, behind = told.rpartition(_MARK * 2)
+        self.end_ids = self._end_of_turn(behind if replied else "")
         self._border = f"{self.image_token}x{self._after}"
         self._border_ids = self.tokens(self._border)
         self.continuation = lru_cache(maxsize=_NAMES_KEPT)(self._continuation)
@@ -136,9 +148,10 @@ def shipped_template(name: str) -> str:
     Raises:
         RankerLoadError: there is none.
     """
-    folder = Path(__file__).with_name("chat_templates")
-    file = folder / f"{name}.jinja"
-    if not file.is_file():
-        known = sorted(f.stem for f in folder.glob("*.jinja"))
-        raise RankerLoadError(f"chat_template={name!r} is neither a file nor one of {known}")
-    return file.read_text(encoding="utf-8")
+    if name not in _shipped_names():
+        raise RankerLoadError(f"chat_template={name!r} is neither a file nor one of {_shipped_names()}")
+    return (_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _shipped_names() -> list[str]:
+    return sorted(file.stem for file in _TEMPLATES.glob("*.jinja"))
