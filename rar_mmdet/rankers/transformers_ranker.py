@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rar_mmdet.errors import MissingAssetError, RankerError, RankerLoadError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError, RarError
 from rar_mmdet.rankers.asking import Answer, AskingRanker, Question
+from rar_mmdet.rankers.cache import hash_parts
 from rar_mmdet.rankers.checkpoint import Checkpoint
 from rar_mmdet.rankers.dialogue import Dialogue, common_prefix, shipped_template
-from rar_mmdet.rankers.native import register_native_models
+from rar_mmdet.rankers.loaded_model import LoadedModel, read_model
 from rar_mmdet.rankers.prefix import label_log_probs, sequence_log_probs, trim_prefix
 from rar_mmdet.rankers.prompts import LETTERS
 
@@ -88,10 +88,10 @@ class TransformersRanker(AskingRanker):
         self.checkpoint = Checkpoint(str(model), revision)
         self.chat_template, self.dtype, self.batch_size = chat_template, dtype, batch_size
         self.image_size, self.max_new_tokens = image_size, max_new_tokens
-        self._fixed_device = None if device is None else torch.device(device)
+        self._fixed_device = None if device is None else _as_device(device)
         self._device = self._fixed_device or torch.device("cpu")
         self._fitting_batch = batch_size
-        self._loaded: _Loaded | None = None
+        self._loaded: LoadedModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}
@@ -101,6 +101,21 @@ class TransformersRanker(AskingRanker):
         """Settings of the model's family, from families.json; empty for families not listed."""
         table = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
         return table.get(self.checkpoint.config.get("model_type"), {})
+
+    @cached_property
+    def template(self) -> tuple[str, str] | None:
+        """Name and text of the chat template given, else of the family's; read once, so that keys and answers agree."""
+        name = self.chat_template or self.family.get("chat_template")
+        if name is None:
+            return None
+        file = Path(name)
+        given = self.chat_template is not None and file.is_file()
+        return name, file.read_text(encoding="utf-8") if given else shipped_template(name)
+
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What the family's image processor is told so that a crop stays one square image."""
+        return _fill_in(self.family.get("images", {}), self.crop_size)
 
     @property
     def crop_size(self) -> int:
@@ -116,20 +131,34 @@ class TransformersRanker(AskingRanker):
 
         Raises:
             MissingAssetError: the model is not on this machine.
+            ConfigError: there is no such device.
         """
-        wanted = self._fixed_device or (self._device if device is None else torch.device(device))
+        wanted = self._fixed_device or (self._device if device is None else _as_device(device))
         if wanted != self._device:
             self._device, self._loaded = wanted, None
         if self._loaded is None and (missing := self.missing_assets()):
             raise MissingAssetError("; ".join(missing))
 
     @property
-    def loaded(self) -> _Loaded:
+    def loaded(self) -> LoadedModel:
         """Model, processor and dialogue; read from disk on first use."""
         if self._loaded is None:
             self.load()
-            self._loaded = _Loaded.read(self)
+            folder = self.checkpoint.folder
+            model, processor = read_model(folder, self._device, self.precision)
+            self._loaded = LoadedModel(model, processor, self._dialogue(processor), self.image_settings)
+            logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
         return self._loaded
+
+    def _dialogue(self, processor: Any) -> Dialogue:
+        if self.chat_template is None and getattr(processor, "chat_template", None):
+            return Dialogue(processor, None, f"the chat template of {self.checkpoint.model}")
+        if self.template is None:
+            raise RankerLoadError(
+                f"{self.checkpoint.model} brings no chat template and its family has none here; give `chat_template`"
+            )
+        name, text = self.template
+        return Dialogue(processor, text, f"chat_template={name!r}")
 
     @property
     def precision(self) -> torch.dtype:
@@ -144,7 +173,8 @@ class TransformersRanker(AskingRanker):
             "revision": self.checkpoint.revision,
             "weights": self.checkpoint.fingerprint,
             "dtype": str(self.precision).removeprefix("torch."),
-            "chat_template": self.chat_template,
+            "chat_template": self.template and hash_parts([self.template[1].encode()]),
+            "images": self.image_settings,
             "max_new_tokens": self.max_new_tokens if self.ask == "generate" else None,
         }
 
@@ -193,7 +223,9 @@ class TransformersRanker(AskingRanker):
         talk = self.loaded.dialogue
         inputs = self.loaded.inputs(questions, [talk.text(self.prompt.render(q.candidates)) for q in questions])
         longest = max(len(talk.tokens(str(list(q.candidates)))) for q in questions)
-        stops = [] if any("]" in c for q in questions for c in q.candidates) else [self.loaded.list_closed]
+        start = inputs["input_ids"].shape[1]
+        brackets_in_names = any("]" in c for q in questions for c in q.candidates)
+        stops = [] if brackets_in_names else [self.loaded.list_closed(questions, start)]
         output = self.loaded.model.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens or 16 + 2 * longest,
@@ -202,8 +234,7 @@ class TransformersRanker(AskingRanker):
             stopping_criteria=StoppingCriteriaList(stops),
             pad_token_id=self.loaded.pad_id,
         )
-        fresh = output[:, inputs["input_ids"].shape[1] :]
-        replies = talk.tokenizer.batch_decode(fresh, skip_special_tokens=True)
+        replies = talk.tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
         return [Answer(reply=reply.strip()) for reply in replies]
 
     def _likelihoods(self, questions: Sequence[Question]) -> list[Answer]:
@@ -252,92 +283,11 @@ class TransformersRanker(AskingRanker):
         return [self.prompt.render([question.candidates[c] for c in shift]) for shift in shifts]
 
 
-class _Loaded:
-    """Model and processor in memory."""
-
-    def __init__(self, model: Any, processor: Any, dialogue: Dialogue, images: dict[str, Any]) -> None:
-        self.model, self.processor, self.dialogue, self.images = model, processor, dialogue, images
-        tokenizer = processor.tokenizer
-        self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-        self.add_special_tokens = not dialogue.has_doubled_bos
-
-    @staticmethod
-    def read(ranker: TransformersRanker) -> _Loaded:
-        """From disk, strictly: a weight that is missing or left over is an error, not a warning."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        register_native_models()
-        folder = ranker.checkpoint.folder
-        try:
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            auto: Any = AutoModelForImageTextToText  # its stubs forget what output_loading_info returns
-            model, info = auto.from_pretrained(
-                folder, trust_remote_code=False, dtype=ranker.precision, output_loading_info=True, use_safetensors=True
-            )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-            raise RankerLoadError(
-                f"{folder} could not be loaded as a vision-language model: {error}. It must be of a family that "
-                "transformers knows (LLaVA, LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, InternVL3 '-hf', SmolVLM) or one of "
-                "this package, with safetensors weights"
-            ) from error
-        problems = {key: sorted(map(str, info[key]))[:3] for key in ("missing_keys", "mismatched_keys") if info[key]}
-        if problems:
-            raise RankerLoadError(f"{folder} does not fill the model: {problems}, ... Download it again")
-        if model.config._attn_implementation not in ("sdpa", "eager"):
-            model.set_attn_implementation("sdpa")
-        processor.tokenizer.padding_side = "left"  # right padding changes what is generated, with only a warning
-        try:
-            model = model.to(ranker._device).eval()
-        except torch.OutOfMemoryError as error:
-            raise RankerLoadError(f"{folder} in {ranker.precision} does not fit on {ranker._device}") from error
-        dialogue = Dialogue(processor, _template(ranker, processor))
-        logger.info("ranker %s on %s in %s, crops of %d px", folder, ranker._device, ranker.precision, ranker.crop_size)
-        return _Loaded(model, processor, dialogue, _fill_in(ranker.family.get("images", {}), ranker.crop_size))
-
-    def inputs(self, questions: Sequence[Question], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Left-padded model inputs."""
-        images = [[Image.fromarray(q.crop.permute(1, 2, 0).numpy())] for q in questions]
-        # Nested lists, because flat ones fail for SmolVLM.
-        batch = self.processor(
-            images=images,
-            text=list(texts),
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=self.add_special_tokens,
-            **self.images,
-        )
-        batch.pop("token_type_ids", None)  # some fast tokenizers give it, no decoder takes it
-        device, dtype = self.model.device, self.model.dtype
-        return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in batch.items()}
-
-    @cached_property
-    def list_closed(self) -> Any:
-        """Stops a row once its last token closes a list."""
-        from transformers import StoppingCriteria
-
-        vocabulary = self.processor.tokenizer.get_vocab()
-        closing = torch.tensor([i for token, i in vocabulary.items() if "]" in token], dtype=torch.int64)
-
-        class ListClosed(StoppingCriteria):
-            def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # transformers' signature
-                return torch.isin(input_ids[:, -1], closing.to(input_ids.device))
-
-        return ListClosed()
-
-
-def _template(ranker: TransformersRanker, processor: Any) -> str | None:
-    if ranker.chat_template is not None:
-        file = Path(ranker.chat_template)
-        return file.read_text(encoding="utf-8") if file.is_file() else shipped_template(ranker.chat_template)
-    if getattr(processor, "chat_template", None):
-        return None
-    name = ranker.family.get("chat_template")
-    if name is None:
-        raise RankerLoadError(
-            f"{ranker.checkpoint.model} brings no chat template and its family has none here; give `chat_template`"
-        )
-    return shipped_template(name)
+def _as_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r} is no device of torch; give 'cpu', 'cuda' or 'cuda:0'") from error
 
 
 def _fill_in(settings: Any, side: int) -> Any:
@@ -356,6 +306,6 @@ def _expect_end(input_ids: Tensor, end: Sequence[int]) -> None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return (
+    return not isinstance(error, RarError) and (
         isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate" in text
     )

@@ -1,5 +1,6 @@
 """Against the plainest oracle there is: one full forward pass per (crop, candidate), no padding, no cache."""
 
+import json
 import logging
 import pickle
 import shutil
@@ -8,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rar_mmdet.errors import MissingAssetError, RankerError, RankerLoadError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError
 from rar_mmdet.rankers import Question, TransformersRanker
+from rar_mmdet.rankers.dialogue import shipped_template
 from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
@@ -268,6 +270,45 @@ def test_generate_reads_the_reply(tiny_model, monkeypatch):
     assert (ranking.status == RankStatus.OK).all()
 
 
+@pytest.mark.parametrize(
+    "setting", [{"repetition_penalty": 1.5}, {"forced_eos_token_id": 70}, {"guidance_scale": 3.0}, {"num_beams": 3}]
+)
+def test_generation_settings_of_a_hub_do_not_count(tiny_model, tmp_path, setting):
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "copy")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
+    questions = [Question(make_crops(1)[0], ("cat", "dog", "red car"))]
+    settings = {"ask": "generate", "max_new_tokens": 24}
+    (plain,) = make_ranker(tiny_model("llava"), **settings).answer(questions)
+    (other,) = make_ranker(folder, **settings).answer(questions)
+    assert plain[0].reply
+    assert other == plain
+
+
+def test_an_edited_template_is_another_question(tiny_model, tmp_path):
+    file = tmp_path / "mine.jinja"
+    ours = shipped_template("llava_v1")
+
+    def asked():
+        ranker = make_ranker(tiny_model("llava"), chat_template=str(file), cache=tmp_path / "answers.sqlite")
+        ranker.rank(make_crops(1), make_shortlist(1, 4, 8), NAMES)
+        return ranker.report()["asked"]
+
+    file.write_text(ours)
+    assert [asked(), asked()] == [1, 0]
+    file.write_text(ours.replace("curious", "serious"))
+    assert asked() == 1
+
+
+def test_the_familys_settings_are_part_of_the_identity(tiny_model):
+    ranker = make_ranker(tiny_model("qwen2_5_vl"))
+    before = ranker.identity()
+    assert before["images"] == {"size": {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}}
+    assert before == make_ranker(tiny_model("qwen2_5_vl"), chat_template="qwen_vl").identity()
+    ranker.family["images"] = {}
+    assert ranker.identity() != before
+
+
 @pytest.mark.parametrize("template", ["llava_v0", "llava_v1"])
 def test_templates_of_the_paper(tiny_model, template):
     text = make_ranker(tiny_model("llava"), chat_template=template).loaded.dialogue.text("Q?")
@@ -305,22 +346,13 @@ def test_what_is_missing_is_said(tmp_path, tiny_model):
     assert TransformersRanker(model=tiny_model("llava")).missing_assets() == []
 
 
-def test_incomplete_weights_are_refused(tmp_path, tiny_model):
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(tiny_model("llava"), tmp_path / "less")
-    weights = load_file(folder / "model.safetensors")
-    weights.pop(next(name for name in weights if "down_proj" in name))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RankerLoadError, match="does not fill the model: .*down_proj"):
-        make_ranker(folder).rank(make_crops(1), make_shortlist(1, 3), NAMES)
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path, tiny_model):
-    folder = shutil.copytree(tiny_model("llava"), tmp_path / "other")
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(RankerLoadError, match="could not be loaded as a vision-language model"):
-        make_ranker(folder).rank(make_crops(1), make_shortlist(1, 3), NAMES)
+def test_devices_that_are_not_there_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match="device='gpu' is no device of torch; give 'cpu'"):
+        make_ranker(tiny_model("llava"), device="gpu")
+    with pytest.raises(ConfigError, match="device='gpu' is no device"):
+        make_ranker(tiny_model("llava")).load("gpu")
+    with pytest.raises(ConfigError, match="device='cuda:99' cannot be used on this machine: .*; give device='cpu'"):
+        _ = make_ranker(tiny_model("llava"), device="cuda:99").loaded
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from rar_mmdet.errors import RankerLoadError
+from rar_mmdet.rankers import Question, TransformersRanker
+from rar_mmdet.rankers.loaded_model import read_model
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model("llava"), tmp_path / "copy")
+
+
+def refused(folder, message):
+    with pytest.raises(RankerLoadError, match=message):
+        read_model(folder, torch.device("cpu"), torch.float32)
+
+
+def test_incomplete_weights_are_refused(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(name for name in weights if "down_proj" in name))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "does not fill the model: .*down_proj")
+
+
+def test_truncated_weights_are_refused(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    refused(folder, "a weight file in .*copy is damaged: .* Download it again")
+
+
+def test_misshapen_weights_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "could not be loaded as a vision-language model")
+
+
+def test_a_model_of_another_kind_is_refused(folder):
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    refused(folder, "could not be loaded as a vision-language model")
+
+
+def test_a_list_ends_the_reply_once_it_names_a_candidate(tiny_model):
+    loaded = TransformersRanker(model=tiny_model("llava")).loaded
+    crop = torch.zeros(3, 28, 28, dtype=torch.uint8)
+    stop = loaded.list_closed([Question(crop, ("cat", "dog"))] * 2, start=3)
+    for reply, closed in {"[1]": False, "[1] ['dog']": True, "['dog', ": False, "['wolf']": False}.items():
+        # The prompt shows the candidates; only what follows it is the reply.
+        row = [5, 6, 7, *loaded.dialogue.tokens(reply)]
+        assert stop(torch.tensor([row, [0] * len(row)]), None).tolist() == [closed, False]
