@@ -4,9 +4,9 @@
 
 Retrieval only: every annotated box is cropped at every scale with every blur, named, and scored by LVIS AP overall and
 by object size. Prints Table 11's layout; writes table.json, crop_scale.png and .svg (Figure 11), and best_policy.py, a
-config on top of CONFIG with the best policy. Embeddings are kept in OUT/embeddings: a run that was stopped goes on, and
-a scale by area costs no encoding, as it picks for every box one of the fixed scales. Never give it the images you will
-report on.
+config on top of CONFIG with the best policy: another sigma and other factors, with CONFIG's feather and area bounds.
+Embeddings are kept in OUT/embeddings: a run that was stopped goes on, and a scale by area costs no encoding, as it
+picks for every box one of the fixed scales. Never give it the images you will report on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.errors import MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
 from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
 from rar_mmdet.fusion import emit
 from rar_mmdet.models.components import build_recognizer
@@ -39,6 +39,8 @@ from rar_mmdet.regions.scale import COCO_AREA_BOUNDS, box_areas
 SCALES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8)  # paper Table 11
 COLUMNS = ("AP", "APs", "APm", "APl")
 SIZES = ("small", "medium", "large")
+# Raise it when `RegionCropper` gives other pixels for the same settings, so that embeddings kept before are not used.
+CROPS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ def find_regions(annotations: dict[str, Any], root: Path, limit: int | None) -> 
             boxes.append(xyxy)
     if not files:
         raise MissingAssetError("the annotation file has no usable boxes; give one of training images as --annotations")
-    if not files[0].is_file():
-        raise MissingAssetError(f"{files[0]} does not exist; give the folder of the images as --images")
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing:
+        raise MissingAssetError(f"{missing} does not exist; give the folder of the images as --images")
     if skipped:
         print(f"{skipped} boxes are empty or outside their image; left out")
     return Regions(files, np.array(image_ids), np.array(image_of), np.concatenate(boxes))
@@ -81,15 +84,20 @@ class Embedder:
     """Embeddings of all regions under a crop policy; kept on disk.
 
     Args:
-        recognizer: whose cropper (size, window, fill) and encoder are used.
+        recognizer: whose cropper (size, window, fill, feather of the blur) and encoder are used.
         regions: what to crop.
-        folder: where the files go; their names depend on everything that could change their content.
+        folder: where the files go. Their names depend on the settings, the boxes, the size and the time of change of
+            every photo, and `CROPS_VERSION`.
     """
 
     def __init__(self, recognizer: Any, regions: Regions, folder: Path) -> None:
         self.cropper, self.encoder, self.regions, self.folder = recognizer.cropper, recognizer.encoder, regions, folder
-        digest = hashlib.sha256(f"{self.cropper!r} {self.encoder.fingerprint}".encode())
-        digest.update("\n".join(map(str, regions.files)).encode())
+        self.feather = self.cropper.background.feather
+        settings = f"{CROPS_VERSION} {self.cropper!r} feather={self.feather} {self.encoder.fingerprint}"
+        digest = hashlib.sha256(settings.encode())
+        for file in regions.files:
+            stat = file.stat()
+            digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
         digest.update(regions.image_of.tobytes() + regions.boxes_xyxy.tobytes())
         self.key = digest.hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,7 @@ class Embedder:
         path = self.folder / f"{self.key}_scale{scale:g}_sigma{sigma:g}.npy"
         if path.is_file():
             return torch.from_numpy(np.load(path, allow_pickle=False))
-        cropper = self.cropper.with_policies(FixedScale(scale), BlurBackground(sigma) if sigma else NoBackground())
+        cropper = self.cropper.with_policies(FixedScale(scale), BlurBackground(sigma, self.feather))
         vectors, waiting = [], []
         for crops in self._crops(cropper, f"scale {scale:g}, blur {sigma:g}"):
             waiting.append(crops)
@@ -148,9 +156,11 @@ class Scorer:
         return {name: 100 * summary[name] for name in COLUMNS}
 
 
-def sweep(embed: Embedder, score: Scorer, scales: list[float], sigmas: list[float]) -> list[dict[str, Any]]:
+def sweep(
+    embed: Embedder, score: Scorer, scales: list[float], sigmas: list[float], bounds: tuple[float, float]
+) -> list[dict[str, Any]]:
     """One row per blur and scale, then per blur the scale by area: the best found, and the paper's choice."""
-    by_size = np.digitize(box_areas(embed.regions.boxes_xyxy), COCO_AREA_BOUNDS)
+    by_size = np.digitize(box_areas(embed.regions.boxes_xyxy), bounds)
     rows: list[dict[str, Any]] = []
     for sigma in sigmas:
         vectors = {scale: embed(scale, sigma) for scale in scales}
@@ -226,39 +236,48 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def best_policy(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The row with the highest AP, and its scale and background as config dicts."""
+def best_policy(
+    rows: list[dict[str, Any]], feather: float, bounds: tuple[float, float]
+) -> tuple[float, dict[str, Any]]:
+    """The highest AP, and its scale and background as keys of a cropper."""
     row = max(rows, key=lambda row: row["AP"])
     if isinstance(row["scale"], float):
-        scale = {"_delete_": True, "type": "FixedScale", "factor": row["scale"]}
+        scale = {"type": "FixedScale", "factor": row["scale"]}
     else:
-        scale = {"_delete_": True, "type": "AreaScale", **dict(zip(SIZES, row["scale"], strict=True))}
-    blur = {"type": "BlurBackground", "sigma": row["sigma"]} if row["sigma"] else {"type": "NoBackground"}
-    return row, scale, {"_delete_": True, **blur}
+        scale = {"type": "AreaScale", **dict(zip(SIZES, row["scale"], strict=True)), "bounds": bounds}
+    background = {"type": "BlurBackground", "sigma": row["sigma"], "feather": feather}
+    return row["AP"], {"scale": scale, "background": background}
 
 
-def write_snippet(rows: list[dict[str, Any]], config: Path, out: Path, annotations: Path) -> None:
-    """A config that inherits CONFIG and sets the best policy."""
-    row, scale, background = best_policy(rows)
-    keys = ["recognizer", "cropper"]
-    model = Config.fromfile(config).model
+def find_recognizer(config: Config, name: Path) -> tuple[list[str], dict[str, Any]]:
+    """The keys that lead to the recognizer's settings, and the settings."""
+    keys, model = ["model"], config.model
     while "recognizer" not in model:
-        model, keys = model["roi_head"], ["roi_head", *keys]
-    call = f"dict(scale=dict({_arguments(scale)}), background=dict({_arguments(background)}))"
-    for key in reversed(keys):
-        call = f"dict({key}={call})"
+        if "roi_head" not in model:
+            raise MissingAssetError(f"{name} has no recognizer to calibrate")
+        keys, model = [*keys, "roi_head"], model["roi_head"]
+    return [*keys, "recognizer"], model["recognizer"]
+
+
+def check_policies(cropper: Any, where: str) -> None:
+    """Refuse policies that the sweep would replace by others."""
+    for part, swept in (("scale", (FixedScale, AreaScale)), ("background", (NoBackground, BlurBackground))):
+        given = type(getattr(cropper, part))
+        if given not in swept:
+            raise ConfigError(
+                f"{where}.{part} is {given.__name__}, which cannot be swept; {' and '.join(c.__name__ for c in swept)} "
+                f"can. To calibrate without it: --cfg-options {where}.{part}=None"
+            )
+
+
+def write_snippet(cropper: dict[str, Any], keys: list[str], comment: str, config: Path, out: Path) -> None:
+    """A config that inherits CONFIG and sets the cropper."""
+    content: dict[str, Any] = {**cropper, "_delete_": True}
+    for key in reversed([*keys, "cropper"]):
+        content = {key: content}
     base = Path(os.path.relpath(config, out)).as_posix()
-    (out / "best_policy.py").write_text(
-        f"# The crop policy with the best AP ({row['AP']:.2f}) on {annotations.name}; by tools/calibrate_regions.py.\n"
-        f'_base_ = ["{base}"]\n\nmodel = {call}\n',
-        encoding="utf-8",
-    )
-
-
-def _arguments(settings: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in settings.items()
-    )
+    text = Config({"_base_": [base], **content}).pretty_text
+    (out / "best_policy.py").write_text(f"# {comment}; by tools/calibrate_regions.py.\n{text}", encoding="utf-8")
 
 
 def training_set(config: Config, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -312,13 +331,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)
     annotation_file, images = training_set(config, args)
-    model = config.model
-    while "recognizer" not in model:
-        if "roi_head" not in model:
-            raise MissingAssetError(f"{args.config} has no recognizer to calibrate")
-        model = model["roi_head"]
-    settings = {**model["recognizer"], "vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None}
-    recognizer = build_recognizer(settings)
+    keys, settings = find_recognizer(config, args.config)
+    overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None}
+    recognizer = build_recognizer({**settings, **overrides})
+    check_policies(recognizer.cropper, ".".join([*keys, "cropper"]))
     missing = recognizer.encoder.missing_assets()
     if missing:
         raise MissingAssetError("; ".join(map(str, missing)))
@@ -328,13 +344,16 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     out = args.out or Path("work_dirs/regions") / args.config.stem
     print(f"{len(regions.boxes_xyxy)} boxes of {len(regions.files)} images in {annotation_file}; files go to {out}")
     embed = Embedder(recognizer, regions, out / "embeddings")
-    rows = sweep(embed, Scorer(recognizer, regions, annotations), sorted(args.scales), sorted(args.sigmas))
+    score = Scorer(recognizer, regions, annotations)
+    bounds = getattr(recognizer.cropper.scale, "bounds", COCO_AREA_BOUNDS)
+    rows = sweep(embed, score, sorted(args.scales), sorted(args.sigmas), bounds)
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     draw(rows, out / "crop_scale")
-    write_snippet(rows, args.config, out, annotation_file)
+    ap, policy = best_policy(rows, embed.feather, bounds)
+    comment = f"The crop policy with the best AP ({ap:.2f}) on {annotation_file.name}"
+    write_snippet({**settings["cropper"], **policy}, keys, comment, args.config, out)
     print_table(rows)
-    row, scale, background = best_policy(rows)
-    print(f"\nBest AP {row['AP']:.2f}: scale=dict({_arguments(scale)}), background=dict({_arguments(background)})")
+    print(f"\nBest AP {ap:.2f}:\n{Config(policy).pretty_text}", end="")
     print(f"Use it: {out / 'best_policy.py'}")
     return rows
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from mmengine.config import Config
 from PIL import Image
 from skimage import data
 
-from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper
+from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper, read_image
 
 ROOT = Path(__file__).parents[2]
 BOXES = [
@@ -80,7 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "ann_calib.json").write_text(json.dumps(content))
     (root / "config.py").write_text(
         "model = dict(recognizer=dict(vocabulary=r'{r}/ann_test.json', cropper=dict(type='RegionCropper', size=32, "
-        "scale=dict(type='AreaScale'), background=dict(type='BlurBackground')), encoder=dict(type='OpenClipEncoder', "
+        "scale=dict(type='AreaScale', bounds=(900, 6400)), "
+        "background=dict(type='BlurBackground', feather=3)), encoder=dict(type='OpenClipEncoder', "
         "model=r'local-dir:{r}/clip'), memory=dict(type='TextMemory', cache_dir=r'{r}/cache'), num_candidates=2, "
         "shortlist_depth=4, ranker=dict(type='NeverBuilt')))\n"
         "test_dataloader = dict(dataset=dict(data_root=r'{r}', ann_file='ann_test.json'))\n".replace("{r}", str(root))
@@ -121,8 +124,31 @@ def test_best_policy_is_a_config(world: Path, table: list[dict]) -> None:
     cropper = Config.fromfile(world / "out" / "best_policy.py").model.recognizer.cropper
     best = max(table, key=lambda row: row["AP"])
     assert cropper.size == 32
-    assert cropper.background.type == ("BlurBackground" if best["sigma"] else "NoBackground")
+    assert cropper.background == {"type": "BlurBackground", "sigma": best["sigma"], "feather": 3}
     assert cropper.scale.type == ("FixedScale" if isinstance(best["scale"], float) else "AreaScale")
+
+
+@pytest.mark.parametrize("cropper", [{"size": 32}, {"scale": {"type": "FixedScale"}, "background": None}])
+@pytest.mark.parametrize("keys", [["model", "recognizer"], ["model", "roi_head", "recognizer"]])
+@pytest.mark.parametrize("scale", [1.4, [2.0, 1.8, 1.6]])
+def test_snippet_sets_the_cropper_and_nothing_else(
+    tmp_path: Path, tool: ModuleType, cropper: dict, keys: list[str], scale: float | list[float]
+) -> None:
+    content: dict = {"cropper": cropper, "num_candidates": 5}
+    for key in reversed(keys):
+        content = {key: content}
+    base, out = tmp_path / "base.py", tmp_path / "out"
+    out.mkdir()
+    Config(content).dump(base)
+    ap, policy = tool.best_policy([{"AP": 7.0, "scale": scale, "sigma": 3.0}], 5.0, (900.0, 6400.0))
+    tool.write_snippet({**cropper, **policy}, keys, "Best", base, out)
+    _, settings = tool.find_recognizer(Config.fromfile(out / "best_policy.py"), base)
+    area = {"type": "AreaScale", "small": 2.0, "medium": 1.8, "large": 1.6, "bounds": (900.0, 6400.0)}
+    fixed = {"type": "FixedScale", "factor": 1.4}
+    background = {"type": "BlurBackground", "sigma": 3.0, "feather": 5.0}
+    expected = {**cropper, "scale": fixed if scale == 1.4 else area, "background": background}
+    assert settings == {"cropper": expected, "num_candidates": 5}
+    assert ap == 7
 
 
 def test_figure_is_drawn(world: Path, table: list[dict]) -> None:
@@ -130,25 +156,59 @@ def test_figure_is_drawn(world: Path, table: list[dict]) -> None:
     assert "<svg" in (world / "out" / "crop_scale.svg").read_text()
 
 
-def test_scale_by_area_is_picked_from_fixed_scales(world: Path, tool: ModuleType, table: list[dict]) -> None:
-    """The rows taken from the cells are what cropping with `AreaScale` gives."""
-    from rar_mmdet.regions import read_image
-
-    args = tool.parse_args([str(world / "config.py"), "--out", str(world / "out")])
-    content = json.loads((world / "ann_calib.json").read_text())
-    regions = tool.find_regions(content, world, None)
-    settings = Config.fromfile(args.config).model.recognizer
+def build(tool: ModuleType, world: Path) -> tuple[Any, Any]:
+    """The recognizer of the config and the regions of its calib file."""
+    settings = Config.fromfile(world / "config.py").model.recognizer
     recognizer = tool.build_recognizer({**settings, "vocabulary": str(world / "ann_calib.json"), "ranker": None})
     recognizer.encoder.load("cpu")
-    embed = tool.Embedder(recognizer, regions, world / "out" / "embeddings")
-    cropper = recognizer.cropper.with_policies(AreaScale(), BlurBackground(2))
+    return recognizer, tool.find_regions(json.loads((world / "ann_calib.json").read_text()), world, None)
+
+
+def test_scale_by_area_is_picked_from_fixed_scales(
+    world: Path, tool: ModuleType, table: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows taken from the cells are what cropping with `AreaScale` gives, with the config's bounds and feather."""
+    recognizer, regions = build(tool, world)
+    cropper = recognizer.cropper.with_policies(AreaScale(bounds=(900, 6400)), BlurBackground(2, feather=3))
     whole = [
         recognizer.encoder.encode_images(cropper.crop(read_image(file), regions.boxes_xyxy[regions.image_of == row]))
         for row, file in enumerate(regions.files)
     ]
-    by_size = np.digitize(tool.box_areas(regions.boxes_xyxy), tool.COCO_AREA_BOUNDS)
-    picked = torch.stack([embed(scale, 2.0) for scale in (2.8, 1.6, 1.0)])[by_size, torch.arange(len(by_size))]
-    torch.testing.assert_close(picked, torch.cat(whole), atol=1e-5, rtol=0)
+    scored = []
+
+    def score(embeddings: torch.Tensor) -> dict[str, float]:
+        scored.append(embeddings)
+        return {"AP": 0.0}
+
+    embed = tool.Embedder(recognizer, regions, world / "out" / "embeddings")
+    monkeypatch.setattr(RegionCropper, "crop", lambda *_: pytest.fail("encoded again"))
+    tool.sweep(embed, score, [1.0, 1.6, 2.8], [2.0], (900, 6400))
+    torch.testing.assert_close(scored[-1], torch.cat(whole), atol=1e-5, rtol=0)  # the paper's factors come last
+
+
+def test_embeddings_on_disk_are_those_of_these_pixels(
+    world: Path, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer, regions = build(tool, world)
+    photos = [tmp_path / file.name for file in regions.files]
+    for file, photo in zip(regions.files, photos, strict=True):
+        photo.write_bytes(file.read_bytes())
+    regions = replace(regions, files=photos)
+
+    def embed() -> torch.Tensor:
+        return tool.Embedder(recognizer, regions, tmp_path / "kept")(1.0, 2.0)
+
+    first = embed()
+    Image.fromarray(np.full((200, 320, 3), 200, dtype=np.uint8)).save(photos[0])
+    assert not torch.equal(embed()[0], first[0])
+    photos[0].write_bytes((world / photos[0].name).read_bytes())
+    torch.testing.assert_close(embed(), first)
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    monkeypatch.setattr(tool, "CROPS_VERSION", tool.CROPS_VERSION + 1)
+    embed()
+    recognizer.cropper.background.feather = 4.0
+    embed()
+    assert len(list((tmp_path / "kept").iterdir())) == 5
 
 
 @pytest.mark.parametrize(
@@ -157,6 +217,17 @@ def test_scale_by_area_is_picked_from_fixed_scales(world: Path, tool: ModuleType
         pytest.param(["{w}/gone.py"], "gone.py does not exist", id="config"),
         pytest.param(["{w}/config.py", "--annotations", "{w}/gone.json"], "gone.json; name them", id="annotations"),
         pytest.param(["{w}/config.py", "--images", "{w}/clip"], "give the folder of the images", id="images"),
+        pytest.param(
+            ["{w}/config.py", "--cfg-options", "model.recognizer.cropper.scale.type=SmoothAreaScale"],
+            "SmoothAreaScale, which cannot be swept; FixedScale and AreaScale can. To calibrate without it: "
+            "--cfg-options model.recognizer.cropper.scale=None",
+            id="scale",
+        ),
+        pytest.param(
+            ["{w}/config.py", "--cfg-options", "model.recognizer.cropper.background.type=GreyBackground"],
+            "GreyBackground, which cannot be swept; NoBackground and BlurBackground can",
+            id="background",
+        ),
     ],
 )
 def test_errors_say_what_to_give(
