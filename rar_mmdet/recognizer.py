@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections import Counter
@@ -18,9 +19,30 @@ from rar_mmdet.memory import clean_name
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.structures import Ranking, Recognition, RegionCrops, Shortlist
 
-__all__ = ["RegionRecognizer"]
+__all__ = ["RegionRecognizer", "crop_regions"]
 
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_without_masks(background: str) -> None:
+    logger.warning(
+        "%s got no masks and keeps whole boxes sharp. Give masks to RegionRecognizer; in a test pipeline "
+        "LoadAnnotations(with_mask=True), ProposalsFromAnnotations(with_masks=True) and CropRegions (docs/regions.md)",
+        background,
+    )
+
+
+def crop_regions(cropper: Any, image: Any, boxes_xyxy: Tensor, masks: Any = None) -> Tensor:
+    """`cropper.crop`; warns, once in a process, when its background is made for masks and there are none."""
+    background = getattr(cropper, "background", None)
+    if masks is None and len(boxes_xyxy) and getattr(background, "uses_mask", False):
+        _warn_without_masks(type(background).__name__)
+    return cropper.crop(image, boxes_xyxy, masks=masks)
+
+
+def _rows(values: Any, rows: Any) -> Any:
+    return None if values is None else values[rows]
 
 
 class RegionRecognizer:
@@ -101,18 +123,21 @@ class RegionRecognizer:
         self.device = torch.device(device)
         return self
 
-    def __call__(self, image: np.ndarray | Tensor, boxes_xyxy: Any, box_scores: Any = None) -> Recognition:
+    def __call__(
+        self, image: np.ndarray | Tensor, boxes_xyxy: Any, box_scores: Any = None, masks: Any = None
+    ) -> Recognition:
         """Recognise the boxes of one image.
 
         Args:
             image: (H, W, 3) uint8 RGB array or (3, H, W) uint8 tensor.
             boxes_xyxy: (R, 4) numbers, original pixels.
             box_scores: (R,) in [0, 1], the detector's confidence; `None` for given boxes.
+            masks: (R, H, W) boolean masks of the boxes, for a cropper whose background keeps masks sharp.
 
         Raises:
             InvalidBoxError: a box is not finite, empty, inverted or outside the image.
         """
-        return self.recognize([image], [boxes_xyxy], None if box_scores is None else [box_scores])[0]
+        return self.recognize([image], [boxes_xyxy], None if box_scores is None else [box_scores], masks=[masks])[0]
 
     @torch.inference_mode()
     def recognize(
@@ -121,6 +146,7 @@ class RegionRecognizer:
         boxes_xyxy: Sequence[Any],
         box_scores: Sequence[Any] | None = None,
         crops: Sequence[RegionCrops | None] | None = None,
+        masks: Sequence[Any] | None = None,
     ) -> list[Recognition]:
         """Recognise the boxes of several images; their crops share encoder and ranker batches.
 
@@ -129,9 +155,12 @@ class RegionRecognizer:
             boxes_xyxy: B times (R_b, 4).
             box_scores: B times (R_b,) or `None`.
             crops: B times crops made ahead for exactly these boxes, or `None`.
+            masks: B times (R_b, H_b, W_b) as in `__call__`, or `None`.
         """
         self._load()
         crops = list(crops) if crops is not None else [None] * len(images)
+        masks = masks if masks is not None else [None] * len(images)
+        masks = [None if m is None else torch.as_tensor(m) for m in masks]
         boxes = [torch.as_tensor(b, dtype=torch.float32).reshape(-1, 4).cpu() for b in boxes_xyxy]
         given = (
             [torch.ones(len(b)) for b in boxes]
@@ -139,11 +168,14 @@ class RegionRecognizer:
             else [torch.as_tensor(s, dtype=torch.float32).reshape(-1).cpu() for s in box_scores]
         )
         for i, image in enumerate(images):
-            boxes[i], given[i], crops[i] = self._drop_bad_boxes(i, image, boxes[i], given[i], crops[i])
-        queries = self._encode(images, boxes, crops)
+            keep = self._good_boxes(i, image, boxes[i], given[i], crops[i], masks[i])
+            if keep is not None:
+                boxes[i], given[i] = boxes[i][keep], given[i][keep]
+                crops[i], masks[i] = _rows(crops[i], keep), _rows(masks[i], keep)
+        queries = self._encode(images, boxes, crops, masks)
         shortlist = self.memory.search(queries, self.shortlist_depth)
         shortlist = Shortlist(shortlist.category_ids.cpu(), shortlist.probs.cpu())
-        ranking = self._rank(images, boxes, given, crops, shortlist)
+        ranking = self._rank(images, boxes, given, crops, masks, shortlist)
         fused = self.fusion(shortlist, ranking)
         self.counts["images"] += len(images)
         self.counts["regions"] += len(shortlist)
@@ -177,19 +209,20 @@ class RegionRecognizer:
             if hasattr(part, "load"):
                 part.load(self.device)
 
-    def _drop_bad_boxes(
-        self, index: int, image: Any, boxes: Tensor, scores: Tensor, crops: RegionCrops | None
-    ) -> tuple[Tensor, Tensor, RegionCrops | None]:
-        if len(scores) != len(boxes):
-            raise InvalidBoxError(f"image {index} of the batch: {len(boxes)} boxes but {len(scores)} box_scores")
-        if crops is not None and len(crops.encoder) != len(boxes):
-            raise InvalidBoxError(f"image {index} of the batch: {len(boxes)} boxes but {len(crops.encoder)} crops")
+    def _good_boxes(
+        self, index: int, image: Any, boxes: Tensor, scores: Tensor, crops: RegionCrops | None, masks: Tensor | None
+    ) -> Tensor | None:
+        """Rows of the boxes that can be cropped, `None` for all; what goes with the boxes must be as many."""
+        ready = None if crops is None else crops.encoder
+        for name, rows in (("box_scores", scores), ("crops", ready), ("masks", masks)):
+            if rows is not None and len(rows) != len(boxes):
+                raise InvalidBoxError(f"image {index} of the batch: {len(boxes)} boxes but {len(rows)} {name}")
         if image is None:
-            return boxes, scores, crops
+            return None
         image_hw = tuple(image.shape[:2]) if isinstance(image, np.ndarray) else tuple(image.shape[-2:])
         bad = find_invalid_boxes(boxes, image_hw)
         if not bad:
-            return boxes, scores, crops
+            return None
         if self.on_bad_box == "raise":
             first = min(bad)
             raise InvalidBoxError(
@@ -200,21 +233,26 @@ class RegionRecognizer:
         for reason in bad.values():
             # The reason without its particulars, such as the size of the photo.
             self.counts[f"skipped box: {re.split(r'[:(]| the ', reason)[0].strip()}"] += 1
-        keep = torch.tensor([i for i in range(len(boxes)) if i not in bad], dtype=torch.int64)
-        if crops is not None:
-            crops = RegionCrops(crops.encoder[keep], None if crops.ranker is None else crops.ranker[keep])
-        return boxes[keep], scores[keep], crops
+        return torch.tensor([i for i in range(len(boxes)) if i not in bad], dtype=torch.int64)
 
-    def _chunks(self, cropper: Any, image: Any, boxes: Tensor, ready: Tensor | None) -> Iterator[Tensor]:
+    def _chunks(
+        self, cropper: Any, image: Any, boxes: Tensor, masks: Tensor | None, ready: Tensor | None = None
+    ) -> Iterator[Tensor]:
         for start in range(0, len(boxes), self.region_batch):
             rows = slice(start, start + self.region_batch)
-            yield ready[rows] if ready is not None else cropper.crop(image, boxes[rows])
+            yield ready[rows] if ready is not None else crop_regions(cropper, image, boxes[rows], _rows(masks, rows))
 
-    def _encode(self, images: Sequence[Any], boxes: list[Tensor], crops: list[RegionCrops | None]) -> Tensor:
+    def _encode(
+        self,
+        images: Sequence[Any],
+        boxes: list[Tensor],
+        crops: list[RegionCrops | None],
+        masks: list[Tensor | None],
+    ) -> Tensor:
         """(R, D) unit vectors of all boxes of the batch; encoder batches are filled across images."""
         vectors, pending, waiting = [], [], 0
-        for image, image_boxes, ready in zip(images, boxes, crops, strict=True):
-            for chunk in self._chunks(self.cropper, image, image_boxes, ready.encoder if ready else None):
+        for image, image_boxes, ready, kept in zip(images, boxes, crops, masks, strict=True):
+            for chunk in self._chunks(self.cropper, image, image_boxes, kept, ready.encoder if ready else None):
                 pending.append(chunk)
                 waiting += len(chunk)
                 if waiting >= self.region_batch:
@@ -232,6 +270,7 @@ class RegionRecognizer:
         boxes: list[Tensor],
         box_scores: list[Tensor],
         crops: list[RegionCrops | None],
+        masks: list[Tensor | None],
         shortlist: Shortlist,
     ) -> Ranking:
         """Ask the ranker about the regions that can matter; the others keep retrieval order and count as skipped."""
@@ -240,7 +279,7 @@ class RegionRecognizer:
             return Ranking.identity(len(shortlist), candidates.depth)
         ranker_crops, ask, start = [], [], 0
         size = self.ranker_cropper.size
-        for image, image_boxes, scores, ready in zip(images, boxes, box_scores, crops, strict=True):
+        for image, image_boxes, scores, ready, kept in zip(images, boxes, box_scores, crops, masks, strict=True):
             rows = slice(start, start + len(image_boxes))
             start += len(image_boxes)
             wanted = can_reach(shortlist[rows], self.num_candidates, scores, self.emission)
@@ -249,7 +288,8 @@ class RegionRecognizer:
                 ranker_crops.append(ready.ranker)
                 continue
             out = torch.zeros((len(image_boxes), 3, size, size), dtype=torch.uint8)
-            parts = [c.cpu() for c in self._chunks(self.ranker_cropper, image, image_boxes[wanted], None)]
+            asked = self._chunks(self.ranker_cropper, image, image_boxes[wanted], _rows(kept, wanted))
+            parts = [c.cpu() for c in asked]
             if parts:
                 out[wanted] = torch.cat(parts)
             ranker_crops.append(out)

@@ -129,3 +129,7 @@ class RegionCrops:
 
     encoder: Tensor  # (R, 3, S, S) uint8 RGB, for the encoder
     ranker: Tensor | None = None  # (R, 3, S', S') uint8 RGB, for the ranker; None: cropped when asked
+
+    def __getitem__(self, regions: Tensor) -> RegionCrops:
+        """The crops of the given regions."""
+        return RegionCrops(self.encoder[regions], None if self.ranker is None else self.ranker[regions])

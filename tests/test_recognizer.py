@@ -1,12 +1,14 @@
 """The recogniser: batching, skipping and ranking change nothing they should not change."""
 
+import logging
+
 import pytest
 import torch
 
 from rar_mmdet.errors import InvalidBoxError, VocabularyError
 from rar_mmdet.fusion import Emission, LogLikFusion, PermuteFusion
-from rar_mmdet.recognizer import RegionRecognizer
-from rar_mmdet.regions import RegionCropper
+from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks
+from rar_mmdet.regions import BlurBackground, BlurOutsideMask, RegionCropper
 from rar_mmdet.structures import Ranking, RankStatus, RegionCrops
 from rar_mmdet.testing import FakeEncoder, FakeMemory, make_boxes, make_image
 
@@ -77,6 +79,44 @@ def test_crops_made_ahead_give_the_same():
     recognizer = make_recognizer(ranker=ReversingRanker())
     a, b = recognizer(image, boxes), recognizer.recognize([None], [boxes], crops=[ready])[0]
     assert_same(a, b)
+
+
+def upper_halves(boxes):
+    masks = torch.zeros(len(boxes), 60, 80, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1 : (y1 + y2) // 2, x1:x2] = True
+    return masks
+
+
+@pytest.mark.parametrize("region_batch", [2, 100])
+def test_masks_go_with_their_boxes(region_batch):
+    image, boxes = make_image(), make_boxes(5)
+    masks, bad = upper_halves(boxes), torch.tensor([[5.0, 5.0, 5.0, 9.0]])
+    cropper = RegionCropper(size=32, background=BlurOutsideMask(3))
+    recognizer = make_recognizer(
+        cropper=cropper, ranker=ReversingRanker(), on_bad_box="skip", region_batch=region_batch
+    )
+    ready = RegionCrops(cropper.crop(image, boxes, masks), cropper.with_size(24).crop(image, boxes, masks))
+    expected = recognizer.recognize([None], [boxes], crops=[ready])[0]
+    with_a_bad_box = torch.cat([masks[:2], masks[:1], masks[2:]]).numpy()
+    found = recognizer(image, torch.cat([boxes[:2], bad, boxes[2:]]), masks=with_a_bad_box)
+    assert_same(found, expected)
+    with pytest.raises(InvalidBoxError, match="5 boxes but 4 masks"):
+        recognizer(image, boxes, masks=masks[:4])
+
+
+def test_a_background_for_masks_without_masks_is_warned_of_once(caplog):
+    image, boxes = make_image(), make_boxes(3)
+    recognizer = make_recognizer(cropper=RegionCropper(size=32, background=BlurOutsideMask(3)))
+    _warn_without_masks.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        recognizer(image, boxes, masks=upper_halves(boxes))
+        recognizer(image, [])
+        assert not caplog.records
+        found = recognizer(image, boxes)
+        recognizer(image, boxes)
+    assert [r.getMessage().split(" and ")[0] for r in caplog.records] == ["BlurOutsideMask got no masks"]
+    assert_same(found, make_recognizer(cropper=RegionCropper(size=32, background=BlurBackground(3)))(image, boxes))
 
 
 def test_identity_order_permuted_equals_retrieval():

@@ -13,6 +13,7 @@ from mmdet.structures.bbox import get_box_tensor
 
 from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.models.components import build_component
+from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.registry import TRANSFORMS
 from rar_mmdet.structures import RegionCrops
@@ -87,18 +88,19 @@ class ProposalsFromAnnotations(BaseTransform):
     """The annotated boxes as proposals with score 1: recognition of given regions, the paper's protocol.
 
     Required keys: `gt_bboxes`, `gt_ignore_flags` (from `LoadAnnotations`). Added keys: `proposals`,
-    `proposals_scores`.
+    `proposals_scores`; `proposal_masks` in place of `gt_masks` (large, and only cropping looks at them).
 
     Args:
         with_ignored: take crowd and ignored boxes too. Off: they are no objects of one category, and MMDetection keeps
-            them out of `gt_instances` as well.
+            them out of `gt_instances` as well. With masks it also ignores objects without a valid polygon.
+        with_masks: keep the masks of these boxes for `CropRegions`; after `LoadAnnotations(with_mask=True)`.
     """
 
-    def __init__(self, *, with_ignored: bool = False) -> None:
-        self.with_ignored = with_ignored
+    def __init__(self, *, with_ignored: bool = False, with_masks: bool = False) -> None:
+        self.with_ignored, self.with_masks = with_ignored, with_masks
 
     def transform(self, results: dict) -> dict:
-        """Add `proposals` (R, 4) float32 xyxy and `proposals_scores` (R,) ones."""
+        """Add `proposals` (R, 4) float32 xyxy, `proposals_scores` (R,) ones, `proposal_masks` (R, H, W) uint8."""
         if "gt_bboxes" not in results:
             raise ConfigError(
                 "ProposalsFromAnnotations found no `gt_bboxes`; put LoadAnnotations(with_bbox=True) before it"
@@ -108,23 +110,28 @@ class ProposalsFromAnnotations(BaseTransform):
             if not isinstance(results["gt_bboxes"], np.ndarray)
             else (torch.from_numpy(results["gt_bboxes"]))
         )
-        boxes = boxes.numpy().astype(np.float32).reshape(-1, 4)
-        if not self.with_ignored:
-            boxes = boxes[~np.asarray(results["gt_ignore_flags"], dtype=bool)]
-        results["proposals"] = boxes
-        results["proposals_scores"] = np.ones(len(boxes), dtype=np.float32)
+        keep = self.with_ignored | ~np.asarray(results["gt_ignore_flags"], dtype=bool)
+        results["proposals"] = boxes.numpy().astype(np.float32).reshape(-1, 4)[keep]
+        results["proposals_scores"] = np.ones(len(results["proposals"]), dtype=np.float32)
+        if self.with_masks:
+            if "gt_masks" not in results:
+                raise ConfigError(
+                    "ProposalsFromAnnotations(with_masks=True) found no `gt_masks`; put "
+                    "LoadAnnotations(with_bbox=True, with_mask=True) before it"
+                )
+            results["proposal_masks"] = results.pop("gt_masks").to_ndarray()[keep]
         return results
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(with_ignored={self.with_ignored})"
+        return f"{type(self).__name__}(with_ignored={self.with_ignored}, with_masks={self.with_masks})"
 
 
 @TRANSFORMS.register_module()
 class CropRegions(BaseTransform):
     """Cut the crops of known boxes in the dataloader workers, so that cutting overlaps with the models.
 
-    Required keys: `ori_img` or `img`, `proposals` in the same frame. Added keys: `region_crops`. The original image is
-    not packed any more: crops are all the model needs.
+    Required keys: `ori_img` or `img`, `proposals` and, for a background that keeps masks sharp, `proposal_masks` in the
+    same frame. Added keys: `region_crops`. The original image is not packed any more: crops are all the model needs.
 
     Args:
         cropper: the config of the recognizer's `cropper`.
@@ -146,10 +153,10 @@ class CropRegions(BaseTransform):
                 "CropRegions found no `proposals`; put ProposalsFromAnnotations or LoadProposals before it"
             )
         image = np.ascontiguousarray(results.get("ori_img", results["img"])[..., ::-1])
-        boxes = torch.from_numpy(results["proposals"])
+        boxes, masks = torch.from_numpy(results["proposals"]), results.get("proposal_masks")
         if not find_invalid_boxes(boxes, image.shape[:2]):
-            ranker_crops = self.ranker_cropper.crop(image, boxes) if self.ranker_cropper else None
-            results["region_crops"] = RegionCrops(self.cropper.crop(image, boxes), ranker_crops)
+            ranker_crops = crop_regions(self.ranker_cropper, image, boxes, masks) if self.ranker_cropper else None
+            results["region_crops"] = RegionCrops(crop_regions(self.cropper, image, boxes, masks), ranker_crops)
         return results
 
     def __repr__(self) -> str:

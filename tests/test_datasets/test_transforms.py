@@ -4,14 +4,16 @@ import pytest
 import torch
 from mmcv.transforms import Compose
 from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.registry import DefaultScope
 
 from rar_mmdet.datasets import CropRegions, KeepOriginalImage, PackRecognitionInputs, ProposalsFromAnnotations
 from rar_mmdet.errors import ConfigError, ImageReadError
-from rar_mmdet.regions import RegionCropper
+from rar_mmdet.regions import BlurOutsideMask, RegionCropper
 from rar_mmdet.testing import make_boxes, make_image
 
 CROPPER = {"type": "RegionCropper", "size": 32}
+MASK_CROPPER = CROPPER | {"background": {"type": "BlurOutsideMask", "sigma": 3}}
 
 
 def results(**changes):
@@ -91,6 +93,26 @@ class TestProposalsFromAnnotations:
         with pytest.raises(ConfigError, match=r"LoadAnnotations\(with_bbox=True\)"):
             ProposalsFromAnnotations()(without)
 
+    @pytest.mark.parametrize("kind", ["bitmap", "polygon"])
+    def test_masks_are_filtered_as_boxes_are(self, kind):
+        polygons = [[np.array([x1, y1, x2, y1, x1, y2], float)] for x1, y1, x2, y2 in make_boxes(3).tolist()]
+        masks = PolygonMasks(polygons, 60, 80)
+        expected = masks.to_ndarray()
+        given = results(gt_masks=masks if kind == "polygon" else BitmapMasks(expected, 60, 80))
+        found = ProposalsFromAnnotations(with_masks=True)(given)
+        assert np.array_equal(found["proposal_masks"], expected[[0, 2]])
+        assert "masks" not in PackRecognitionInputs()(found)["data_samples"].gt_instances
+
+    @pytest.mark.parametrize("masks", [BitmapMasks([], 60, 80), PolygonMasks([], 60, 80)], ids=["bitmap", "polygon"])
+    def test_no_masks_of_no_boxes(self, masks):
+        empty = results(gt_bboxes=np.zeros((0, 4), np.float32), gt_ignore_flags=np.zeros(0, bool), gt_masks=masks)
+        found = CropRegions(cropper=MASK_CROPPER)(ProposalsFromAnnotations(with_masks=True)(empty))
+        assert found["region_crops"].encoder.shape == (0, 3, 32, 32)
+
+    def test_without_annotated_masks(self):
+        with pytest.raises(ConfigError, match=r"LoadAnnotations\(with_bbox=True, with_mask=True\)"):
+            ProposalsFromAnnotations(with_masks=True)(results())
+
 
 class TestCropRegions:
     def test_equals_the_cropper(self):
@@ -103,6 +125,18 @@ class TestCropRegions:
         sample = PackRecognitionInputs()(found)["data_samples"]
         assert sample.region_crops is found["region_crops"]
         assert "ori_img" not in sample
+
+    def test_masks_reach_both_croppers(self):
+        masks = np.zeros((3, 60, 80), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, make_boxes(3).int().tolist(), strict=True):
+            mask[y1 : (y1 + y2) // 2, x1:x2] = 1
+        given = ProposalsFromAnnotations(with_masks=True)(results(gt_masks=BitmapMasks(masks, 60, 80)))
+        crops = CropRegions(cropper=MASK_CROPPER, ranker_cropper=MASK_CROPPER | {"size": 24})(given)["region_crops"]
+        for size, found in ((32, crops.encoder), (24, crops.ranker)):
+            cropper = RegionCropper(size=size, background=BlurOutsideMask(3))
+            expected = cropper.crop(make_image(60, 80), make_boxes(3)[[0, 2]], masks[[0, 2]])
+            assert torch.equal(found, expected)
+            assert not torch.equal(found, cropper.crop(make_image(60, 80), make_boxes(3)[[0, 2]]))
 
     def test_a_bad_box_is_left_to_the_model(self):
         given = KeepOriginalImage()(

@@ -2,12 +2,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from mmdet.datasets import LVISV1Dataset
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures.mask import PolygonMasks
+from mmengine.dataset import pseudo_collate
 from mmengine.fileio import dump
 
 from rar_mmdet.errors import ImageReadError
-from rar_mmdet.models.testing import write_lvis_world
+from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
+from rar_mmdet.testing import make_image
 
 PIPELINE = [
     {"type": "LoadImageFromFile"},
@@ -100,6 +104,37 @@ def test_crowd_boxes_are_no_proposals(world, tmp_path):
     assert len(sample.proposals.bboxes) == 2
     assert len(sample.gt_instances) == 2
     assert len(sample.ignored_instances) == 1
+
+
+@pytest.mark.parametrize("poly2mask", [True, False])
+def test_recognition_of_masks_from_file_to_scores(world, tmp_path, poly2mask):
+    content = json.loads(world.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x, y + h]]
+    world.write_text(json.dumps(content))
+    cropper = {"type": "RegionCropper", "size": 32, "background": {"type": "BlurOutsideMask", "sigma": 3}}
+    pipeline = [
+        PIPELINE[0],
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": poly2mask},
+        {"type": "rar_mmdet.ProposalsFromAnnotations", "with_masks": True},
+        {"type": "rar_mmdet.CropRegions", "cropper": cropper, "ranker_cropper": {**cropper, "size": 24}},
+        PIPELINE[-1],
+    ]
+    dataset = build("CocoVocabularyDataset", tmp_path, pipeline=pipeline)
+    names = dataset.metainfo["classes"]
+    model = MODELS.build(
+        {"type": "rar_mmdet.ProposalRecognizer", "recognizer": fake_recognizer(names, cropper=cropper)}
+    ).eval()
+    (sample,) = model.test_step(pseudo_collate([dataset[0]]))
+    triangles = [[np.array(a["segmentation"][0])] for a in content["annotations"][1:3]]
+    masks, boxes = PolygonMasks(triangles, 60, 80).to_ndarray(), dataset[0]["data_samples"].proposals.bboxes
+    image, recognizer = make_image(60, 80, seed=0), model.classifier.recognizer
+    expected = recognizer(image, boxes, masks=masks)
+    assert torch.equal(sample.pred_instances.scores, expected.scores)
+    assert torch.equal(sample.pred_instances.labels, expected.category_ids)
+    assert not torch.equal(expected.scores, recognizer(image, boxes).scores)
 
 
 @pytest.mark.parametrize(
