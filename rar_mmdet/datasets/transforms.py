@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,15 @@ from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.models.components import build_component
 from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
+from rar_mmdet.regions.reading import check_complete
 from rar_mmdet.registry import TRANSFORMS
 from rar_mmdet.structures import RegionCrops
 
 __all__ = ["CropRegions", "KeepOriginalImage", "PackRecognitionInputs", "ProposalsFromAnnotations"]
 
-# The last bytes a complete file must have; OpenCV decodes the rest of a truncated JPEG as grey without a word.
-_END_MARKS = {b"\xff\xd8": (b"\xff\xd9", "JPEG"), b"\x89PNG": (b"IEND", "PNG")}
-_TAIL_BYTES = 65536  # cameras append thumbnails and padding after the mark
-
 
 def _describe(results: dict) -> str:
     return f"image {results.get('img_id')} ({results.get('img_path')})"
-
-
-def _check_complete(path: str, description: str) -> None:
-    with open(path, "rb") as file:
-        start = file.read(4)
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - _TAIL_BYTES))
-        tail = file.read()
-    for magic, (mark, kind) in _END_MARKS.items():
-        if start.startswith(magic) and mark not in tail:
-            raise ImageReadError(f"{description}: the {kind} file is truncated (no end mark); fetch it again")
 
 
 @TRANSFORMS.register_module()
@@ -69,7 +56,7 @@ class KeepOriginalImage(BaseTransform):
     def _check(results: dict) -> None:
         path = results.get("img_path")
         if isinstance(path, str) and os.path.isfile(path):
-            _check_complete(path, _describe(results))
+            check_complete(Path(path).read_bytes(), _describe(results))
         found_hw = results["img"].shape[:2]
         said_hw = (results.get("height"), results.get("width"))
         if None not in said_hw and tuple(said_hw) != tuple(found_hw):

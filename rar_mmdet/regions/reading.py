@@ -12,7 +12,7 @@ from PIL import Image
 
 from rar_mmdet.errors import ImageReadError
 
-__all__ = ["read_image"]
+__all__ = ["check_complete", "read_image"]
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
@@ -36,27 +36,34 @@ def read_image(path: str | Path) -> NDArray:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if pixels is None:
         raise ImageReadError(f"{path} is not an image OpenCV can decode, or is damaged ({len(data)} bytes).")
-    if _looks_truncated(data):
-        _refuse_truncated(path, data)
+    check_complete(data, f"Image {path}")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _looks_truncated(data: bytes) -> bool:
-    """Whether the end marker of a JPEG (after its last scan starts) or of a PNG is missing.
+def check_complete(data: bytes, name: str) -> None:
+    """Refuse a truncated JPEG or PNG.
 
     OpenCV decodes what there is, logs a line and leaves the rest grey: that would be recognised as if it were photo.
+    PIL is strict, and is asked only where the end marker seems missing: what a camera appends to a file can hide it.
+
+    Args:
+        data: The file's bytes; other formats pass.
+        name: What the message calls the file.
+
+    Raises:
+        ImageReadError: Part of the image is missing.
     """
-    if data.startswith(JPEG_START):
-        return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
-    return data.startswith(PNG_START) and PNG_END not in data[-1024:]
-
-
-def _refuse_truncated(path: Path, data: bytes) -> None:
-    """Ask PIL, which is strict: markers can also be missed because of what a camera appends to the file."""
+    if not _looks_truncated(data):
+        return
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (OSError, SyntaxError) as error:
-        raise ImageReadError(
-            f"Image {path} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again."
-        ) from error
+        raise ImageReadError(f"{name} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again.") from error
+
+
+def _looks_truncated(data: bytes) -> bool:
+    """Whether the end marker of a JPEG, after its last scan starts, or of a PNG is missing."""
+    if data.startswith(JPEG_START):
+        return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
+    return data.startswith(PNG_START) and PNG_END not in data[-1024:]

@@ -1,5 +1,7 @@
 """Files of every kind become the RGB array their annotations speak of."""
 
+import io
+
 import mmcv
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from skimage import data
 
 from rar_mmdet.errors import ImageReadError
 from rar_mmdet.regions import read_image
+from rar_mmdet.regions.reading import check_complete
 
 
 @pytest.fixture
@@ -58,11 +61,30 @@ def test_truncated_files_are_refused(tmp_path, photo, suffix, share):
         read_image(path)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.99, 1])
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photo(tmp_path, photo, share, progressive):
+    thumbnail = io.BytesIO()
+    Image.fromarray(photo[::4, ::4]).save(thumbnail, "JPEG")
+    path = tmp_path / "a.jpg"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail.getvalue()
+    Image.fromarray(photo).save(path, quality=95, exif=exif, progressive=progressive)
+    content = path.read_bytes()
+    cut = content.index(b"\xff\xda", len(exif))  # where the photo's own first scan begins
+    data = content[: cut + int(len(content[cut:]) * share)]
+    assert data.count(b"\xff\xd9") == (2 if share == 1 else 1)
+    if share == 1:
+        check_complete(data, "a.jpg")
+    else:
+        with pytest.raises(ImageReadError, match=rf"a\.jpg is truncated or damaged \({len(data)} bytes\).*again"):
+            check_complete(data, "a.jpg")
+
+
 def test_bytes_appended_by_a_camera_are_no_truncation(tmp_path, photo):
     path = tmp_path / "a.jpg"
     Image.fromarray(photo).save(path)
     expected = read_image(path)
-    path.write_bytes(path.read_bytes() + b"trailer\xff\xda" + b"\0" * 2000)
+    path.write_bytes(path.read_bytes() + b"trailer\xff\xda" + b"\0" * 200_000)
     np.testing.assert_array_equal(read_image(path), expected)
 
 

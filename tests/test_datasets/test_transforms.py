@@ -57,16 +57,14 @@ class TestChecks:
         cv2.imwrite(str(path), make_image(60, 80))
         KeepOriginalImage()(results(img_path=str(path)))
         path.write_bytes(path.read_bytes()[:-200])
-        with pytest.raises(
-            ImageReadError, match=rf"image 7 \(.*photo\.{suffix}\): the {suffix[0].upper()}.* truncated"
-        ):
+        with pytest.raises(ImageReadError, match=rf"image 7 \(.*photo\.{suffix}\) is truncated"):
             KeepOriginalImage()(results(img_path=str(path)))
         KeepOriginalImage(check=False)(results(img_path=str(path)))
 
     def test_bytes_after_the_end_mark_are_fine(self, tmp_path):
         path = tmp_path / "photo.jpg"
         cv2.imwrite(str(path), make_image(60, 80))
-        path.write_bytes(path.read_bytes() + b"\0" * 5000)
+        path.write_bytes(path.read_bytes() + b"\0" * 200_000)
         assert KeepOriginalImage()(results(img_path=str(path)))["ori_img"].shape == (60, 80, 3)
 
     def test_size_other_than_the_annotations(self):
