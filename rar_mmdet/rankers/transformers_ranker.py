@@ -146,6 +146,10 @@ class TransformersRanker(AskingRanker):
             self.load()
             folder = self.checkpoint.folder
             model, processor = read_model(folder, self._device, self.precision)
+            if self.ask != "generate":
+                _expect_full_attention(model)
+            if not self.family:
+                logger.warning("models of type %r are not tested here", self.checkpoint.config.get("model_type"))
             self._loaded = LoadedModel(model, processor, self._dialogue(processor), self.image_settings)
             logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
         return self._loaded
@@ -301,6 +305,16 @@ def _expect_end(input_ids: Tensor, end: Sequence[int]) -> None:
         raise RankerLoadError(
             "the processor does not keep the text behind the image as it is, so candidates cannot be joined to it; "
             "use ask='generate'"
+        )
+
+
+def _expect_full_attention(model: Any) -> None:
+    # Sliding layers forget what the second pass looks back at, linear ones ignore its mask.
+    other = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention"}
+    if other:
+        raise RankerLoadError(
+            f"{model.name_or_path} has layers of {sorted(other)}; candidates are scored side by side, which needs full "
+            "attention in every layer; use ask='generate'"
         )
 
 

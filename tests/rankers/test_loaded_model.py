@@ -46,6 +46,19 @@ def test_a_model_of_another_kind_is_refused(folder):
     refused(folder, "could not be loaded as a vision-language model")
 
 
+@pytest.mark.parametrize(
+    "setting", [{"repetition_penalty": 1.5}, {"forced_eos_token_id": 70}, {"guidance_scale": 3.0}, {"num_beams": 3}]
+)
+def test_generation_settings_of_a_hub_do_not_count(tiny_model, folder, setting):
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
+    pixels = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rankers = [TransformersRanker(model=m, ask="generate", max_new_tokens=24) for m in (tiny_model("llava"), folder)]
+    plain, other = (next(r.answer([Question(pixels, ("cat", "dog", "red car"))]))[0] for r in rankers)
+    assert plain.reply
+    assert other == plain
+
+
 def test_a_list_ends_the_reply_once_it_names_a_candidate(tiny_model):
     loaded = TransformersRanker(model=tiny_model("llava")).loaded
     crop = torch.zeros(3, 28, 28, dtype=torch.uint8)

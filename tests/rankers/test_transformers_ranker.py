@@ -270,21 +270,6 @@ def test_generate_reads_the_reply(tiny_model, monkeypatch):
     assert (ranking.status == RankStatus.OK).all()
 
 
-@pytest.mark.parametrize(
-    "setting", [{"repetition_penalty": 1.5}, {"forced_eos_token_id": 70}, {"guidance_scale": 3.0}, {"num_beams": 3}]
-)
-def test_generation_settings_of_a_hub_do_not_count(tiny_model, tmp_path, setting):
-    folder = shutil.copytree(tiny_model("llava"), tmp_path / "copy")
-    file = folder / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
-    questions = [Question(make_crops(1)[0], ("cat", "dog", "red car"))]
-    settings = {"ask": "generate", "max_new_tokens": 24}
-    (plain,) = make_ranker(tiny_model("llava"), **settings).answer(questions)
-    (other,) = make_ranker(folder, **settings).answer(questions)
-    assert plain[0].reply
-    assert other == plain
-
-
 def test_an_edited_template_is_another_question(tiny_model, tmp_path):
     file = tmp_path / "mine.jinja"
     ours = shipped_template("llava_v1")
@@ -385,6 +370,17 @@ def test_eager_attention_agrees(tiny_model):
     model.set_attn_implementation("sdpa")
     for row in range(2):
         assert torch.allclose(torch.tensor(sdpa[row].scores), torch.tensor(eager[row].scores), atol=1e-4)
+
+
+def test_only_full_attention_scores_side_by_side(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llava_onevision"), tmp_path / "sliding")
+    config = json.loads((folder / "config.json").read_text())
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 16}
+    config["text_config"] |= layers
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RankerLoadError, match=r"\['sliding_attention'\].* needs full attention .* use ask='generate'"):
+        make_ranker(folder).rank(make_crops(1), make_shortlist(1, 3), NAMES)
+    make_ranker(folder, ask="generate").rank(make_crops(1), make_shortlist(1, 3), NAMES)
 
 
 def test_half_precision_runs(tiny_model):
