@@ -5,4 +5,7 @@ ranker = dict(
     model="Qwen/Qwen2.5-VL-7B-Instruct",
     ask="letter",
     num_shifts=1,
+    # vLLM applies the settings a model ships; Qwen2.5-VL's 1.05 punishes names of the prompt. None for hosted services
+    # that refuse the field.
+    extra_body=dict(repetition_penalty=1.0),
 )
