@@ -264,7 +264,7 @@ def training_step(
     """Loss of one batch; ``data.features`` holds both mirrorings, (2, B, 16, C)."""
     names_only = step < phase.names_first * phase.steps
     kind = "name" if names_only else str(rng.choice(list(phase.questions), p=list(phase.questions.values())))
-    rows = rng.choice(len(data.classes), 128 if kind in phase.large_batch else 64, replace=False)
+    rows = rng.choice(phase.crops, 128 if kind in phase.large_batch else 64, replace=False)
     mirrored = torch.from_numpy(rng.integers(2, size=len(rows)))
     examples = draw_batch(rng, phase, kind, data.classes.numpy()[rows], data.lists.numpy()[rows])
     return batch_loss(model, tokenizer, examples, data.features[mirrored, torch.from_numpy(rows)])
@@ -310,10 +310,10 @@ def prepare(args: argparse.Namespace, tower: TinyVisionModel, test: tuple[Tensor
         args.work / "language", args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads
     )
     features = cached(
-        args.work / "features.pt",
+        args.work / f"features-{args.language_renders}.pt",
         lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]),
     )
-    lists = cached(args.work / "lists.pt", lambda: retrieved_classes(args.clip, pictures))
+    lists = cached(args.work / f"lists-{args.language_renders}.pt", lambda: retrieved_classes(args.clip, pictures))
     tests = Data(visual_tokens(tower, test[0]), test[1][:, 0].long(), retrieved_classes(args.clip, test[0]))
     return Data(features, labels[:, 0].long(), lists), tests
 
@@ -355,9 +355,13 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=3200)
     parser.add_argument("--language-steps", type=int, default=2400)
     parser.add_argument("--letter-steps", type=int, default=2000, help="further steps, mostly answers by letter")
+    parser.add_argument(
+        "--short-answer-steps", type=int, default=4000, help="further steps, mostly letters and yes or no"
+    )
+    parser.add_argument("--last-steps", type=int, default=3000, help="further steps, on three times as many crops")
     parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
     parser.add_argument("--tower-renders", type=int, default=48000)
-    parser.add_argument("--language-renders", type=int, default=24000)
+    parser.add_argument("--language-renders", type=int, default=72000)
     parser.add_argument("--test-renders", type=int, default=3000)
     parser.add_argument("--save-every", type=int, default=200, help="steps between measured, resumable states")
     parser.add_argument("--threads", type=int, default=2)

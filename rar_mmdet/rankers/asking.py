@@ -41,7 +41,7 @@ _MIN_REPLIES_TO_JUDGE = 100
 _REPLIES_TO_SHOW = 3
 COUNTS = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial", "fallback")
 _ORDER_LOG_PROBS = -0.6 * torch.arange(1000.0)  # of an order alone, best first; the slope of `RankFusion`
-_FORMAT = 1  # of keys and stored answers; raise it when either changes meaning
+_FORMAT = 2  # of keys and stored answers; raise it when either changes meaning
 
 
 @dataclass(frozen=True, eq=False)

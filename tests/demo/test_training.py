@@ -195,12 +195,21 @@ def test_chat_template_renders_what_training_used(tokenizer):
 
 
 def test_every_step_falls_into_its_phase():
-    args = argparse.Namespace(language_steps=3, letter_steps=2)
+    args = argparse.Namespace(language_steps=3, letter_steps=2, short_answer_steps=2, last_steps=1, language_renders=9)
     phases = make_phases(args)
-    found = [locate(phases, step) for step in range(5)]
-    assert [(phases.index(phase), inner) for phase, inner in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    found = [locate(phases, step) for step in range(8)]
+    assert [(phases.index(phase), inner) for phase, inner in found] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+        (3, 0),
+    ]
     with pytest.raises(ValueError, match="after the last phase"):
-        locate(phases, 5)
+        locate(phases, 8)
     for phase in phases:
         assert sum(phase.questions.values()) == pytest.approx(1)
         assert set(phase.questions) <= set(KINDS)
