@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rar_mmdet.errors import InvalidBoxError, VocabularyError
+from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.fusion import Emission, Fusion, LogLikFusion, can_reach, emit
 from rar_mmdet.memory import clean_name
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.structures import Ranking, Recognition, RegionCrops, Shortlist
 
-__all__ = ["RegionRecognizer", "crop_regions"]
+__all__ = ["RegionRecognizer", "crop_regions", "cropper_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,18 @@ def crop_regions(cropper: Any, image: Any, boxes_xyxy: Tensor, masks: Any = None
     if masks is None and len(boxes_xyxy) and getattr(background, "uses_mask", False):
         _warn_without_masks(type(background).__name__)
     return cropper.crop(image, boxes_xyxy, masks=masks)
+
+
+def cropper_settings(cropper: Any) -> dict[str, str]:
+    """Every setting of a cropper as text: equal where the settings are, in whatever process."""
+    return {name: _as_text(value) for name, value in sorted(vars(cropper).items())}
+
+
+def _as_text(value: Any) -> str:
+    """A part by its class and its settings, for its `repr` may be its address; anything else by its `repr`."""
+    if not hasattr(value, "__dict__"):
+        return repr(value)
+    return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in cropper_settings(value).items())})"
 
 
 def _rows(values: Any, rows: Any) -> Any:
@@ -156,6 +168,10 @@ class RegionRecognizer:
             box_scores: B times (R_b,) or `None`.
             crops: B times crops made ahead for exactly these boxes, or `None`.
             masks: B times (R_b, H_b, W_b) as in `__call__`, or `None`.
+
+        Raises:
+            InvalidBoxError: as in `__call__`, or another number of scores, crops or masks than of boxes.
+            ConfigError: crops were made with other settings than those of this recognizer's croppers.
         """
         self._load()
         crops = list(crops) if crops is not None else [None] * len(images)
@@ -168,6 +184,7 @@ class RegionRecognizer:
             else [torch.as_tensor(s, dtype=torch.float32).reshape(-1).cpu() for s in box_scores]
         )
         for i, image in enumerate(images):
+            self._check_settings(crops[i])
             keep = self._good_boxes(i, image, boxes[i], given[i], crops[i], masks[i])
             if keep is not None:
                 boxes[i], given[i] = boxes[i][keep], given[i][keep]
@@ -208,6 +225,21 @@ class RegionRecognizer:
         for part in (self.encoder, self.ranker):
             if hasattr(part, "load"):
                 part.load(self.device)
+
+    def _check_settings(self, crops: RegionCrops | None) -> None:
+        if crops is None:
+            return
+        for name, made_with in (("cropper", crops.encoder_settings), ("ranker_cropper", crops.ranker_settings)):
+            if made_with is None or (name == "ranker_cropper" and self.ranker is None):
+                continue
+            own = cropper_settings(getattr(self, name))
+            different = [key for key in {**own, **made_with} if own.get(key) != made_with.get(key)]
+            if different:
+                raise ConfigError(
+                    f"crops were made with another {name} than the recognizer's: "
+                    + "; ".join(f"{key}={made_with.get(key)} is not {own.get(key)}" for key in different)
+                    + f" (the recognizer's). Give CropRegions and the recognizer the same {name}=dict(...)"
+                )
 
     def _good_boxes(
         self, index: int, image: Any, boxes: Tensor, scores: Tensor, crops: RegionCrops | None, masks: Tensor | None

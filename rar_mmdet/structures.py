@@ -10,7 +10,7 @@ Boxes are `boxes_xyxy`, float32, in pixels of the original image unless a name s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -129,7 +129,11 @@ class RegionCrops:
 
     encoder: Tensor  # (R, 3, S, S) uint8 RGB, for the encoder
     ranker: Tensor | None = None  # (R, 3, S', S') uint8 RGB, for the ranker; None: cropped when asked
+    # What they were cut with, by `cropper_settings`; a recognizer refuses crops cut otherwise. None: not known.
+    encoder_settings: dict[str, str] | None = None
+    ranker_settings: dict[str, str] | None = None
 
     def __getitem__(self, regions: Tensor) -> RegionCrops:
         """The crops of the given regions."""
-        return RegionCrops(self.encoder[regions], None if self.ranker is None else self.ranker[regions])
+        ranker = None if self.ranker is None else self.ranker[regions]
+        return replace(self, encoder=self.encoder[regions], ranker=ranker)

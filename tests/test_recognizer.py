@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from rar_mmdet.errors import InvalidBoxError, VocabularyError
+from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.fusion import Emission, LogLikFusion, PermuteFusion
-from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks
-from rar_mmdet.regions import BlurBackground, BlurOutsideMask, RegionCropper
+from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks, cropper_settings
+from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, GreyBackground, RegionCropper
 from rar_mmdet.structures import Ranking, RankStatus, RegionCrops
 from rar_mmdet.testing import FakeEncoder, FakeMemory, make_boxes, make_image
 
@@ -79,6 +79,44 @@ def test_crops_made_ahead_give_the_same():
     recognizer = make_recognizer(ranker=ReversingRanker())
     a, b = recognizer(image, boxes), recognizer.recognize([None], [boxes], crops=[ready])[0]
     assert_same(a, b)
+
+
+def made_with(cropper, image, boxes, ranker_cropper=None):
+    ranker = ranker_cropper and ranker_cropper.crop(image, boxes)
+    settings = ranker_cropper and cropper_settings(ranker_cropper)
+    return RegionCrops(cropper.crop(image, boxes), ranker, cropper_settings(cropper), settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"size": 24}, "size=24 is not 32", id="size"),
+        pytest.param({"window": "pad", "fill": "edge"}, "fill='edge' is not 'mean'; window='pad' is not", id="two"),
+        pytest.param({"scale": AreaScale(large=1.2)}, r"1\.2.* is not AreaScale.*1\. ", id="number-of-a-part"),
+        pytest.param({"background": GreyBackground()}, r"GreyBackground\(.*level=128.* is not Blur", id="part"),
+    ],
+)
+def test_crops_made_ahead_with_other_settings_are_refused(changes, message):
+    image, boxes, settings = (
+        make_image(),
+        make_boxes(3),
+        {"size": 32, "scale": AreaScale(), "background": BlurBackground(3)},
+    )
+    recognizer = make_recognizer(cropper=RegionCropper(**settings))
+    same = RegionCropper(size=32, scale=AreaScale(), background=BlurBackground(3))
+    found = recognizer.recognize([None], [boxes], crops=[made_with(same, image, boxes)])[0]
+    assert_same(found, recognizer(image, boxes))
+    other = made_with(RegionCropper(**{**settings, **changes}), image, boxes)
+    with pytest.raises(ConfigError, match=f"another cropper than .*{message}.*the same cropper=dict"):
+        recognizer.recognize([None], [boxes], crops=[other])
+
+
+def test_ranker_crops_made_ahead_are_compared_with_the_rankers_cropper():
+    image, boxes, cropper = make_image(), make_boxes(3), RegionCropper(size=32)
+    ready = made_with(cropper, image, boxes, cropper.with_size(28))
+    with pytest.raises(ConfigError, match="another ranker_cropper than the recognizer's: size=28 is not 24"):
+        make_recognizer(ranker=ReversingRanker()).recognize([None], [boxes], crops=[ready])
+    assert_same(make_recognizer().recognize([None], [boxes], crops=[ready])[0], make_recognizer()(image, boxes))
 
 
 def upper_halves(boxes):

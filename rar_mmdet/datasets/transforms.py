@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmdet.structures.bbox import get_box_tensor
 
 from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.models.components import build_component
-from rar_mmdet.recognizer import crop_regions
+from rar_mmdet.recognizer import crop_regions, cropper_settings
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.regions.reading import check_complete
 from rar_mmdet.registry import TRANSFORMS
@@ -124,7 +125,8 @@ class CropRegions(BaseTransform):
         cropper: the config of the recognizer's `cropper`.
         ranker_cropper: the config of its `ranker_cropper`; `None` when there is no ranker.
 
-    An image with a box that cannot be cut is left to the recognizer, which raises or skips and counts.
+    The crops carry these settings; a recognizer with others refuses them. An image with a box that cannot be cut is
+    left to the recognizer, which raises or skips and counts.
     """
 
     def __init__(self, *, cropper: dict, ranker_cropper: dict | None = None) -> None:
@@ -142,8 +144,12 @@ class CropRegions(BaseTransform):
         image = np.ascontiguousarray(results.get("ori_img", results["img"])[..., ::-1])
         boxes, masks = torch.from_numpy(results["proposals"]), results.get("proposal_masks")
         if not find_invalid_boxes(boxes, image.shape[:2]):
-            ranker_crops = crop_regions(self.ranker_cropper, image, boxes, masks) if self.ranker_cropper else None
-            results["region_crops"] = RegionCrops(crop_regions(self.cropper, image, boxes, masks), ranker_crops)
+            crops = crop_regions(self.cropper, image, boxes, masks)
+            made = RegionCrops(crops, encoder_settings=cropper_settings(self.cropper))
+            if self.ranker_cropper is not None:
+                crops = crop_regions(self.ranker_cropper, image, boxes, masks)
+                made = replace(made, ranker=crops, ranker_settings=cropper_settings(self.ranker_cropper))
+            results["region_crops"] = made
         return results
 
     def __repr__(self) -> str:
