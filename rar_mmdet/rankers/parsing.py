@@ -80,7 +80,8 @@ def parse_letter(reply: str, k: int) -> int | None:
     >>> parse_letter("Answer: B.", 3), parse_letter("A dog", 3)
     (1, None)
     """
-    match = re.fullmatch(r"\W*(?:(?:the\s+)?(?:answer|option)(?:\s+is)?\W*)?([A-Z])\W*", reply[:200], re.IGNORECASE)
+    text = _without_thoughts(reply)[:200]
+    match = re.fullmatch(r"\W*(?:(?:the\s+)?(?:answer|option)(?:\s+is)?\W*)?([A-Z])\W*", text, re.IGNORECASE)
     index = ord(match.group(1).upper()) - ord("A") if match else k
     return index if index < k else None
 

@@ -202,6 +202,8 @@ def test_json_comes_back_whatever_the_names(names, seed, form, escape):
         ("Answer: A", 0),
         ("The answer is B.", 1),
         ("Option C", 2),
+        ("<think>A or B?</think>\n\nB", 1),
+        ("<think>A", None),
         ("D", None),
         ("A dog", None),
         ("", None),
