@@ -33,7 +33,16 @@ def main() -> None:
     ranker = json.loads((weights / "ranker" / "measured.json").read_text())
     tower = {"joint": "all three attributes", "colour": "colour", "pattern": "pattern", "shape": "shape"}
     language = {"ranked": "top-1 after ranking", "retriever": "top-1 of the retriever", "recall@5": "recall@5"}
-    panels = [("tower, 1,000 fresh crops", ranker["tower"], tower), ("ranker", ranker["ranker"][:-1], language)]
+    answers = [
+        {"step": point["step"], **point["right first answers"]}
+        for point in ranker["ranker"][:-1]
+        if "right first answers" in point
+    ]
+    panels = [
+        ("tower, 1,000 fresh crops", ranker["tower"], tower),
+        ("ranker, 600 fresh crops", ranker["ranker"][:-1], language),
+        ("right first answers", answers, {"choose": "a name", "letter": "a letter", "yesno": "yes or no"}),
+    ]
     draw(panels, weights / "ranker" / "curves.png")
 
 

@@ -5,7 +5,7 @@ is frozen and its tokens are cached; projector and language model learn to name,
 answer yes or no (demo/prompts.json) about candidate lists, half of them the retriever's own. Rare classes are never
 the truth in any stage.
 
-    python demo/train_ranker.py                    # about 50 minutes on two CPU cores; kill and run again: it goes on
+    python demo/train_ranker.py                    # about 100 minutes on two CPU cores; kill and run again: it goes on
 
 Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelForImageTextToText`` and ``AutoProcessor``.
 """

@@ -66,6 +66,8 @@ class TestTokenizer:
     def test_ids_equal_sentencepiece(self, processor, spm, text):
         if "\u2581" in text:  # SentencePiece's own sign for a space: both read it as one, decoding cannot tell
             return
+        if any(token in text for token in processor.tokenizer.all_special_tokens):  # one id here, plain text there
+            return
         assert processor.tokenizer(text, add_special_tokens=False).input_ids == spm.encode(text)
 
     def test_turn_marks_stop_and_are_not_shown(self, processor):
