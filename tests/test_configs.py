@@ -12,6 +12,7 @@ from mmengine.dataset import pseudo_collate
 
 from rar_mmdet.models import build_component
 from rar_mmdet.models.testing import write_lvis_world
+from rar_mmdet.recognizer import cropper_settings
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "_base_" not in p.parts)
@@ -68,6 +69,13 @@ def on_tiny_world(config, ann_file):
 
 def test_promised_configs_are_there():
     assert set(CONFIGS) >= PROMISED
+
+
+def test_masks_are_used_where_they_are_promised(world):
+    config = on_tiny_world(Config.fromfile(ROOT / "clip_lvis_mask.py"), world)
+    crops = DATASETS.build(config.test_dataloader.dataset)[0]["data_samples"].region_crops
+    assert crops.encoder_settings == cropper_settings(build_component(config.model.recognizer.cropper, "cropper"))
+    assert crops.encoder_settings["background"].startswith("BlurOutsideMask")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
