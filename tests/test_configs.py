@@ -20,6 +20,8 @@ CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "
 PROMISED = {
     *("clip_lvis.py", "clip_v3det.py", "rar_lvis_internlm.py", "demo/clip_demo.py", "demo/rar_demo.py"),
     *("rar_v3det_internlm.py", "rar_v3det_llava.py", "rar_v3det_qwen.py", "detectors/rar_faster-rcnn_demo.py"),
+    *("rar_lvis_llava.py", "rar_lvis_qwen.py", "rar_lvis_internvl3.py", "rar_lvis_server.py", "clip_lvis_mask.py"),
+    *(f"demo/rar_demo_{way}.py" for way in ("generate", "likelihood", "letter", "yesno")),
 }
 FAKE_ENCODER = {"type": "rar_mmdet.testing.FakeEncoder"}
 FAKE_RANKER = {"type": "rar_mmdet.models.testing.FakeRanker"}

@@ -89,7 +89,7 @@ def _two_passes(model: Any, inputs: Mapping[str, Tensor], packed: _Packed, keep:
     """(B, V) logits after each prefix and (B, keep, V) logits after the first `keep` packed slots."""
     mask = inputs["attention_mask"]
     positions, following = prefix_positions(model, inputs)
-    head = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    head = model(**inputs, position_ids=positions, use_cache=keep > 0, logits_to_keep=1)
     first = head.logits[:, -1]
     if keep == 0:
         return first, first[:, None, :][:, :0]
