@@ -40,7 +40,7 @@ DEFAULT_PROMPTS = {"generate": "paper", "likelihood": "choose", "letter": "lette
 _MIN_REPLIES_TO_JUDGE = 100
 _REPLIES_TO_SHOW = 3
 COUNTS = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial", "fallback")
-_ORDER_LOG_PROBS = -0.6 * torch.arange(1000.0)  # of an order alone, best first; the slope of `RankFusion`
+_ORDER_SLOPE = 0.6  # log-probability an order alone takes off per place; that of `RankFusion`
 _FORMAT = 2  # of keys and stored answers; raise it when either changes meaning
 
 
@@ -348,7 +348,7 @@ class AskingRanker(ABC):
                 order[row] = torch.tensor([shown[i][j] for j in parsed.order], dtype=torch.int64)
                 status[row] = int(parsed.status)
                 # Beside rows with log-probabilities an order must not read as indifference.
-                log_probs[row, order[row]] = _ORDER_LOG_PROBS[:k].log_softmax(0)
+                log_probs[row, order[row]] = (-_ORDER_SLOPE * torch.arange(k)).log_softmax(0)
                 if parsed.status == RankStatus.FALLBACK and self._shown_replies < _REPLIES_TO_SHOW:
                     self._shown_replies += 1
                     logger.warning(

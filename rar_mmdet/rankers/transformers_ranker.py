@@ -264,10 +264,6 @@ class TransformersRanker(AskingRanker):
         words = YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
         back, added, labels = talk.labels(words)
         variants = [self._variants(q) for q in questions]
-        if len(variants[0]) == 1 and not back and not added:  # the label follows the prompt itself
-            inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
-            log_probs = label_log_probs(self.loaded.model, inputs, [[[]]] * len(questions), labels)
-            return [Answer(scores=tuple(tuple(scores) for scores in row)) for row in log_probs]
         tails = [[talk.tail(text) for text in row] for row in variants]
         fed = [[[*tail[: len(tail) - back], *added] for tail in row] for row in tails]
         # One variant needs no second pass: its label follows the prompt itself.

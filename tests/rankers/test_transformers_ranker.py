@@ -129,6 +129,13 @@ def test_permuting_the_shortlist_permutes_the_answer(tiny_model, ask):
     assert torch.equal(one[:, permutation], ranker.rank(pixels, shuffled, NAMES).log_probs)
 
 
+def test_evidence_of_one_candidate_is_that_beside_others(tiny_model):
+    ranker, crops, shortlist = make_ranker(tiny_model("llava"), ask="yesno"), make_crops(2), make_shortlist(2, 3, 8)
+    torch.testing.assert_close(
+        ranker.evidence(crops, shortlist.head(1), NAMES), ranker.evidence(crops, shortlist, NAMES)[:, :1]
+    )
+
+
 def test_candidates_of_one_name_tie_and_keep_retrieval_order(tiny_model):
     shortlist = Shortlist(torch.tensor([[7, 0, 1]]), torch.tensor([[0.5, 0.3, 0.2]]))
     ranking = make_ranker(tiny_model("llava")).rank(make_crops(1), shortlist, NAMES)
