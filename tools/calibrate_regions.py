@@ -33,6 +33,7 @@ from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
 from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
 from rar_mmdet.fusion import emit
 from rar_mmdet.models.components import build_recognizer
+from rar_mmdet.recognizer import cropper_settings
 from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, NoBackground, find_invalid_boxes, read_image
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS, box_areas
 
@@ -93,8 +94,8 @@ class Embedder:
     def __init__(self, recognizer: Any, regions: Regions, folder: Path) -> None:
         self.cropper, self.encoder, self.regions, self.folder = recognizer.cropper, recognizer.encoder, regions, folder
         self.feather = self.cropper.background.feather
-        settings = f"{CROPS_VERSION} {self.cropper!r} feather={self.feather} {self.encoder.fingerprint}"
-        digest = hashlib.sha256(settings.encode())
+        settings = cropper_settings(self._cropper(scale=1.0, sigma=0.0))
+        digest = hashlib.sha256(f"{CROPS_VERSION} {settings} {self.encoder.fingerprint}".encode())
         for file in regions.files:
             stat = file.stat()
             digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -102,12 +103,15 @@ class Embedder:
         self.key = digest.hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
 
+    def _cropper(self, scale: float, sigma: float) -> Any:
+        return self.cropper.with_policies(FixedScale(scale), BlurBackground(sigma, self.feather))
+
     def __call__(self, scale: float, sigma: float) -> Tensor:
         """(R, D) unit vectors for a fixed scale and blur."""
         path = self.folder / f"{self.key}_scale{scale:g}_sigma{sigma:g}.npy"
         if path.is_file():
             return torch.from_numpy(np.load(path, allow_pickle=False))
-        cropper = self.cropper.with_policies(FixedScale(scale), BlurBackground(sigma, self.feather))
+        cropper = self._cropper(scale, sigma)
         vectors, waiting = [], []
         for crops in self._crops(cropper, f"scale {scale:g}, blur {sigma:g}"):
             waiting.append(crops)

@@ -41,7 +41,8 @@ class CpuBackend:
 
     def crop(self, plan: WindowPlan, background: Background, masks: NDArray | None, out: NDArray[np.uint8]) -> None:
         """Write the crops of all R regions to `out`, (R, 3, S, S) uint8."""
-        colour = np.array(cv2.mean(self.photo)[:3], dtype=np.float32)
+        mean = cv2.mean(self.photo)[:3] if plan.needs_colour else (0, 0, 0)  # looks at every pixel of the photo
+        colour = np.array(mean, dtype=np.float32)
         for region in range(len(plan)):
             self.sample(plan, region, colour, out[region])
             if not background.is_identity:

@@ -45,8 +45,7 @@ class TorchBackend:
     def _crop(self, plan: WindowPlan, background: Background, masks: NDArray | None) -> Tensor:
         image = self.levels[0]
         out = torch.empty((len(plan), len(image), plan.size, plan.size), dtype=torch.uint8, device=image.device)
-        needs_colour = bool((plan.covered < 1).any())
-        colour = image.flatten(1).float().mean(dim=1) if needs_colour else None
+        colour = image.flatten(1).float().mean(dim=1) if plan.needs_colour else None
         order = np.lexsort((plan.step.max(axis=1), plan.level))
         for index in np.unique(plan.level).tolist():
             regions = order[plan.level[order] == index]

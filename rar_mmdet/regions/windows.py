@@ -51,6 +51,11 @@ class WindowPlan:
     def __len__(self) -> int:
         return len(self.start)
 
+    @property
+    def needs_colour(self) -> bool:
+        """Whether any output pixel shows the fill colour."""
+        return bool((self.covered < 1).any())
+
     def __getitem__(self, regions: NDArray[np.int64] | slice) -> WindowPlan:
         return WindowPlan(
             self.size,
