@@ -202,13 +202,13 @@ class AskingRanker(ABC):
             )
         rows = self._whom_to_ask(shortlist, ask).nonzero().flatten().tolist()
         special = self.special_tokens() if rows else ()
-        names = {
-            i: clean_candidate(category_names[i], special) for i in shortlist.category_ids[rows].flatten().tolist()
-        }
-        shown = [self._shown_order([names[i] for i in shortlist.category_ids[row].tolist()]) for row in rows]
+        ids = shortlist.category_ids[rows].tolist()
+        names = {i: clean_candidate(category_names[i], special) for i in {i for row in ids for i in row}}
+        listed = [[names[i] for i in row] for row in ids]
+        shown = [self._shown_order(row) for row in listed]
         questions = [
-            Question(crops[row].contiguous(), tuple(names[int(shortlist.category_ids[row, c])] for c in columns))
-            for row, columns in zip(rows, shown, strict=True)
+            Question(crops[row].contiguous(), tuple(candidates[c] for c in columns))
+            for row, candidates, columns in zip(rows, listed, shown, strict=True)
         ]
         answers = self._resolve(questions)
         ranking = self._interpret(num_regions, k, rows, shown, questions, answers)
@@ -332,15 +332,16 @@ class AskingRanker(ABC):
         scored = [i for i, answer in enumerate(answers) if answer is not None and answer.scores]
         if scored:
             values = self._scores([questions[i] for i in scored], [answers[i] for i in scored])
-            for i, row_scores in zip(scored, values, strict=True):
-                if row_scores.isfinite().all():
-                    row, names = rows[i], questions[i].candidates
-                    # Rounding must not tell candidates of one name apart.
-                    row_scores = row_scores[[names.index(name) for name in names]]
-                    log_probs[row, shown[i]] = apply_temperature(row_scores, self.temperature)
-                    # Stable: candidates the model cannot tell apart keep retrieval order.
-                    order[row] = log_probs[row].argsort(descending=True, stable=True)
-                    status[row] = int(RankStatus.OK)
+            # Rounding must not tell candidates of one name apart.
+            firsts = [[names.index(name) for name in names] for names in (questions[i].candidates for i in scored)]
+            values = values.gather(1, torch.tensor(firsts))
+            usable = values.isfinite().all(dim=1)
+            at = torch.tensor([rows[i] for i in scored])[usable]
+            columns = torch.tensor([shown[i] for i in scored])[usable]
+            found = torch.empty(columns.shape).scatter_(1, columns, apply_temperature(values[usable], self.temperature))
+            log_probs[at], status[at] = found, int(RankStatus.OK)
+            # Stable: candidates the model cannot tell apart keep retrieval order.
+            order[at] = found.argsort(dim=1, descending=True, stable=True)
         for i, answer in enumerate(answers):
             if answer is not None and answer.reply is not None:
                 parsed = parse_ranking(answer.reply, questions[i].candidates)

@@ -14,6 +14,7 @@ from rar_mmdet.errors import RankerLoadError
 __all__ = ["Dialogue", "common_prefix", "shipped_template"]
 
 _MARK = "§§§"  # stands for the question, then for the reply, while the template is taken apart
+_LAST_CHARS = "?.:])'\"\n"  # what questions end with besides words: tokenizers may merge it into what follows
 _NAMES_KEPT = 65_536
 _TEMPLATES = Path(__file__).with_name("chat_templates")
 
@@ -56,6 +57,8 @@ class Dialogue:
         self.end_ids = self._end_of_turn(behind if replied else "")
         self._border = f"{self.image_token}x{self._after}"
         self._border_ids = self.tokens(self._border)
+        others = [self.tokens(f"{self.image_token}{char}{self._after}")[::-1] for char in _LAST_CHARS]
+        self._settled = common_prefix([self._border_ids[::-1], *others])
         self.continuation = lru_cache(maxsize=_NAMES_KEPT)(self._continuation)
 
     @property
@@ -98,9 +101,9 @@ class Dialogue:
         closing = self.end_ids if end else []
         return back, [[*ids[len(ids) - back : len(ids) - b], *tokens, *closing] for b, tokens in each]
 
-    def prompt_end(self, count: int) -> list[int]:
-        """The last `count` tokens of every prompt."""
-        return self._border_ids[len(self._border_ids) - count :]
+    def prompt_end(self, back: int) -> list[int]:
+        """The last tokens of every prompt: all that no question changes, and at least `back`."""
+        return self._border_ids[len(self._border_ids) - max(back, self._settled) :]
 
     def labels(self, words: Sequence[Sequence[str]]) -> tuple[int, list[int], list[list[int]]]:
         """Labels told apart by one token.

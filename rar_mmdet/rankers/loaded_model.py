@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, RankerLoadError, RarError
@@ -76,10 +75,8 @@ class LoadedModel:
 
     def inputs(self, questions: Sequence[Question], texts: Sequence[str]) -> dict[str, Tensor]:
         """Left-padded model inputs."""
-        images = [[Image.fromarray(q.crop.permute(1, 2, 0).numpy())] for q in questions]
-        # Nested lists, because flat ones fail for SmolVLM.
         batch = self.processor(
-            images=images,
+            images=[[q.crop] for q in questions],  # nested lists, because flat ones fail for SmolVLM
             text=list(texts),
             return_tensors="pt",
             padding=True,

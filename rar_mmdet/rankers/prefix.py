@@ -138,6 +138,8 @@ def _packed_mask(prefix_mask: Tensor, owner: Tensor, offset: Tensor, dtype: torc
 
 def trim_prefix(inputs: Mapping[str, Tensor], counts: Sequence[int], pad_id: int) -> dict[str, Tensor]:
     """Left-padded inputs without the last `counts[b]` tokens of row b; columns of padding alone go too."""
+    if not any(counts):
+        return dict(inputs)
     shape = tuple(inputs["input_ids"].shape)
     per_token = [n for n, v in inputs.items() if tuple(v.shape) == shape and not v.is_floating_point()]
     trimmed = dict(inputs)

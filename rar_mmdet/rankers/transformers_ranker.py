@@ -247,9 +247,8 @@ class TransformersRanker(AskingRanker):
         joined = [talk.continuations(q.candidates, end=True) for q in questions]
         inputs = self.loaded.inputs(questions, texts)
         taken_back = [back for back, _ in joined]
-        for row, back in zip(inputs["input_ids"], taken_back, strict=True):
-            _expect_end(row, talk.prompt_end(back))
-        inputs = trim_prefix(inputs, taken_back, self.loaded.pad_id) if any(taken_back) else inputs
+        _expect_end(inputs, [talk.prompt_end(back) for back in taken_back])
+        inputs = trim_prefix(inputs, taken_back, self.loaded.pad_id)
         tokens = [continuations for _, continuations in joined]
         sums = sequence_log_probs(self.loaded.model, inputs, tokens)
         return [
@@ -264,17 +263,18 @@ class TransformersRanker(AskingRanker):
         words = YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
         back, added, labels = talk.labels(words)
         variants = [self._variants(q) for q in questions]
-        tails = [[talk.tail(text) for text in row] for row in variants]
-        fed = [[[*tail[: len(tail) - back], *added] for tail in row] for row in tails]
-        # One variant needs no second pass: its label follows the prompt itself.
-        alone = len(variants[0]) == 1 and not added
-        shared = [len(row[0]) if alone else min(common_prefix(row), min(map(len, row)) - 1) for row in fed]
         inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
-        for row, tail in zip(inputs["input_ids"], tails, strict=True):
-            _expect_end(row, tail[0])
-        trims = [len(row[0]) - n for row, n in zip(tails, shared, strict=True)]
+        if len(variants[0]) == 1 and not added:  # no second pass: the label follows the prompt itself
+            _expect_end(inputs, [talk.prompt_end(back)] * len(questions))
+            trims, continuations = [back] * len(questions), [[[]]] * len(questions)
+        else:
+            tails = [[talk.tail(text) for text in row] for row in variants]
+            _expect_end(inputs, [row[0] for row in tails])
+            fed = [[[*tail[: len(tail) - back], *added] for tail in row] for row in tails]
+            shared = [min(common_prefix(row), min(map(len, row)) - 1) for row in fed]
+            trims = [len(row[0]) - n for row, n in zip(tails, shared, strict=True)]
+            continuations = [[tokens[n:] for tokens in row] for row, n in zip(fed, shared, strict=True)]
         inputs = trim_prefix(inputs, trims, self.loaded.pad_id)
-        continuations = [[tokens[n:] for tokens in row] for row, n in zip(fed, shared, strict=True)]
         log_probs = label_log_probs(self.loaded.model, inputs, continuations, labels)  # (B, variants, labels)
         if self.ask == "yesno":
             log_probs = [[list(column) for column in zip(*row, strict=True)] for row in log_probs]  # (B, 2, K)
@@ -300,12 +300,13 @@ def _fill_in(settings: Any, side: int) -> Any:
     return {"{side}": side, "{area}": side * side}.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def _expect_end(input_ids: Tensor, end: Sequence[int]) -> None:
-    if input_ids[len(input_ids) - len(end) :].tolist() != list(end):
-        raise RankerLoadError(
-            "the processor does not keep the text behind the image as it is, so candidates cannot be joined to it; "
-            "use ask='generate'"
-        )
+def _expect_end(inputs: Mapping[str, Tensor], ends: Sequence[Sequence[int]]) -> None:
+    for ids, end in zip(inputs["input_ids"].tolist(), ends, strict=True):
+        if ids[len(ids) - len(end) :] != list(end):
+            raise RankerLoadError(
+                "the processor does not keep the text behind the image as it is, so candidates cannot be joined to it; "
+                "use ask='generate'"
+            )
 
 
 def _expect_full_attention(model: Any) -> None:
