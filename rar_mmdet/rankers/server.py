@@ -23,7 +23,8 @@ __all__ = ["Client", "Reply", "Request"]
 
 logger = logging.getLogger(__name__)
 
-Request = dict[str, Any]  # the JSON body of a chat completion
+Request = bytes  # the JSON body of a chat completion
+_CONNECTIONS = 16  # of one client
 _GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the server is gone
 _GATHER_SECONDS = 0.02  # answers that come within it are handed on, and kept, together
 _PAUSE_BETWEEN_LOOKS = 0.5  # seconds, while waiting for a server to start
@@ -66,13 +67,17 @@ class Client:
         # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
         # out knows nothing of servers on this machine.
         through_proxy = _LOOPBACK.fullmatch(urlsplit(base_url).hostname or "") is None
-        self._api = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=key or "none",
-            timeout=timeout,
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=through_proxy),
-        )
+        # Several, because a client looks at each of its connections whenever a request begins or ends.
+        self._apis = [
+            openai.AsyncOpenAI(
+                base_url=base_url,
+                api_key=key or "none",
+                timeout=timeout,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=through_proxy),
+            )
+            for _ in range(-(-max_concurrency // _CONNECTIONS))
+        ]
         # One INFO line per request would bury everything else in the log of a run.
         for name in ("httpx", "httpx2"):
             if logging.getLogger(name).level == logging.NOTSET:
@@ -90,7 +95,7 @@ class Client:
         """
 
         async def look() -> None:
-            await self._api.get("/models", cast_to=str, options={"timeout": 10.0})
+            await self._apis[0].get("/models", cast_to=str, options={"timeout": 10.0})
 
         while True:
             try:
@@ -115,7 +120,7 @@ class Client:
         """
         refused = (self._openai.BadRequestError, self._openai.UnprocessableEntityError)
         try:
-            return asyncio.run_coroutine_threadsafe(self._complete(request), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._complete(request, self._apis[0]), self._loop).result()
         except refused as error:
             if required:
                 raise RankerError(self._say("rejects a plain request", error)) from None
@@ -161,16 +166,17 @@ class Client:
         """`max_concurrency` workers over one list of jobs, so that only as many crops are encoded at a time."""
         waiting = iter(enumerate(jobs))
 
-        async def work() -> None:
+        async def work(api: Any) -> None:
             for index, job in waiting:
-                results.put((index, await self._do(job)))
+                results.put((index, await self._do(job, api)))
 
-        await asyncio.gather(*(work() for _ in range(min(self._max_concurrency, len(jobs)))))
+        workers = min(self._max_concurrency, len(jobs))
+        await asyncio.gather(*(work(self._apis[number % len(self._apis)]) for number in range(workers)))
 
-    async def _do(self, job: Callable[[], list[Request]]) -> list[Reply] | BaseException | None:
+    async def _do(self, job: Callable[[], list[Request]], api: Any) -> list[Reply] | BaseException | None:
         openai = self._openai
         try:
-            replies = [await self._complete(request) for request in job()]
+            replies = [await self._complete(request, api) for request in job()]
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             return RankerError(self._say("refuses a request", error))  # the key or the model: true of all requests
         except (openai.OpenAIError, _MalformedReplyError) as error:
@@ -189,14 +195,14 @@ class Client:
         logger.warning("no answer to a request: %s", self._say("failed", error))
         return None
 
-    async def _complete(self, request: Request) -> Reply:
+    async def _complete(self, request: Request, api: Any) -> Reply:
         """One completion; whatever may pass is tried again, malformed replies like broken connections."""
         attempt = 0
         while True:
             try:
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
                 # which costs more than everything else and would bound the rate at a few hundred a second.
-                return _read(await self._api.post("/chat/completions", body=request, cast_to=str))
+                return _read(await api.post("/chat/completions", content=request, cast_to=str))
             except (self._openai.OpenAIError, _MalformedReplyError) as error:
                 pause = self._pause(attempt, error)
                 if pause is None:

@@ -223,6 +223,17 @@ def test_the_image_arrives_unchanged(serve):
     assert url.startswith("data:image/png;base64,")
     image = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
     assert np.array_equal(image, pixels[0].permute(1, 2, 0).numpy())
+    assert server.headers[-1]["content-type"] == "application/json"
+
+
+def test_text_that_looks_like_a_picture_stays_text(serve):
+    names = [f"data:image/png;base64, {i} \u00e9" for i in range(8)]
+    server, extra = serve(), {"user": "data:image/png;base64,"}
+    make_ranker(server.url, extra_body=extra).rank(crops(1), make_shortlist(1, 4, 8), names)
+    picture, text = server.bodies[-1]["messages"][0]["content"]
+    Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))).verify()
+    assert all(name in names for name in (line[3:] for line in text["text"].split("\n")[1:5]))
+    assert server.bodies[-1]["user"] == extra["user"]
 
 
 def completion_listing(*tokens):
@@ -365,7 +376,16 @@ def test_a_server_that_refuses_everything_stops_the_run_with_its_reason(serve):
         make_ranker(server.url).rank(crops(20), make_shortlist(20, 4, 8), NAMES)
 
 
-def test_a_forked_process_opens_its_own_connection(serve):
+@pytest.fixture
+def one_thread():
+    """PyTorch's own threads do not survive a fork either."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_forked_process_opens_its_own_connection(serve, one_thread):
     server, context = serve(), multiprocessing.get_context("fork")
     ranker, answers = make_ranker(server.url), context.SimpleQueue()
 
@@ -555,6 +575,7 @@ def test_no_regions_need_no_server():
         ({"base_url": "http://h:99999/v1"}, "base_url must look like"),
         ({"base_url": "http:///v1"}, "base_url must look like"),
         ({"max_concurrency": 0}, "need max_concurrency >= 1"),
+        ({"extra_body": {"messages": []}}, "'messages' are the ranker's own"),
     ],
 )
 def test_bad_settings(settings, message):
