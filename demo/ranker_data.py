@@ -127,6 +127,7 @@ class Example:
     prompt: str
     answer: str
     emphasis: str
+    options: tuple[int, ...] = ()  # the classes behind A, B, C ...
 
 
 def make_example(rng: np.random.Generator, kind: str, truth: int, candidates: Sequence[int]) -> Example:
@@ -136,7 +137,7 @@ def make_example(rng: np.random.Generator, kind: str, truth: int, candidates: Se
         return Example(render_prompt(kind, names), f" {best}", f" {best}")
     if kind == "letter":
         answer = f" {string.ascii_uppercase[list(candidates).index(truth)]}"
-        return Example(render_prompt(kind, names), answer, answer)
+        return Example(render_prompt(kind, names), answer, answer, tuple(candidates))
     if kind == "yesno":
         wrong = [c for c in candidates if c != truth]
         asked, answer = (truth, " yes") if rng.random() < 0.5 else (int(rng.choice(wrong)), " no")

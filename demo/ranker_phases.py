@@ -29,18 +29,19 @@ def make_phases(args: argparse.Namespace) -> tuple[Phase, ...]:
     only look-alikes in the lists it had not begun to form after 2,400 steps; unrelated names make the start easier.
     After the second phase letters were still rising when its learning rate ran out, and yes or no, an eighth of its
     questions, was right about unrelated names only: the third gives them the rate and the share to learn. By then each
-    of a third of the crops has been seen forty times: the last has all of them, and mostly the retriever's own lists.
+    of a third of the crops has been seen forty times: the last has all of them, and mostly the retriever's own lists,
+    long enough for letters to rank as well as text.
     """
     every = {"name": 0.30, "choose": 0.12, "sort": 0.18, "paper": 0.10, "paper_in_context": 0.08, "letter": 0.12}
     letters = {"name": 0.15, "choose": 0.06, "sort": 0.10, "paper": 0.06, "paper_in_context": 0.05, "letter": 0.46}
     both = {"name": 0.08, "choose": 0.05, "sort": 0.06, "paper": 0.04, "paper_in_context": 0.04, "letter": 0.40}
-    last = {"name": 0.06, "choose": 0.06, "sort": 0.07, "paper": 0.08, "paper_in_context": 0.06, "letter": 0.50}
+    last = {"name": 0.05, "choose": 0.05, "sort": 0.06, "paper": 0.07, "paper_in_context": 0.06, "letter": 0.56}
     short, some = ("name", "yesno", "letter"), args.language_renders // 3
     return (
         Phase(args.language_steps, 2e-3, {**every, "yesno": 0.10}, 0.5, 0.5, 0.6, ("name", "yesno"), some, 0.08),
         Phase(args.letter_steps, 1.5e-3, {**letters, "yesno": 0.12}, 0.4, 0.2, 0.3, short, some),
         Phase(args.short_answer_steps, 2e-3, {**both, "yesno": 0.33}, 0.5, 0.25, 0.5, short, some),
-        Phase(args.last_steps, 1.5e-3, {**last, "yesno": 0.17}, 0.7, 0.2, 0.6, short, args.language_renders),
+        Phase(args.last_steps, 1.5e-3, {**last, "yesno": 0.15}, 0.7, 0.2, 0.6, short, args.language_renders),
     )
 
 

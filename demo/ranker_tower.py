@@ -43,6 +43,16 @@ class AttributeHeads(nn.Module):
         return [head(part) for head, part in zip(self.heads, pooled, strict=True)]
 
 
+@torch.inference_mode()
+def class_log_probs(heads: AttributeHeads, tokens: Tensor) -> Tensor:
+    """log p(class) as the heads see it, their three attributes taken as independent, (B, 600) float16."""
+    parts, attributes = [], torch.from_numpy(ATTRIBUTES)
+    for part in tokens.split(1000):
+        logs = [guess.log_softmax(1) for guess in heads(part.float())]
+        parts.append(torch.stack([log[:, attributes[:, i]] for i, log in enumerate(logs)]).sum(0).half())
+    return torch.cat(parts)
+
+
 def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     """Learning rate as a share of its peak."""
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
@@ -73,7 +83,9 @@ def joint_accuracy(tower: nn.Module, heads: nn.Module, pictures: Tensor, classes
     }
 
 
-def train_tower(args: argparse.Namespace, test: tuple[Tensor, Tensor]) -> tuple[TinyVisionModel, list[dict[str, Any]]]:
+def train_tower(
+    args: argparse.Namespace, test: tuple[Tensor, Tensor]
+) -> tuple[TinyVisionModel, AttributeHeads, list[dict[str, Any]]]:
     """Stage 1; resumes from its checkpoint."""
     torch.manual_seed(args.seed)
     tower = TinyVisionModel(TinyVisionConfig(image_size=SIZE)).to(memory_format=torch.channels_last)
@@ -86,7 +98,7 @@ def train_tower(args: argparse.Namespace, test: tuple[Tensor, Tensor]) -> tuple[
         optimizer.load_state_dict(state["optimizer"])
         start, curve = state["step"], state["curve"]
     if start == args.tower_steps:
-        return tower.eval(), curve
+        return tower.eval(), heads.eval(), curve
     pictures, labels = rendered_pool(
         args.work / "tower", args.tower_renders, (DOMAIN, args.seed, 1), render_known, args.threads
     )
@@ -122,4 +134,4 @@ def train_tower(args: argparse.Namespace, test: tuple[Tensor, Tensor]) -> tuple[
                 args.work / "tower.pt",
                 {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "curve": curve},
             )
-    return tower.eval(), curve
+    return tower.eval(), heads.eval(), curve

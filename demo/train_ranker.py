@@ -5,7 +5,7 @@ is frozen and its tokens are cached; projector and language model learn to name,
 answer yes or no (demo/prompts.json) about candidate lists, half of them the retriever's own. Rare classes are never
 the truth in any stage.
 
-    python demo/train_ranker.py                    # about 100 minutes on two CPU cores; kill and run again: it goes on
+    python demo/train_ranker.py                    # about two hours on two CPU cores; kill and run again: it goes on
 
 Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelForImageTextToText`` and ``AutoProcessor``.
 """
@@ -13,6 +13,7 @@ Needs demo/weights/clip (demo/train_clip.py). Writes a folder for ``AutoModelFor
 from __future__ import annotations
 
 import argparse
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,16 @@ from ranker_data import (
     unrelated_list,
 )
 from ranker_phases import Phase, locate, make_phases
-from ranker_tower import DOMAIN, VISUAL_TOKENS, cosine_with_warmup, make_optimizer, normalise, train_tower
+from ranker_tower import (
+    DOMAIN,
+    VISUAL_TOKENS,
+    AttributeHeads,
+    class_log_probs,
+    cosine_with_warmup,
+    make_optimizer,
+    normalise,
+    train_tower,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -62,11 +72,15 @@ QUESTIONS = ("name", "choose", "sort", "paper", "paper_in_context", "letter", "y
 
 @dataclass(frozen=True)
 class Data:
-    """What stage 3 needs of a pool of crops: visual tokens (B, 16, C), true classes (B,), retrieved classes (B, 8)."""
+    """What stage 3 needs of a pool of crops.
+
+    Visual tokens (B, 16, C), true classes (B,), retrieved classes (B, 8), the tower's log-probabilities (B, 600).
+    """
 
     features: Tensor
     classes: Tensor
     lists: Tensor
+    beliefs: Tensor
 
 
 @torch.inference_mode()
@@ -172,18 +186,35 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) ->
     return ids, len(tokenizer(prompts[0])["input_ids"]), len(decisive)
 
 
+def letter_targets(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], beliefs: Tensor) -> Tensor:
+    """(B, V) the tower's posterior over the options, on their letters.
+
+    What the crop shows is often not the whole truth (small, blurred), so a hard label is a noisy one. Temperature 1.5:
+    on fresh crops 1.1 fits the classes the tower has seen best, 1.6 all 600.
+    """
+    options = torch.tensor([example.options for example in examples])
+    letters = [f" {letter}" for letter in string.ascii_uppercase[: options.shape[1]]]
+    posterior = (beliefs.float().gather(1, options) / 1.5).softmax(1)
+    ids = torch.tensor(tokenizer(letters, add_special_tokens=False)["input_ids"]).flatten().expand_as(options)
+    return torch.zeros(len(options), len(tokenizer)).scatter_(1, ids, posterior)
+
+
 def batch_loss(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     examples: Sequence[Example],
     features: Tensor,
+    beliefs: Tensor,
 ) -> Tensor:
-    """Cross-entropy of the answers; tokens that decide the order weigh three times."""
+    """Cross-entropy of the answers; tokens that decide the order weigh three times, letters have soft targets."""
     ids, begins, emphasised = tokenise(tokenizer, examples)
     hidden = model.model.language_model(inputs_embeds=embed(model, ids, features), use_cache=False).last_hidden_state
     answers = ids[:, begins:]
     logits = model.lm_head(hidden[:, begins - 1 : -1])
     losses = functional.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
+    if examples[0].options:  # letters; a quarter stays with the truth
+        soft = letter_targets(tokenizer, examples, beliefs)
+        losses[:, 0] = (losses[:, 0] + 3 * functional.cross_entropy(logits[:, 0], soft, reduction="none")) / 4
     weights = torch.ones(answers.shape[1])
     weights[:emphasised] = 3.0
     return (losses * weights).sum() / (weights.sum() * len(ids))
@@ -261,13 +292,14 @@ def training_step(
     data: Data,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Loss of one batch; ``data.features`` holds both mirrorings, (2, B, 16, C)."""
+    """Loss of one batch; ``data.features`` and ``data.beliefs`` hold both mirrorings, (2, B, ...)."""
     names_only = step < phase.names_first * phase.steps
     kind = "name" if names_only else str(rng.choice(list(phase.questions), p=list(phase.questions.values())))
     rows = rng.choice(phase.crops, 128 if kind in phase.large_batch else 64, replace=False)
     mirrored = torch.from_numpy(rng.integers(2, size=len(rows)))
     examples = draw_batch(rng, phase, kind, data.classes.numpy()[rows], data.lists.numpy()[rows])
-    return batch_loss(model, tokenizer, examples, data.features[mirrored, torch.from_numpy(rows)])
+    drawn = mirrored, torch.from_numpy(rows)
+    return batch_loss(model, tokenizer, examples, data.features[drawn], data.beliefs[drawn])
 
 
 def train_language(
@@ -282,7 +314,7 @@ def train_language(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, curve = state["step"], state["curve"]
-    some = Data(test.features[:600], test.classes[:600], test.lists[:600])
+    some = Data(*(part[:600] for part in (test.features, test.classes, test.lists, test.beliefs)))
     progress = tqdm(range(start, total), initial=start, total=total, desc="train language model")
     for step in progress:
         phase, inner = locate(phases, step)
@@ -304,8 +336,10 @@ def train_language(
     return [*curve, {"step": total, **measure(model, tokenizer, test), "right first answers": right}]
 
 
-def prepare(args: argparse.Namespace, tower: TinyVisionModel, test: tuple[Tensor, Tensor]) -> tuple[Data, Data]:
-    """Stage 2: training data (features of both mirrorings, (2, B, 16, C)) and test data for stage 3."""
+def prepare(
+    args: argparse.Namespace, tower: TinyVisionModel, heads: AttributeHeads, test: tuple[Tensor, Tensor]
+) -> tuple[Data, Data]:
+    """Stage 2: training data (features and beliefs of both mirrorings, (2, B, ...)) and test data for stage 3."""
     pictures, labels = rendered_pool(
         args.work / "language", args.language_renders, (DOMAIN, args.seed, 2), render_known, args.threads
     )
@@ -314,8 +348,10 @@ def prepare(args: argparse.Namespace, tower: TinyVisionModel, test: tuple[Tensor
         lambda: torch.stack([visual_tokens(tower, pictures), visual_tokens(tower, pictures.flip(-1))]),
     )
     lists = cached(args.work / f"lists-{args.language_renders}.pt", lambda: retrieved_classes(args.clip, pictures))
-    tests = Data(visual_tokens(tower, test[0]), test[1][:, 0].long(), retrieved_classes(args.clip, test[0]))
-    return Data(features, labels[:, 0].long(), lists), tests
+    beliefs = torch.stack([class_log_probs(heads, side) for side in features])
+    tokens = visual_tokens(tower, test[0])
+    seen = Data(tokens, test[1][:, 0].long(), retrieved_classes(args.clip, test[0]), class_log_probs(heads, tokens))
+    return Data(features, labels[:, 0].long(), lists, beliefs), seen
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -358,7 +394,7 @@ def main() -> None:
     parser.add_argument(
         "--short-answer-steps", type=int, default=4000, help="further steps, mostly letters and yes or no"
     )
-    parser.add_argument("--last-steps", type=int, default=3000, help="further steps, on three times as many crops")
+    parser.add_argument("--last-steps", type=int, default=9000, help="further steps, on three times as many crops")
     parser.add_argument("--batch", type=int, default=96, help="crops per step of the tower")
     parser.add_argument("--tower-renders", type=int, default=48000)
     parser.add_argument("--language-renders", type=int, default=72000)
@@ -369,8 +405,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
     test = rendered_pool(args.work / "test", args.test_renders, (DOMAIN, args.seed, 3), render_any, args.threads)
-    tower, tower_curve = train_tower(args, test)
-    data, test_data = prepare(args, tower, test)
+    tower, heads, tower_curve = train_tower(args, test)
+    data, test_data = prepare(args, tower, heads, test)
     torch.manual_seed(args.seed)
     model = build_llava(tower, tokenizer)
     curve = train_language(args, model, tokenizer, data, test_data)

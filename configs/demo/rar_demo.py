@@ -6,6 +6,6 @@ _base_ = "clip_demo.py"
 model = dict(
     recognizer=dict(
         ranker=dict(type="TransformersRanker", model="{{fileDirname}}/../../demo/weights/ranker", ask="likelihood"),
-        fusion=dict(type="LogLikFusion", alpha=0.93, temperature=1.27),
+        fusion=dict(type="LogLikFusion", alpha=0.95, temperature=1.25),
     )
 )

@@ -1,6 +1,6 @@
 # RAR on the demo world: the ranker writes a sorted list (the paper's way and prompt).
 # Fusion: the defaults; what rar_demo.py has was fitted to likelihoods.
-# decisive_margin: as fitted for the other ways to ask; it spares 8 % of the questions (docs/rankers.md).
+# decisive_margin: as fitted for names and letters; it spares 8 % of the questions (docs/rankers.md).
 _base_ = "rar_demo.py"
 
 model = dict(

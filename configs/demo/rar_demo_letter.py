@@ -5,6 +5,6 @@ _base_ = "rar_demo.py"
 model = dict(
     recognizer=dict(
         ranker=dict(decisive_margin=0.53, ask="letter", prompts="{{fileDirname}}/../../demo/prompts.json"),
-        fusion=dict(alpha=0.9, temperature=1.16),
+        fusion=dict(alpha=0.95, temperature=0.95),
     )
 )

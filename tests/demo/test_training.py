@@ -22,7 +22,9 @@ from ranker_data import (
     retrieved_list,
 )
 from ranker_phases import locate, make_phases
+from ranker_tower import AttributeHeads, class_log_probs
 from safetensors.torch import load_file
+from train_ranker import letter_targets
 from world import ATTRIBUTES, CLASS_NAMES, rare_classes
 
 KINDS = [kind for kind in PROMPTS if not kind.startswith("_")]
@@ -192,6 +194,29 @@ def test_chat_template_renders_what_training_used(tokenizer):
         [{"role": "user", "content": parts}], chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
     )
     assert text == chat(PROMPTS["name"])
+
+
+def test_letters_are_taught_the_posterior_of_their_options(tokenizer):
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    options = [[3, 50, 7, 400], [599, 0, 12, 5]]
+    examples = [make_example(rng, "letter", row[0], row) for row in options]
+    beliefs = torch.randn(2, 600, generator=generator)
+    soft = letter_targets(tokenizer, examples, beliefs)
+    letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][0] for letter in "ABCD"]
+    want = torch.stack([beliefs[b, row] for b, row in enumerate(options)]).div(1.5).softmax(1)
+    torch.testing.assert_close(soft[:, letters], want)
+    torch.testing.assert_close(soft.sum(1), torch.ones(2))
+
+
+def test_the_towers_belief_in_a_class_is_that_in_its_attributes():
+    torch.manual_seed(0)
+    heads, tokens = AttributeHeads(8), torch.randn(3, 16, 8)
+    beliefs = class_log_probs(heads, tokens).float()
+    colour, pattern, shape = (guess.log_softmax(1) for guess in heads(tokens))
+    for c in (0, 77, 599):
+        i, j, k = ATTRIBUTES[c]
+        assert torch.allclose(beliefs[:, c], colour[:, i] + pattern[:, j] + shape[:, k], atol=0.01)
+    assert torch.allclose(beliefs.exp().sum(1), torch.ones(3), atol=0.01)
 
 
 def test_every_step_falls_into_its_phase():
