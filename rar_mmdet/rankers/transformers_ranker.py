@@ -266,7 +266,8 @@ class TransformersRanker(AskingRanker):
         inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
         if len(variants[0]) == 1 and not added:  # no second pass: the label follows the prompt itself
             _expect_end(inputs, [talk.prompt_end(back)] * len(questions))
-            trims, continuations = [back] * len(questions), [[[]]] * len(questions)
+            trims = [back] * len(questions)
+            continuations: list[list[list[int]]] = [[[]]] * len(questions)
         else:
             tails = [[talk.tail(text) for text in row] for row in variants]
             _expect_end(inputs, [row[0] for row in tails])
