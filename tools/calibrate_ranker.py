@@ -23,6 +23,7 @@ import torch
 from mmengine.config import Config, DictAction
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from rar_mmdet.errors import MissingAssetError, RarError
 from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
@@ -76,7 +77,8 @@ def collect(recognizer: Any, annotations: dict[str, Any], root: Path, limit: int
     recognizer.to("cuda" if torch.cuda.is_available() else "cpu")
     recognizer.encoder.load(recognizer.device)
     image_ids, boxes, truth, crops, ids, probs = [], [], [], [], [], []
-    for image_id, image, found in read_images(annotations, root, limit):
+    images = read_images(annotations, root, limit)
+    for image_id, image, found in tqdm(images, desc="retrieve", unit="image", disable=None):
         xywh = torch.tensor([a["bbox"] for a in found], dtype=torch.float32)
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
         queries = recognizer.encoder.encode_images(recognizer.cropper.crop(image, xyxy))
@@ -87,6 +89,8 @@ def collect(recognizer: Any, annotations: dict[str, Any], root: Path, limit: int
         crops.append(recognizer.ranker_cropper.crop(image, xyxy).cpu())
         ids.append(shortlist.category_ids.cpu())
         probs.append(shortlist.probs.cpu())
+    if not truth:
+        raise RarError(f"no annotated box in the {len(annotations['images'][:limit])} images asked for; nothing to fit")
     shortlist = Shortlist(torch.cat(ids), torch.cat(probs))
     return Regions(np.array(image_ids), torch.cat(boxes), torch.tensor(truth), torch.cat(crops), shortlist)
 
@@ -95,7 +99,7 @@ def rank(ranker: Any, regions: Regions, names: Sequence[str], k: int, chunk: int
     """The ranker's opinion of every region, `chunk` at a time."""
     parts = [
         ranker.rank(regions.crops[s : s + chunk], regions.shortlist[s : s + chunk].head(k), names)
-        for s in range(0, len(regions.truth), chunk)
+        for s in tqdm(range(0, len(regions.truth), chunk), desc="rank", unit=f"x {chunk} regions", disable=None)
     ]
     log_probs = [p.log_probs if p.log_probs is not None else torch.zeros(p.order.shape) for p in parts]
     has_log_probs = any(p.log_probs is not None for p in parts)
@@ -129,6 +133,11 @@ def fit(regions: Regions, ranking: Ranking, k: int) -> dict[str, Any]:
     """Temperature, weight and margin, with the likelihoods before and after."""
     target = regions.target(k)
     usable = (target >= 0) & ranking.has_opinion
+    if k < 2 or not usable.any():
+        raise RarError(
+            f"{int((target >= 0).sum())} of {len(target)} regions have their truth among the K={k} candidates and "
+            f"{int(ranking.has_opinion.sum())} were scored by the ranker; a fit needs some with both, and K >= 2"
+        )
     log_p, log_q = ranking.log_probs[usable], regions.shortlist.probs[usable, :k].log()
     wanted = target[usable]
     temperature = fit_temperature(log_p, wanted)
@@ -140,7 +149,7 @@ def fit(regions: Regions, ranking: Ranking, k: int) -> dict[str, Any]:
         "used": int(usable.sum()),
         "temperature": temperature,
         "alpha": weight,
-        "decisive_margin": margin,
+        "decisive_margin": margin if saving else None,  # none is large enough
         "saving": saving,
         "nll_retrieval": negative_log_likelihood(log_q, wanted),
         "nll_ranker": negative_log_likelihood(log_p, wanted),
@@ -189,14 +198,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config.merge_from_dict(args.cfg_options)
     settings = config.model.recognizer
     settings["vocabulary"] = str(args.annotations)
-    if settings.get("ranker"):
-        settings["ranker"]["decisive_margin"] = None  # what is to be found must not decide what is asked
-        settings["ranker"].setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
-    recognizer = build_recognizer(settings)
-    if recognizer.ranker is None or getattr(recognizer.ranker, "ask", None) in (None, "generate"):
+    ranker = settings.get("ranker") or {}
+    if ranker.get("type") in (None, "IdentityRanker", "ScriptedRanker") or ranker.get("ask") == "generate":
         raise RarError(
             f"{args.config} has no ranker that gives log-probabilities; ask='likelihood', 'letter' or 'yesno'"
         )
+    ranker["decisive_margin"] = None  # what is to be found must not decide what is asked
+    ranker.setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
+    recognizer = build_recognizer(settings)
     missing = [*recognizer.encoder.missing_assets(), *recognizer.ranker.missing_assets()]
     if missing:
         raise MissingAssetError("; ".join(map(str, missing)))
@@ -231,13 +240,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"{result['used']} of {result['regions']} regions have their truth among the candidates")
     print(f"fusion=dict(type='LogLikFusion', alpha={result['alpha']:.3f}, temperature={result['temperature']:.3f})")
-    print(
-        f"ranker: decisive_margin={result['decisive_margin']:.4f} saves {100 * result['saving']:.1f} % of the questions"
-    )
+    if result["decisive_margin"] is None:
+        print("ranker: decisive_margin=None, no question can be spared")
+    else:
+        saving = 100 * result["saving"]
+        print(f"ranker: decisive_margin={result['decisive_margin']:.4f} saves {saving:.1f} % of the questions")
     for name in ("nll_retrieval", "nll_ranker", "nll_ranker_tempered", "nll_fused", "top1_retrieval", "top1_fused"):
         print(f"  {name:20s} {result[name]:.4f}")
     for weight, ap in zip(WEIGHTS, result["AP_over_weight"], strict=True):
         print(f"  alpha {weight:.1f}  AP {100 * ap:.2f}")
+    print(f"written to {args.out}: calibration.json, ap_over_weight.png")
     return 0
 
 

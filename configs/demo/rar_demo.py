@@ -5,7 +5,12 @@ _base_ = "clip_demo.py"
 
 model = dict(
     recognizer=dict(
-        ranker=dict(type="TransformersRanker", model="{{fileDirname}}/../../demo/weights/ranker", ask="likelihood"),
+        ranker=dict(
+            type="TransformersRanker",
+            model="{{fileDirname}}/../../demo/weights/ranker",
+            ask="likelihood",
+            prompts="{{fileDirname}}/../../demo/prompts.json",  # the only questions it was trained to answer
+        ),
         fusion=dict(type="LogLikFusion", alpha=0.95, temperature=1.25),
     )
 )

@@ -5,9 +5,7 @@ _base_ = "rar_demo.py"
 
 model = dict(
     recognizer=dict(
-        ranker=dict(
-            decisive_margin=0.53, ask="generate", prompt="paper", prompts="{{fileDirname}}/../../demo/prompts.json"
-        ),
+        ranker=dict(decisive_margin=0.53, ask="generate", prompt="paper"),
         fusion=dict(_delete_=True, type="LogLikFusion"),
     )
 )

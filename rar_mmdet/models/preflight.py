@@ -48,10 +48,13 @@ def _find_recognizers(config: Any, where: str) -> Iterator[tuple[str, Mapping]]:
                 yield from _find_recognizers(value, f"{where}.{key}")
 
 
-def _missing_of_recognizer(recognizer: Mapping, where: str) -> Iterator[str]:
+def _missing_vocabulary(recognizer: Mapping, where: str) -> Iterator[str]:
     vocabulary = recognizer.get("vocabulary")
     if isinstance(vocabulary, str) and _is_local(vocabulary) and not os.path.isfile(vocabulary):
         yield f"{where}.vocabulary: {vocabulary} (looked for in {os.getcwd()})"
+
+
+def _missing_of_recognizer(recognizer: Mapping, where: str) -> Iterator[str]:
     for part in ("encoder", "memory", "ranker"):
         if not recognizer.get(part):
             continue
@@ -76,9 +79,11 @@ def missing_assets(config: Config) -> list[str]:
     checkpoint = config.get("load_from")
     if checkpoint and _is_local(checkpoint) and not os.path.isfile(checkpoint):
         lines.append(f"checkpoint: {checkpoint} (looked for in {os.getcwd()})")
-    for where, recognizer in _find_recognizers(config.get("model", {}), "model"):
-        lines += _missing_of_recognizer(recognizer, where)
-    lines = list(dict.fromkeys(lines))
-    if lines:
+    recognizers = list(_find_recognizers(config.get("model", {}), "model"))
+    for where, recognizer in recognizers:
+        lines += _missing_vocabulary(recognizer, where)
+    if lines:  # what encoder and ranker miss they explain themselves
         lines += [f"how to get it: {line}" for line in config.get("how_to_get", [])]
-    return lines
+    for where, recognizer in recognizers:
+        lines += _missing_of_recognizer(recognizer, where)
+    return list(dict.fromkeys(lines))

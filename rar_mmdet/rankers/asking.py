@@ -11,7 +11,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from torch import Tensor
 from rar_mmdet.errors import RankerError
 from rar_mmdet.rankers.cache import AnswerCache, hash_parts
 from rar_mmdet.rankers.parsing import parse_ranking
-from rar_mmdet.rankers.prompts import LETTERS, Prompt, clean_candidate, load_prompts
+from rar_mmdet.rankers.prompts import FIELDS, LETTERS, Prompt, clean_candidate, load_prompts
+from rar_mmdet.rankers.questions import Answer, Question
 from rar_mmdet.rankers.scoring import (
     apply_temperature,
     cyclic_shifts,
@@ -31,7 +31,7 @@ from rar_mmdet.rankers.scoring import (
 )
 from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 
-__all__ = ["Answer", "AskingRanker", "COUNTS", "DEFAULT_PROMPTS", "Question"]
+__all__ = ["AskingRanker", "COUNTS", "DEFAULT_PROMPTS", "expect_count"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,37 +44,10 @@ _ORDER_SLOPE = 0.6  # log-probability an order alone takes off per place; that o
 _FORMAT = 2  # of keys and stored answers; raise it when either changes meaning
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One crop and the candidates to tell apart, in the order the prompt shows them."""
-
-    crop: Tensor  # (3, S, S) uint8 RGB
-    candidates: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said, before any interpretation, so that a better reading needs no new question.
-
-    scores: 'likelihood' (1, K) summed log-probabilities; 'letter' (S, K) label log-probabilities of S cyclic shifts;
-        'yesno' (2, K) log p(yes), log p(no). Empty for text.
-    lengths: 'likelihood': tokens of each name.
-    reply: the text of 'generate', and of servers that give no log-probabilities.
-    """
-
-    scores: tuple[tuple[float, ...], ...] = ()
-    lengths: tuple[int, ...] = ()
-    reply: str | None = None
-
-    def dump(self) -> str:
-        """As JSON; floats survive the round trip bit for bit."""
-        return json.dumps([self.scores, self.lengths, self.reply])
-
-    @staticmethod
-    def load(text: str) -> Answer:
-        """From `dump`."""
-        scores, lengths, reply = json.loads(text)
-        return Answer(tuple(tuple(row) for row in scores), tuple(lengths), reply)
+def expect_count(name: str, value: int | None, optional: bool = False) -> None:
+    """Raise unless a setting is a whole number of at least 1, or `None` where that is allowed."""
+    if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1{' or None' * optional}, got {value!r}")
 
 
 class AskingRanker(ABC):
@@ -121,7 +94,7 @@ class AskingRanker(ABC):
         self.prompt: Prompt = known[prompt]
         self._check_prompt()
         self.counts: Counter[str] = Counter()
-        self._shown_replies = 0
+        self._shown_replies, self._told_of_cache = 0, False
         self.cache = cache
         self._answers = AnswerCache(cache)
 
@@ -134,8 +107,9 @@ class AskingRanker(ABC):
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if not 0 <= self.max_fallback_rate <= 1:
             raise ValueError(f"max_fallback_rate must be in [0, 1], got {self.max_fallback_rate}")
-        if self.num_shifts is not None and self.num_shifts < 1:
-            raise ValueError(f"num_shifts must be at least 1, or None for all K, got {self.num_shifts}")
+        expect_count("num_shifts", self.num_shifts, optional=True)
+        if self.decisive_margin is not None and not self.decisive_margin >= 0:
+            raise ValueError(f"decisive_margin must be at least 0, or None to ask always, got {self.decisive_margin}")
 
     def _check_prompt(self) -> None:
         text, named = self.prompt.text, "{name}" in self.prompt.text
@@ -145,6 +119,8 @@ class AskingRanker(ABC):
             raise ValueError(
                 f"ask='yesno', and no other, needs a prompt with {{name}} in it; ask={self.ask!r}, {given}"
             )
+        if unknown := self.prompt.unknown_fields:
+            raise ValueError(f"no placeholder {unknown[0]!r}; there are {', '.join(FIELDS)}: {given}")
         if self.ask == "letter" and not lettered:
             raise ValueError(f"ask='letter' needs a prompt with {{options}} or {{option_lines}} in it, {given}")
         if self.ask == "generate" and not self.prompt.mentions_candidates:
@@ -179,7 +155,7 @@ class AskingRanker(ABC):
     @property
     def max_candidates(self) -> int | None:
         """The largest K it can rank; `None`: any."""
-        return len(LETTERS) if self.ask == "letter" else None
+        return len(LETTERS) if self.prompt.has_letters else None
 
     def rank(
         self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
@@ -190,28 +166,11 @@ class AskingRanker(ABC):
             RankerError: the model is out of reach, or too many answers are unusable.
         """
         started = time.perf_counter()
-        num_regions, k = len(shortlist), shortlist.depth
-        if crops.ndim != 4 or crops.shape[:2] != (num_regions, 3) or crops.dtype != torch.uint8:
-            raise ValueError(
-                f"crops must be ({num_regions}, 3, S, S) uint8 RGB like the shortlist, "
-                f"got {tuple(crops.shape)} {crops.dtype}"
-            )
-        if self.max_candidates is not None and k > self.max_candidates:
-            raise ValueError(
-                f"ask='letter' has {self.max_candidates} letters, got K={k} candidates; use fewer or 'likelihood'"
-            )
+        self._check_input(crops, shortlist)
         rows = self._whom_to_ask(shortlist, ask).nonzero().flatten().tolist()
-        special = self.special_tokens() if rows else ()
-        ids = shortlist.category_ids[rows].tolist()
-        names = {i: clean_candidate(category_names[i], special) for i in {i for row in ids for i in row}}
-        listed = [[names[i] for i in row] for row in ids]
-        shown = [self._shown_order(row) for row in listed]
-        questions = [
-            Question(crops[row].contiguous(), tuple(candidates[c] for c in columns))
-            for row, candidates, columns in zip(rows, listed, shown, strict=True)
-        ]
+        shown, questions = self._questions(crops, shortlist, category_names, rows)
         answers = self._resolve(questions)
-        ranking = self._interpret(num_regions, k, rows, shown, questions, answers)
+        ranking = self._interpret(len(shortlist), shortlist.depth, rows, shown, questions, answers)
         self._count(ranking, time.perf_counter() - started)
         return ranking
 
@@ -222,12 +181,11 @@ class AskingRanker(ABC):
         """
         if self.ask != "yesno":
             raise ValueError(f"evidence is what ask='yesno' gives; this ranker has ask={self.ask!r}")
+        self._check_input(crops, shortlist)
+        rows = list(range(len(shortlist)))
+        shown, questions = self._questions(crops, shortlist, category_names, rows)
         result = torch.full(tuple(shortlist.category_ids.shape), float("nan"))
-        special = self.special_tokens()
-        for row, ids in enumerate(shortlist.category_ids.tolist()):
-            names = [clean_candidate(category_names[i], special) for i in ids]
-            columns = self._shown_order(names)
-            (answer,) = self._resolve([Question(crops[row].contiguous(), tuple(names[c] for c in columns))])
+        for row, columns, answer in zip(rows, shown, self._resolve(questions), strict=True):
             if answer is not None and answer.scores:
                 result[row, columns] = yes_margin(torch.tensor(answer.scores, dtype=torch.float64)).sigmoid().float()
         return result
@@ -251,8 +209,39 @@ class AskingRanker(ABC):
 
     # The steps of `rank`.
 
+    def _check_input(self, crops: Tensor, shortlist: Shortlist) -> None:
+        num_regions, k = len(shortlist), shortlist.depth
+        square = crops.ndim == 4 and crops.shape[2] == crops.shape[3]
+        if not square or crops.shape[:2] != (num_regions, 3) or crops.dtype != torch.uint8:
+            raise ValueError(
+                f"crops must be ({num_regions}, 3, S, S) uint8 RGB like the shortlist, "
+                f"got {tuple(crops.shape)} {crops.dtype}"
+            )
+        if self.max_candidates is not None and k > self.max_candidates:
+            raise ValueError(
+                f"ask={self.ask!r} with prompt={self.prompt.name!r} has {self.max_candidates} letters, got K={k} "
+                "candidates; use fewer, or a prompt without letters"
+            )
+
+    def _questions(
+        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], rows: list[int]
+    ) -> tuple[list[list[int]], list[Question]]:
+        """Per row the columns in the order shown, and the question."""
+        special = self.special_tokens() if rows else ()
+        ids = shortlist.category_ids[rows].tolist()
+        names = {i: clean_candidate(category_names[i], special) for i in {i for row in ids for i in row}}
+        listed = [[names[i] for i in row] for row in ids]
+        shown = [self._shown_order(row) for row in listed]
+        questions = [
+            Question(crops[row].contiguous(), tuple(candidates[c] for c in columns))
+            for row, candidates, columns in zip(rows, listed, shown, strict=True)
+        ]
+        return shown, questions
+
     def _whom_to_ask(self, shortlist: Shortlist, ask: Tensor | None) -> Tensor:
         wanted = torch.ones(len(shortlist), dtype=torch.bool) if ask is None else ask.to("cpu", torch.bool).clone()
+        if wanted.shape != (len(shortlist),):
+            raise ValueError(f"ask must have one entry for each of {len(shortlist)} regions, got {tuple(wanted.shape)}")
         if shortlist.depth < 2:
             wanted[:] = False  # nothing to order
         elif self.decisive_margin is not None:
@@ -282,12 +271,18 @@ class AskingRanker(ABC):
             first.setdefault(key, index)
         known = {key: Answer.load(text) for key, text in self._answers.get(list(first)).items()}
         missing = [key for key in first if key not in known]
+        if known and self._answers.path is not None and not self._told_of_cache:
+            self._told_of_cache = True
+            logger.info("answers kept in %s are used; with --no-cache all are asked anew", self._answers.path)
         if not null:
             self.counts["cached"] += len(known)
             self.counts["deduped"] += len(keys) - len(first)
         self.counts["null_asked" if null else "asked"] += len(missing)
         if missing:
             for fresh in self.answer([questions[first[key]] for key in missing]):
+                for index, answer in fresh.items():  # before it is kept for good
+                    k = len(questions[first[missing[index]]].candidates)
+                    answer.check_shape(self.ask, k, num_shifts=len(self.shifts(k)))
                 by_key = {missing[index]: answer for index, answer in fresh.items()}
                 self._answers.put({key: answer.dump() for key, answer in by_key.items()})
                 known |= by_key
@@ -336,6 +331,12 @@ class AskingRanker(ABC):
             firsts = [[names.index(name) for name in names] for names in (questions[i].candidates for i in scored)]
             values = values.gather(1, torch.tensor(firsts))
             usable = values.isfinite().all(dim=1)
+            if not usable.all():
+                bad = int(usable.logical_not().nonzero()[0])
+                self._show(
+                    f"scores of {list(questions[scored[bad]].candidates)} are not finite: {values[bad].tolist()}; damaged "
+                    "weights, or a precision too small for the model (try dtype='float32' or 'bfloat16')"
+                )
             at = torch.tensor([rows[i] for i in scored])[usable]
             columns = torch.tensor([shown[i] for i in scored])[usable]
             found = torch.empty(columns.shape).scatter_(1, columns, apply_temperature(values[usable], self.temperature))
@@ -350,12 +351,17 @@ class AskingRanker(ABC):
                 status[row] = int(parsed.status)
                 # Beside rows with log-probabilities an order must not read as indifference.
                 log_probs[row, order[row]] = (-_ORDER_SLOPE * torch.arange(k)).log_softmax(0)
-                if parsed.status == RankStatus.FALLBACK and self._shown_replies < _REPLIES_TO_SHOW:
-                    self._shown_replies += 1
-                    logger.warning(
-                        "no candidate found in the reply %r to %s", answer.reply[:300], list(questions[i].candidates)
+                if parsed.status == RankStatus.FALLBACK:
+                    self._show(
+                        f"no candidate found in the reply {answer.reply[:300]!r} to {list(questions[i].candidates)}"
                     )
         return Ranking(order, log_probs if scored else None, status)
+
+    def _show(self, problem: str) -> None:
+        """Log the first few answers that cannot be used."""
+        if self._shown_replies < _REPLIES_TO_SHOW:
+            self._shown_replies += 1
+            logger.warning("%s", problem)
 
     def _scores(self, questions: list[Question], answers: Sequence[Answer | None]) -> Tensor:
         """(R, K) float64 scores of the candidates as shown, from answers that have scores."""
@@ -376,7 +382,7 @@ class AskingRanker(ABC):
         """(R, K) log p(name | blank crop); without candidates in the prompt each name is asked about once."""
         blank = torch.full_like(questions[0].crop, 127) if questions else None
         assert blank is not None, "asked only with questions"
-        if self.prompt.mentions_candidates:
+        if self.prompt.varies_with_candidates:
             groups = [q.candidates for q in questions]
         else:
             groups = [(name,) for q in questions for name in q.candidates]
@@ -409,6 +415,6 @@ class AskingRanker(ABC):
             raise RankerError(
                 f"{counts['fallback']} of {answered} regions got no usable answer, more than "
                 f"max_fallback_rate={self.max_fallback_rate}. The numbers of this run would not be the ranker's. The "
-                "log shows the first such replies; try another `ask` or `prompt`, or raise max_fallback_rate if this "
+                "log shows the first such answers; try another `ask` or `prompt`, or raise max_fallback_rate if this "
                 "is meant"
             )

@@ -57,8 +57,8 @@ class Dialogue:
         self.end_ids = self._end_of_turn(behind if replied else "")
         self._border = f"{self.image_token}x{self._after}"
         self._border_ids = self.tokens(self._border)
-        others = [self.tokens(f"{self.image_token}{char}{self._after}")[::-1] for char in _LAST_CHARS]
-        self._settled = common_prefix([self._border_ids[::-1], *others])
+        usual = [self.tokens(f"{self.image_token}x{char}{self._after}")[::-1] for char in _LAST_CHARS]
+        self._settled = common_prefix([self._border_ids[::-1], *usual])
         self.continuation = lru_cache(maxsize=_NAMES_KEPT)(self._continuation)
 
     @property
@@ -102,8 +102,12 @@ class Dialogue:
         return back, [[*ids[len(ids) - back : len(ids) - b], *tokens, *closing] for b, tokens in each]
 
     def prompt_end(self, back: int) -> list[int]:
-        """The last tokens of every prompt: all that no question changes, and at least `back`."""
-        return self._border_ids[len(self._border_ids) - max(back, self._settled) :]
+        """The last tokens of nearly every prompt: all that hardly a question changes, and at least `back`."""
+        return self.border_end(max(back, self._settled))
+
+    def border_end(self, count: int) -> list[int]:
+        """The last `count` tokens behind a question."""
+        return self._border_ids[len(self._border_ids) - count :]
 
     def labels(self, words: Sequence[Sequence[str]]) -> tuple[int, list[int], list[list[int]]]:
         """Labels told apart by one token.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, RankerLoadError, RarError
-from rar_mmdet.rankers.asking import Question
 from rar_mmdet.rankers.dialogue import Dialogue
 from rar_mmdet.rankers.native import register_native_models
 from rar_mmdet.rankers.parsing import parse_ranking
+from rar_mmdet.rankers.questions import Question
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["LoadedModel", "read_model"]
@@ -65,18 +66,29 @@ def read_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
 
 
 class LoadedModel:
-    """Model and processor in memory."""
+    """Model and processor in memory.
 
-    def __init__(self, model: Any, processor: Any, dialogue: Dialogue, images: dict[str, Any]) -> None:
+    Args:
+        model, processor: of transformers.
+        dialogue: how to talk to it.
+        images: settings for the image processor.
+        pictures: give the processor PIL images, which all take, and not tensors, which spare the conversion.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, dialogue: Dialogue, images: dict[str, Any], pictures: bool = False
+    ) -> None:
         self.model, self.processor, self.dialogue, self.images = model, processor, dialogue, images
+        self.pictures = pictures
         tokenizer = processor.tokenizer
         self.pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         self.add_special_tokens = not dialogue.has_doubled_bos
 
     def inputs(self, questions: Sequence[Question], texts: Sequence[str]) -> dict[str, Tensor]:
         """Left-padded model inputs."""
+        crops = [Image.fromarray(q.crop.permute(1, 2, 0).numpy()) if self.pictures else q.crop for q in questions]
         batch = self.processor(
-            images=[[q.crop] for q in questions],  # nested lists, because flat ones fail for SmolVLM
+            images=[[crop] for crop in crops],  # nested lists, because flat ones fail for SmolVLM
             text=list(texts),
             return_tensors="pt",
             padding=True,

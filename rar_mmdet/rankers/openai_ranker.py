@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.errors import MissingAssetError, RankerError
-from rar_mmdet.rankers.asking import Answer, AskingRanker, Question
+from rar_mmdet.rankers.asking import AskingRanker, expect_count
 from rar_mmdet.rankers.parsing import parse_letter
 from rar_mmdet.rankers.prompts import LETTERS
+from rar_mmdet.rankers.questions import Answer, Question
 from rar_mmdet.rankers.server import Client, Reply, Request
 
 __all__ = ["OpenAIRanker"]
@@ -112,6 +113,8 @@ class OpenAIRanker(AskingRanker):
                 f"need max_concurrency >= 1, timeout > 0 and max_retries >= 0, got {max_concurrency}, {timeout} "
                 f"and {max_retries}"
             )
+        expect_count("image_size", image_size)
+        expect_count("max_tokens", max_tokens)
         if "messages" in (extra_body or {}):
             raise ValueError("extra_body holds further fields of a request; 'messages' are the ranker's own")
         self._address = _address(base_url)
@@ -265,6 +268,12 @@ class OpenAIRanker(AskingRanker):
         labels = _YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
         rows = [row for reply in replies if (row := _label_scores(reply, labels)) is not None]
         if len(rows) < len(replies):
+            first = next(reply for reply in replies if _label_scores(reply, labels) is None)
+            self._show(
+                f"none of {[spellings[0] for spellings in labels]} among the first tokens the server lists, "
+                f"{[token for token, _ in first.top_log_probs or []]}; for a model that thinks first, try "
+                "extra_body={'chat_template_kwargs': {'enable_thinking': False}}"
+            )
             return None
         return Answer(scores=tuple(zip(*rows, strict=True) if self.ask == "yesno" else rows))
 
@@ -286,7 +295,10 @@ def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float,
     leave of 1. It gets half of the smaller, the middle of what is possible (ours): below every listed label, however
     few the server lists.
     """
-    listed = [(token.strip(" \n.()\"'▁Ġ"), log_prob) for token, log_prob in reply.top_log_probs or []]
+    # Some servers list -inf for tokens that are masked: as good as not listed.
+    listed = [
+        (t.strip(" \n.()\"'▁Ġ"), log_prob) for t, log_prob in reply.top_log_probs or [] if math.isfinite(log_prob)
+    ]
     found = [[log_prob for token, log_prob in listed if token in spellings] for spellings in labels]
     if not any(found):
         return None

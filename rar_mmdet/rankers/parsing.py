@@ -62,10 +62,13 @@ def parse_ranking(reply: str, names: Sequence[str]) -> Parsed:
     for column, name in enumerate(names):
         columns.setdefault(_normalise(name).strip(), []).append(column)
     columns.pop("", None)
-    longest_first = sorted(columns, key=len, reverse=True)
+    # Prompts show a list as Python prints it; a model may repeat what it read there, backslashes and all.
+    spellings = {_normalise(repr(name)[1:-1]).strip(): _normalise(name).strip() for name in names}
+    spellings = {spelling: name for spelling, name in spellings.items() if name} | {name: name for name in columns}
     best = Parsed(tuple(range(len(names))), RankStatus.FALLBACK)
-    for items in _readings(text, longest_first):
-        order, complete = _assign(items, columns, len(names))
+    for items in _readings(text, sorted(spellings, key=len, reverse=True)):
+        named = [None if item is None else spellings[item] for item in items]
+        order, complete = _assign(named, columns, len(names))
         rest = [column for column in range(len(names)) if column not in order]
         if order and complete and not rest:
             return Parsed(tuple(order), RankStatus.OK)

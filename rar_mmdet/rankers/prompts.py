@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rar_mmdet.errors import MissingAssetError
 
-__all__ = ["LETTERS", "Prompt", "clean_candidate", "load_prompts"]
+__all__ = ["FIELDS", "LETTERS", "Prompt", "clean_candidate", "load_prompts"]
 
 LETTERS = string.ascii_uppercase
 _COUNT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_FIELD = re.compile(r"\{(categories|options|option_lines|name|k|count|format)\}")
+FIELDS = ("{categories}", "{options}", "{option_lines}", "{name}", "{k}", "{count}", "{format}")
+_FIELD = re.compile("{(" + "|".join(field[1:-1] for field in FIELDS) + ")}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class Prompt:
     def mentions_candidates(self) -> bool:
         """Whether the rendered text depends on the candidates (beyond the one asked about)."""
         return any(field in self.text for field in ("{categories}", "{options}", "{option_lines}"))
+
+    @property
+    def varies_with_candidates(self) -> bool:
+        """Whether anything of the rendered text does, be it their number."""
+        return any(field != "name" for field in _FIELD.findall(self.text))
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """What looks like a placeholder and is none: a misspelt one would reach the model as it stands."""
+        return [field for field in re.findall(r"\{[a-z_]+\}", self.text) if field not in FIELDS]
+
+    @property
+    def has_letters(self) -> bool:
+        """Whether each candidate gets a letter, of which there are 26."""
+        return any(field in self.text for field in ("{options}", "{option_lines}", "{format}"))
 
     def render(self, candidates: Sequence[str], name: str = "") -> str:
         """The text for these candidates; one pass, so braces inside a category name stay braces.

@@ -29,6 +29,7 @@ _GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the server
 _GATHER_SECONDS = 0.02  # answers that come within it are handed on, and kept, together
 _PAUSE_BETWEEN_LOOKS = 0.5  # seconds, while waiting for a server to start
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt; each pause is twice the one before
+_LONG_PAUSE = 4.0  # seconds from which a pause is worth a line in the log
 _LONGEST_RETRY_AFTER = 300.0  # seconds; a server that names a later time is asked again by then all the same
 _PASSING = (408, 409, 425, 429)  # the 4xx that another attempt may find gone; all others are about the request
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
@@ -83,7 +84,7 @@ class Client:
             if logging.getLogger(name).level == logging.NOTSET:
                 logging.getLogger(name).setLevel(logging.WARNING)
         self._max_concurrency = max_concurrency
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._silent_until = 0, 0.0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rar_mmdet-openai", daemon=True).start()
 
@@ -207,6 +208,9 @@ class Client:
                 pause = self._pause(attempt, error)
                 if pause is None:
                     raise
+                if pause >= _LONG_PAUSE and time.monotonic() >= self._silent_until:
+                    self._silent_until = time.monotonic() + pause  # one line, not one per request
+                    logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error), pause)
                 await asyncio.sleep(pause)
                 attempt += 1
 

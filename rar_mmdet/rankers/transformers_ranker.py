@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError, RarError
-from rar_mmdet.rankers.asking import Answer, AskingRanker, Question
+from rar_mmdet.rankers.asking import AskingRanker, expect_count
 from rar_mmdet.rankers.cache import hash_parts
 from rar_mmdet.rankers.checkpoint import Checkpoint
 from rar_mmdet.rankers.dialogue import Dialogue, common_prefix, shipped_template
 from rar_mmdet.rankers.loaded_model import LoadedModel, read_model
 from rar_mmdet.rankers.prefix import label_log_probs, sequence_log_probs, trim_prefix
 from rar_mmdet.rankers.prompts import LETTERS
+from rar_mmdet.rankers.questions import Answer, Question
 
 __all__ = ["TransformersRanker"]
 
@@ -81,8 +82,12 @@ class TransformersRanker(AskingRanker):
             max_fallback_rate=max_fallback_rate,
             cache=cache,
         )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, value in {
+            "batch_size": batch_size,
+            "image_size": image_size,
+            "max_new_tokens": max_new_tokens,
+        }.items():
+            expect_count(name, value, optional=name != "batch_size")
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {dtype!r}")
         self.checkpoint = Checkpoint(str(model), revision)
@@ -150,7 +155,13 @@ class TransformersRanker(AskingRanker):
                 _expect_full_attention(model)
             if not self.family:
                 logger.warning("models of type %r are not tested here", self.checkpoint.config.get("model_type"))
-            self._loaded = LoadedModel(model, processor, self._dialogue(processor), self.image_settings)
+            talk = self._dialogue(processor)
+            if talk.image_token in self.prompt.text:
+                raise ConfigError(
+                    f"prompt={self.prompt.name!r} has {talk.image_token!r} in it; leave it out, the chat template adds "
+                    "the image"
+                )
+            self._loaded = LoadedModel(model, processor, talk, self.image_settings, pictures=not self.family)
             logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
         return self._loaded
 
@@ -243,11 +254,11 @@ class TransformersRanker(AskingRanker):
 
     def _likelihoods(self, questions: Sequence[Question]) -> list[Answer]:
         talk = self.loaded.dialogue
-        texts = [talk.text(self.prompt.render(q.candidates)) for q in questions]
+        prompts = [self.prompt.render(q.candidates) for q in questions]
         joined = [talk.continuations(q.candidates, end=True) for q in questions]
-        inputs = self.loaded.inputs(questions, texts)
+        inputs = self.loaded.inputs(questions, [talk.text(prompt) for prompt in prompts])
         taken_back = [back for back, _ in joined]
-        _expect_end(inputs, [talk.prompt_end(back) for back in taken_back])
+        _expect_end(inputs, self._prompt_ends(inputs, prompts, taken_back))
         inputs = trim_prefix(inputs, taken_back, self.loaded.pad_id)
         tokens = [continuations for _, continuations in joined]
         sums = sequence_log_probs(self.loaded.model, inputs, tokens)
@@ -265,8 +276,8 @@ class TransformersRanker(AskingRanker):
         variants = [self._variants(q) for q in questions]
         inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
         if len(variants[0]) == 1 and not added:  # no second pass: the label follows the prompt itself
-            _expect_end(inputs, [talk.prompt_end(back)] * len(questions))
             trims = [back] * len(questions)
+            _expect_end(inputs, self._prompt_ends(inputs, [row[0] for row in variants], trims))
             continuations: list[list[list[int]]] = [[[]]] * len(questions)
         else:
             tails = [[talk.tail(text) for text in row] for row in variants]
@@ -280,6 +291,18 @@ class TransformersRanker(AskingRanker):
         if self.ask == "yesno":
             log_probs = [[list(column) for column in zip(*row, strict=True)] for row in log_probs]  # (B, 2, K)
         return [Answer(scores=tuple(tuple(scores) for scores in row)) for row in log_probs]
+
+    def _prompt_ends(
+        self, inputs: Mapping[str, Tensor], prompts: Sequence[str], back: Sequence[int]
+    ) -> list[list[int]]:
+        """What each row has to end with: as a rule what all prompts end with, which needs no further tokenising."""
+        talk, ends = self.loaded.dialogue, []
+        for ids, prompt, count in zip(inputs["input_ids"].tolist(), prompts, back, strict=True):
+            end = talk.prompt_end(count)
+            # A question's own end may merge with what follows; that is as good, short of the tokens to take back.
+            merged = not _ends_with(ids, end) and _ends_with(ids, talk.border_end(count))
+            ends.append(talk.tail(prompt) if merged else end)
+        return ends
 
     def _variants(self, question: Question) -> list[str]:
         if self.ask == "yesno":
@@ -301,13 +324,16 @@ def _fill_in(settings: Any, side: int) -> Any:
     return {"{side}": side, "{area}": side * side}.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def _expect_end(inputs: Mapping[str, Tensor], ends: Sequence[Sequence[int]]) -> None:
-    for ids, end in zip(inputs["input_ids"].tolist(), ends, strict=True):
-        if ids[len(ids) - len(end) :] != list(end):
-            raise RankerLoadError(
-                "the processor does not keep the text behind the image as it is, so candidates cannot be joined to it; "
-                "use ask='generate'"
-            )
+def _ends_with(ids: list[int], end: list[int]) -> bool:
+    return ids[len(ids) - len(end) :] == end
+
+
+def _expect_end(inputs: Mapping[str, Tensor], ends: Sequence[list[int]]) -> None:
+    if not all(_ends_with(ids, end) for ids, end in zip(inputs["input_ids"].tolist(), ends, strict=True)):
+        raise RankerLoadError(
+            "the processor does not keep the text behind the image as it is, so candidates cannot be joined to it; "
+            "use ask='generate'"
+        )
 
 
 def _expect_full_attention(model: Any) -> None:

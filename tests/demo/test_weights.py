@@ -6,6 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 from ranker_data import PROMPTS, render_any, render_prompt
 from torch.nn import functional
@@ -14,6 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from world import CLASS_NAMES
 
 import rar_mmdet.rankers.tiny_vision  # noqa: F401  registers the ranker's vision tower with transformers
+from rar_mmdet.models.components import build_component
+from rar_mmdet.rankers.asking import DEFAULT_PROMPTS
 
 CROPS = 60
 
@@ -110,6 +113,13 @@ def test_ranker_answers_letters_and_yes_or_no(ranker, crops):
     assert (letters == torch.tensor(places)).float().mean() > 0.8
     yes = (ask(ranker, pictures, questions)[:, [token["no"], token["yes"]]]).argmax(1)
     assert (yes == torch.tensor([1, 0] * (CROPS // 2))).float().mean() > 0.85
+
+
+@pytest.mark.parametrize(("way", "prompt"), DEFAULT_PROMPTS.items())
+def test_the_demo_config_asks_what_the_ranker_learned(demo_dir, way, prompt):
+    settings = Config.fromfile(demo_dir.parent / "configs" / "demo" / "rar_demo.py").model.recognizer.ranker
+    ranker = build_component({**settings, "ask": way}, "ranker")
+    assert ranker.prompt.text == PROMPTS[prompt]
 
 
 @pytest.mark.parametrize("kind", ["sort", "paper", "paper_in_context"])

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rar_mmdet import registry
 from rar_mmdet.errors import RankerError
+from rar_mmdet.models.components import build_component
 from rar_mmdet.rankers import Answer, AskingRanker, IdentityRanker, ScriptedRanker, TransformersRanker
 from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
@@ -281,6 +283,52 @@ def test_a_ranker_is_one_method_as_documented():
     assert ranking.order.sort(1).values.tolist() == [[0, 1, 2]] * 2
     assert ranker.crop_size == 224
     assert ranker.missing_assets() == []
+    where = re.search(r"@rar_mmdet\.registry\.(\w+)\.register_module", text).group(1)
+    getattr(registry, where).register_module(module=scope["MyRanker"], force=True)
+    assert isinstance(build_component({"type": "MyRanker", "ask": "generate"}, "ranker"), scope["MyRanker"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer", "message"),
+    [
+        ({}, Answer(scores=((0.1, 0.2),), lengths=(1, 1)), r"needs 1 x 3 scores and 3 lengths"),
+        ({}, Answer(scores=((0.1, 0.2, 0.3),)), r"needs 1 x 3 scores and 3 lengths"),
+        ({"ask": "yesno"}, Answer(scores=((0.1, 0.2, 0.3),)), r"ask='yesno' needs 2 x 3 scores and 0 lengths"),
+        ({"ask": "letter"}, Answer(scores=((0.1, 0.2, 0.3),)), r"ask='letter' needs 3 x 3 scores"),
+    ],
+)
+def test_a_malformed_answer_is_refused_and_not_kept(tmp_path, settings, answer, message):
+    ranker = NoisyRanker(cache=tmp_path / "a.sqlite", **settings)
+    ranker.answer = lambda questions: iter([{0: answer}])
+    with pytest.raises(RankerError, match=message):
+        ranker.rank(crops(1), make_shortlist(1, 3, 8), NAMES)
+    sound = NoisyRanker(cache=tmp_path / "a.sqlite", **settings)
+    assert (sound.rank(crops(1), make_shortlist(1, 3, 8), NAMES).status == RankStatus.OK).all()
+
+
+def test_scores_that_are_no_numbers_are_shown(caplog):
+    ranker = NoisyRanker()
+    ranker.answer = lambda questions: iter([{0: Answer(scores=((math.nan,) * 3,), lengths=(1, 1, 1))}])
+    with caplog.at_level(logging.WARNING):
+        ranking = ranker.rank(crops(1), make_shortlist(1, 3, 8), NAMES)
+    assert ranking.status.tolist() == [RankStatus.FALLBACK]
+    assert "are not finite" in caplog.text
+
+
+def test_a_misspelt_placeholder_is_refused(tmp_path):
+    (tmp_path / "p.json").write_text('{"choose": "Which? {catgories} {\\"json\\": 1}"}')
+    with pytest.raises(ValueError, match=r"no placeholder '{catgories}'; there are {categories}, {options}"):
+        NoisyRanker(prompts=tmp_path / "p.json")
+
+
+def test_evidence_asks_about_all_regions_at_once(monkeypatch):
+    ranker, batches = NoisyRanker(ask="yesno"), []
+    answer = ranker.answer
+    monkeypatch.setattr(ranker, "answer", lambda questions: batches.append(len(questions)) or answer(questions))
+    evidence = ranker.evidence(crops(5), make_shortlist(5, 3, 8), NAMES)
+    assert evidence.shape == (5, 3)
+    assert batches == [5]
+    assert ranker.evidence(crops(0), make_shortlist(0, 3, 8), NAMES).shape == (0, 3)
 
 
 def test_evidence_is_absolute():
@@ -306,7 +354,9 @@ def test_evidence_is_absolute():
         ({"ask": "generate", "prompt": "name"}, "needs a prompt that shows the candidates"),
         ({"ask": "likelihood", "prompt": "yesno"}, "ask='yesno', and no other, needs a prompt with {name}"),
         ({"ask": "yesno", "prompt": "choose"}, "needs a prompt with {name}"),
-        ({"num_shifts": 0}, "num_shifts must be at least 1"),
+        ({"num_shifts": 0}, "num_shifts must be a whole number of at least 1 or None, got 0"),
+        ({"num_shifts": 2.5}, "num_shifts must be a whole number"),
+        ({"decisive_margin": -1}, "decisive_margin must be at least 0, or None"),
     ],
 )
 def test_bad_settings_fail_at_build(settings, message):
@@ -322,8 +372,18 @@ def test_misspelt_keys_fail_at_build():
 def test_crops_must_match_the_shortlist():
     with pytest.raises(ValueError, match=r"crops must be \(3, 3, S, S\) uint8"):
         NoisyRanker().rank(crops(2), make_shortlist(3, 4, 8), NAMES)
-    with pytest.raises(ValueError, match="has 26 letters"):
-        NoisyRanker(ask="letter").rank(crops(1), make_shortlist(1, 27), [str(i) for i in range(27)])
+    with pytest.raises(ValueError, match=r"crops must be \(2, 3, S, S\) uint8"):
+        NoisyRanker().rank(crops(2)[..., :-1], make_shortlist(2, 4, 8), NAMES)
+    with pytest.raises(ValueError, match="ask must have one entry for each of 2 regions"):
+        NoisyRanker().rank(crops(2), make_shortlist(2, 4, 8), NAMES, ask=torch.tensor([True]))
+    with pytest.raises(ValueError, match=r"crops must be \(3, 3, S, S\) uint8"):
+        NoisyRanker(ask="yesno").evidence(crops(2), make_shortlist(3, 4, 8), NAMES)
+
+
+@pytest.mark.parametrize("settings", [{"ask": "letter"}, {"prompt": "letter"}, {"prompt": "paper_in_context"}])
+def test_more_candidates_than_letters_are_refused(settings):
+    with pytest.raises(ValueError, match="has 26 letters, got K=27 candidates; use fewer"):
+        NoisyRanker(**settings).rank(crops(1), make_shortlist(1, 27), [str(i) for i in range(27)])
 
 
 def test_identity_and_scripted_rankers():

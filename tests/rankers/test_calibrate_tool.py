@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rar_mmdet.errors import RarError
 from rar_mmdet.fusion import Emission
 from rar_mmdet.structures import Ranking, Shortlist
 
@@ -117,3 +118,13 @@ def test_missing_config_and_images(tool, tmp_path, capsys):
     }
     with pytest.raises(FileNotFoundError, match=r"val2017/000001.jpg does not exist; give the folder"):
         list(tool.read_images(json.loads(json.dumps(annotations)), tmp_path, None))
+
+
+def test_what_cannot_be_fitted_is_said(tool, world):
+    regions, _ = world
+    ranking = oracle_ranking(regions.target(1), 1)
+    with pytest.raises(RarError, match=r"among the K=1 candidates .* K >= 2"):
+        tool.fit(regions, ranking, 1)
+    nobody = tool.Regions(**{**regions.__dict__, "truth": torch.full((4,), 99)})
+    with pytest.raises(RarError, match="0 of 4 regions have their truth"):
+        tool.fit(nobody, oracle_ranking(nobody.target(3), 3), 3)

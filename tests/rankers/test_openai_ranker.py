@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import pickle
+import re
 import socket
 import threading
 import time
@@ -241,6 +242,32 @@ def completion_listing(*tokens):
     top = [{"token": t, "logprob": v, "bytes": None} for t, v in tokens]
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": tokens[0][0]}}
     return ("raw", {"choices": [{**choice, "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}]})
+
+
+def test_labels_that_are_nowhere_listed_are_shown(serve, caplog):
+    thinking = completion_listing(("<think>", -0.01), ("\n", -5.0))
+    server = serve(script=lambda number, body: thinking if number else None)
+    with caplog.at_level(logging.WARNING):
+        ranking = make_ranker(server.url).rank(crops(2), make_shortlist(2, 3, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert re.search(r"none of \['A', 'B', 'C'\] among .*'<think>'.*enable_thinking", caplog.text)
+
+
+def test_a_label_listed_as_impossible_is_as_good_as_not_listed(serve):
+    listed = completion_listing(("A", -0.5), ("B", -1.5), ("C", -math.inf), ("x", -math.inf))
+    server = serve(script=lambda number, body: listed if number else None)
+    ranking = make_ranker(server.url).rank(crops(1), make_shortlist(1, 3, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert ranking.order.tolist() == [[0, 1, 2]]
+
+
+def test_a_long_wait_is_announced_once(serve, caplog, monkeypatch):
+    monkeypatch.setattr("rar_mmdet.rankers.server._LONG_PAUSE", 1.0)
+    busy = ("status", (429, ("Retry-After", "1")))
+    server = serve(script=lambda number, body: busy if 0 < number < 4 else None)
+    with caplog.at_level(logging.WARNING):
+        make_ranker(server.url).rank(crops(3), make_shortlist(3, 3, 8), NAMES)
+    assert caplog.text.count("trying again in 1 s") == 1
 
 
 def test_spellings_of_a_letter_add_up_and_an_article_is_none(serve):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rar_mmdet.rankers import parse_ranking
-from rar_mmdet.rankers.parsing import parse_letter
+from rar_mmdet.rankers.parsing import Parsed, parse_letter
 from rar_mmdet.structures import RankStatus
 
 OK, PARTIAL, FALLBACK = RankStatus.OK, RankStatus.PARTIAL, RankStatus.FALLBACK
@@ -173,6 +173,21 @@ def test_a_printed_list_comes_back(names, seed, quote):
     assert sorted(parsed.order) == list(range(len(names)))
     if plain:
         assert (list(parsed.order), parsed.status) == (order, OK)
+
+
+@given(
+    names=st.lists(
+        st.text(alphabet="ab '\"\\é.", min_size=1, max_size=8).filter(lambda t: t[0].isalpha() and t[-1].isalpha()),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda t: " ".join(t.split()),
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_list_of_the_prompt_repeated_is_understood(names):
+    names = [" ".join(name.split()) for name in names]
+    assert parse_ranking(str(names), names) == Parsed(tuple(range(len(names))), OK)
+    assert parse_ranking(str(names[::-1]), names).order == tuple(range(len(names)))[::-1]
 
 
 JSON_WORDS = st.text(alphabet="abcdefgh 'é,()-[]\"\\/>|.1", min_size=1, max_size=10)

@@ -22,6 +22,12 @@ def test_paper_prompt_is_the_papers():
     )
 
 
+def test_a_number_of_candidates_is_no_candidate_but_varies_with_them():
+    prompt = Prompt("mine", "Name {k} things, {name}.")
+    assert (prompt.mentions_candidates, prompt.varies_with_candidates) == (False, True)
+    assert not Prompt("mine", "Name a {name}.").varies_with_candidates
+
+
 def test_structured_prompt_follows_the_list_length():
     text = load_prompts()["paper_in_context"].render(["a", "b", "c"])
     assert "like:['category A', 'category B', 'category C']. Only choose three categories" in text

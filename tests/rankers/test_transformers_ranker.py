@@ -108,7 +108,7 @@ def test_one_order_of_letters_is_the_first_of_all_shifts(tiny_model, family):
 
 
 @pytest.mark.parametrize("ask", ["likelihood", "letter", "yesno", "generate"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_batch_and_padding_do_not_matter(tiny_model, family, ask):
     shortlist, pixels = make_shortlist(5, 4, 8), make_crops(5)
     one = make_ranker(tiny_model(family), ask=ask, batch_size=1).rank(pixels, shortlist, NAMES)
@@ -167,6 +167,22 @@ def test_prompts_end_in_the_same_tokens_whatever_is_asked(tiny_model, family):
         assert talk.tokens(talk.text(question))[-len(end) :] == end
 
 
+@pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": "letter", "num_shifts": 1}])
+def test_a_question_whose_end_merges_with_what_follows_is_no_fault(tiny_model, monkeypatch, settings):
+    ranker = make_ranker(tiny_model("llava"), **settings)
+    want = ranker.rank(make_crops(2), make_shortlist(2, 3), NAMES).log_probs
+    again = make_ranker(tiny_model("llava"), **settings)
+    monkeypatch.setattr(again.loaded.dialogue, "_settled", 20)  # more than any two prompts have in common
+    assert torch.equal(again.rank(make_crops(2), make_shortlist(2, 3), NAMES).log_probs, want)
+
+
+def test_a_prompt_with_the_image_in_it_is_refused(tiny_model, tmp_path):
+    (tmp_path / "p.json").write_text('{"mine": "<image>\\nWhich of {categories}?"}')
+    ranker = make_ranker(tiny_model("llava"), prompt="mine", prompts=tmp_path / "p.json")
+    with pytest.raises(ConfigError, match="prompt='mine' has '<image>' in it; leave it out"):
+        ranker.rank(make_crops(1), make_shortlist(1, 3), NAMES)
+
+
 @pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": "letter"}, {"ask": "letter", "num_shifts": 1}])
 def test_a_processor_that_adds_to_the_prompt_is_refused(tiny_model, monkeypatch, settings):
     ranker = make_ranker(tiny_model("llava"), **settings)
@@ -189,6 +205,10 @@ def test_crops_reach_the_model_as_pictures_do(tiny_model, family):
     picture = Image.fromarray(crop.permute(1, 2, 0).numpy())
     theirs = loaded.processor(images=[[picture]], text=[talk.text("What is it?")], return_tensors="pt", **loaded.images)
     assert torch.equal(mine["pixel_values"], theirs["pixel_values"])
+    loaded.pictures = True  # as for families that are not tested here
+    assert torch.equal(
+        loaded.inputs([Question(crop, ("cat",))], [talk.text("What is it?")])["pixel_values"], theirs["pixel_values"]
+    )
 
 
 def test_hostile_names_stay_names(tiny_model):
@@ -384,7 +404,9 @@ def test_devices_that_are_not_there_are_refused(tiny_model):
     ("settings", "error", "message"),
     [
         ({"chat_template": "nope"}, RankerLoadError, "neither a file nor one of .*'llava_v0'"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"image_size": -4}, ValueError, "image_size must be a whole number of at least 1 or None, got -4"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be a whole number"),
         ({"dtype": "int8"}, ValueError, "dtype must be"),
     ],
 )

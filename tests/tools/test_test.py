@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -158,7 +159,10 @@ def test_flip_augmentation(tool, detector_config, detector_weights):
 
 def test_two_processes_give_what_one_gives(tool, boxes_config):
     assert run(tool, boxes_config, "--work-dir", "one") == 0
-    environment = os.environ | {"PYTHON": sys.executable, "PORT": "29641", "OMP_NUM_THREADS": "1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
     script = ROOT / "tools" / "dist_test.sh"
     command = ["bash", str(script), str(boxes_config), "none", "2", "--work-dir", "two"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
