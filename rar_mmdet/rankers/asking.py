@@ -334,8 +334,8 @@ class AskingRanker(ABC):
             if not usable.all():
                 bad = int(usable.logical_not().nonzero()[0])
                 self._show(
-                    f"scores of {list(questions[scored[bad]].candidates)} are not finite: {values[bad].tolist()}; damaged "
-                    "weights, or a precision too small for the model (try dtype='float32' or 'bfloat16')"
+                    f"scores of {list(questions[scored[bad]].candidates)} are not finite: {values[bad].tolist()}; "
+                    "damaged weights, or a precision too small for the model (try dtype='float32' or 'bfloat16')"
                 )
             at = torch.tensor([rows[i] for i in scored])[usable]
             columns = torch.tensor([shown[i] for i in scored])[usable]
