@@ -9,6 +9,7 @@ model = dict(
             type="TransformersRanker",
             model="{{fileDirname}}/../../demo/weights/ranker",
             ask="likelihood",
+            batch_size=32,
             prompts="{{fileDirname}}/../../demo/prompts.json",  # the only questions it was trained to answer
         ),
         fusion=dict(type="LogLikFusion", alpha=0.95, temperature=1.25),
