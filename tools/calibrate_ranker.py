@@ -28,7 +28,7 @@ from tqdm import tqdm
 from rar_mmdet.errors import MissingAssetError, RarError
 from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
 from rar_mmdet.fusion import LogLikFusion, emit
-from rar_mmdet.models.components import build_recognizer
+from rar_mmdet.models.components import asks_a_model, build_recognizer
 from rar_mmdet.rankers.calibration import (
     decisive_margin,
     fit_temperature,
@@ -198,14 +198,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config.merge_from_dict(args.cfg_options)
     settings = config.model.recognizer
     settings["vocabulary"] = str(args.annotations)
-    ranker = settings.get("ranker") or {}
-    if ranker.get("type") in (None, "IdentityRanker", "ScriptedRanker") or ranker.get("ask") == "generate":
+    if asks_a_model(settings.get("ranker")):
+        settings["ranker"]["decisive_margin"] = None  # what is to be found must not decide what is asked
+        settings["ranker"].setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
+    recognizer = build_recognizer(settings)
+    if recognizer.ranker is None or getattr(recognizer.ranker, "ask", None) in (None, "generate"):
         raise RarError(
             f"{args.config} has no ranker that gives log-probabilities; ask='likelihood', 'letter' or 'yesno'"
         )
-    ranker["decisive_margin"] = None  # what is to be found must not decide what is asked
-    ranker.setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
-    recognizer = build_recognizer(settings)
     missing = [*recognizer.encoder.missing_assets(), *recognizer.ranker.missing_assets()]
     if missing:
         raise MissingAssetError("; ".join(map(str, missing)))

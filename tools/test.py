@@ -28,8 +28,7 @@ from mmengine.runner import Runner
 
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.models import RecognitionHook, collect_reports, missing_assets
-from rar_mmdet.rankers import AskingRanker
-from rar_mmdet.registry import TASK_UTILS
+from rar_mmdet.models.components import asks_a_model
 
 EXIT_USER_ERROR = 2
 
@@ -92,10 +91,8 @@ def keep_answers(model: Any, path: str | None) -> None:
     """Give every ranker that asks a model its file of answers; one named in the config stays, unless `path` is None."""
     for key, value in model.items() if isinstance(model, dict) else ():
         keep_answers(value, path)
-        if key == "ranker" and isinstance(value, dict) and isinstance(value.get("type"), str):
-            kind = TASK_UTILS.get(value.type)
-            if isinstance(kind, type) and issubclass(kind, AskingRanker) and (path is None or "cache" not in value):
-                value.cache = path
+        if key == "ranker" and asks_a_model(value) and (path is None or "cache" not in value):
+            value.cache = path
 
 
 def inner_dataset(config: Config) -> ConfigDict:

@@ -19,7 +19,7 @@ from rar_mmdet.models.vocabulary import read_vocabulary
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.registry import TASK_UTILS
 
-__all__ = ["build_component", "build_recognizer"]
+__all__ = ["asks_a_model", "build_component", "build_recognizer"]
 
 
 def _is_component(candidate: object) -> bool:
@@ -61,6 +61,13 @@ def _check_keys(target: Any, name: str, given: dict, where: str) -> None:
     ]
     if missing:
         raise ConfigError(f"{where}: {name} needs the key {missing[0]!r}. Its keys: {', '.join(parameters)}")
+
+
+def asks_a_model(settings: Any) -> bool:
+    """Whether these are settings of a ranker that asks a model: it has a way to ask, a margin and a file of answers."""
+    name = settings.get("type") if isinstance(settings, Mapping) else None
+    kind = TASK_UTILS.get(name) if isinstance(name, str) else None
+    return isinstance(kind, type) and issubclass(kind, rankers.AskingRanker)
 
 
 def build_component(config: Any, where: str, default_type: str | None = None) -> Any:

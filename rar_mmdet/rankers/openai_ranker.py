@@ -268,10 +268,10 @@ class OpenAIRanker(AskingRanker):
         labels = _YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
         rows = [row for reply in replies if (row := _label_scores(reply, labels)) is not None]
         if len(rows) < len(replies):
-            first = next(reply for reply in replies if _label_scores(reply, labels) is None)
+            listed = [[token for token, _ in reply.top_log_probs or []] for reply in replies]
             self._show(
                 f"none of {[spellings[0] for spellings in labels]} among the first tokens the server lists, "
-                f"{[token for token, _ in first.top_log_probs or []]}; for a model that thinks first, try "
+                f"{listed}; for a model that thinks first, try "
                 "extra_body={'chat_template_kwargs': {'enable_thinking': False}}"
             )
             return None
@@ -296,9 +296,8 @@ def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float,
     few the server lists.
     """
     # Some servers list -inf for tokens that are masked: as good as not listed.
-    listed = [
-        (t.strip(" \n.()\"'▁Ġ"), log_prob) for t, log_prob in reply.top_log_probs or [] if math.isfinite(log_prob)
-    ]
+    finite = [(token, log_prob) for token, log_prob in reply.top_log_probs or [] if math.isfinite(log_prob)]
+    listed = [(token.strip(" \n.()\"'▁Ġ"), log_prob) for token, log_prob in finite]
     found = [[log_prob for token, log_prob in listed if token in spellings] for spellings in labels]
     if not any(found):
         return None
@@ -309,7 +308,7 @@ def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float,
 
 def _logsumexp(values: Sequence[float]) -> float:
     peak = max(values)
-    return peak if math.isinf(peak) else peak + math.log(sum(math.exp(value - peak) for value in values))
+    return peak + math.log(sum(math.exp(value - peak) for value in values))
 
 
 def _list_schema(k: int) -> dict[str, Any]:

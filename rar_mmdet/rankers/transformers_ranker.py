@@ -82,12 +82,9 @@ class TransformersRanker(AskingRanker):
             max_fallback_rate=max_fallback_rate,
             cache=cache,
         )
-        for name, value in {
-            "batch_size": batch_size,
-            "image_size": image_size,
-            "max_new_tokens": max_new_tokens,
-        }.items():
-            expect_count(name, value, optional=name != "batch_size")
+        expect_count("batch_size", batch_size)
+        expect_count("image_size", image_size, optional=True)
+        expect_count("max_new_tokens", max_new_tokens, optional=True)
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {dtype!r}")
         self.checkpoint = Checkpoint(str(model), revision)
