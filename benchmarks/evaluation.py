@@ -102,8 +102,8 @@ def _detections(
 
 
 def run_ours(folder: Path, protocol_name: str) -> Callable[[], float]:
-    from rar_mmdet.evaluation.records import GroundTruth, load_annotation_file
-    from rar_mmdet.evaluation.scoring import PROTOCOLS, read_checked_results, score
+    from rar_mmdet.scoring.annotations import GroundTruth, load_annotation_file
+    from rar_mmdet.scoring.protocols import PROTOCOLS, read_checked_results, score
 
     def run() -> float:
         protocol = PROTOCOLS[protocol_name]

@@ -227,8 +227,8 @@ def load_demo(split: str, limit: int | None) -> tuple[Any, Any, Any, dict[str, A
     from calibrate_ranker import collect
     from mmengine.config import Config
 
-    from rar_mmdet.evaluation import load_annotation_file
     from rar_mmdet.models.components import build_recognizer
+    from rar_mmdet.scoring import load_annotation_file
 
     annotations = load_annotation_file(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")
     settings = Config.fromfile(ROOT / "configs/demo/rar_demo_likelihood.py").model.recognizer

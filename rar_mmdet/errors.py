@@ -1,17 +1,23 @@
 """The errors a user can meet. Every message says what was given, what was expected and what to do."""
 
 __all__ = [
+    "AnnotationFileError",
+    "CategoryTreeError",
     "ConfigError",
+    "DetectionError",
     "EncoderLoadError",
     "HostError",
     "ImageReadError",
     "InferenceOnlyError",
     "InvalidBoxError",
     "MemoryMismatchError",
+    "MetricConfigError",
     "MissingAssetError",
     "RankerError",
     "RankerLoadError",
     "RarError",
+    "ResultFileError",
+    "UnknownImageError",
     "VocabularyError",
 ]
 
@@ -62,3 +68,27 @@ class RankerLoadError(RarError, RuntimeError):
 
 class RankerError(RarError, RuntimeError):
     """A ranker failed while running: the server is gone, or too many replies were unusable."""
+
+
+class UnknownImageError(RarError, ValueError):
+    """A detection is of an image that the annotations do not have."""
+
+
+class AnnotationFileError(RarError, ValueError):
+    """An annotation file lacks something the chosen protocol needs."""
+
+
+class ResultFileError(RarError, ValueError):
+    """A result file is truncated, not a result file, or holds a record that cannot be scored."""
+
+
+class CategoryTreeError(RarError, ValueError):
+    """A category tree is not in a format this project reads, or does not fit the annotations."""
+
+
+class MetricConfigError(RarError, AssertionError):
+    """Keys of a metric contradict one another (the stock metrics raise an AssertionError here)."""
+
+
+class DetectionError(RarError, ValueError):
+    """A detector gave a score or box that is not a finite number, a label outside the vocabulary, or no mask."""

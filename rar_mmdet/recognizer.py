@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rar_mmdet.emission import Emission, can_reach, emit
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
-from rar_mmdet.fusion import Emission, Fusion, LogLikFusion, can_reach, emit
+from rar_mmdet.fusion import Fusion, LogLikFusion
 from rar_mmdet.memory import clean_name
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.structures import Ranking, Recognition, RegionCrops, Shortlist

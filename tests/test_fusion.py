@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rar_mmdet.fusion import Emission, LogLikFusion, PermuteFusion, RankFusion, can_reach, emit
+from rar_mmdet.emission import Emission, can_reach, emit
+from rar_mmdet.fusion import LogLikFusion, PermuteFusion, RankFusion
 from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 from rar_mmdet.testing import make_boxes, make_shortlist
 

@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
-from rar_mmdet.fusion import Emission, LogLikFusion, PermuteFusion
+from rar_mmdet.fusion import LogLikFusion, PermuteFusion
 from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks, cropper_settings
 from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, GreyBackground, RegionCropper
 from rar_mmdet.structures import Ranking, RankStatus, RegionCrops

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from rar_mmdet.emission import emit
 from rar_mmdet.errors import MissingAssetError, RarError
-from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
-from rar_mmdet.fusion import LogLikFusion, emit
+from rar_mmdet.fusion import LogLikFusion
 from rar_mmdet.models.components import asks_a_model, build_recognizer
 from rar_mmdet.rankers.calibration import (
     decisive_margin,
@@ -36,6 +36,7 @@ from rar_mmdet.rankers.calibration import (
     fused_log_probs,
     negative_log_likelihood,
 )
+from rar_mmdet.scoring import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
 from rar_mmdet.structures import Ranking, Shortlist
 
 WEIGHTS = [i / 10 for i in range(11)]

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from rar_mmdet.emission import emit
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
-from rar_mmdet.evaluation import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
-from rar_mmdet.fusion import emit
 from rar_mmdet.models.components import build_recognizer
 from rar_mmdet.recognizer import cropper_settings
 from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, NoBackground, find_invalid_boxes, read_image
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS, box_areas
+from rar_mmdet.scoring import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
 
 SCALES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8)  # paper Table 11
 COLUMNS = ("AP", "APs", "APm", "APl")

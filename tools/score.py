@@ -19,10 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.category_tree import CategoryTree
-from rar_mmdet.evaluation.comparison import Comparison, Interval, compare
-from rar_mmdet.evaluation.records import Detections, GroundTruth, load_annotation_file
-from rar_mmdet.evaluation.scoring import (
+from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
+from rar_mmdet.scoring.category_tree import CategoryTree
+from rar_mmdet.scoring.comparison import Comparison, Interval, compare
+from rar_mmdet.scoring.protocols import (
     PROTOCOLS,
     find_category_tree,
     read_checked_results,
@@ -30,8 +30,8 @@ from rar_mmdet.evaluation.scoring import (
     with_iou_type,
     without_unseen_images,
 )
-from rar_mmdet.evaluation.settings import Protocol
-from rar_mmdet.evaluation.summaries import per_category_ap
+from rar_mmdet.scoring.settings import Protocol
+from rar_mmdet.scoring.summaries import per_category_ap
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

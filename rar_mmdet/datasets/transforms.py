@@ -14,10 +14,10 @@ from mmdet.datasets.transforms import PackDetInputs
 from mmdet.structures.bbox import get_box_tensor
 
 from rar_mmdet.errors import ConfigError, ImageReadError
+from rar_mmdet.files.images import check_complete
 from rar_mmdet.models.components import build_component
 from rar_mmdet.recognizer import crop_regions, cropper_settings
 from rar_mmdet.regions import find_invalid_boxes
-from rar_mmdet.regions.reading import check_complete
 from rar_mmdet.registry import TRANSFORMS
 from rar_mmdet.structures import RegionCrops
 

@@ -11,7 +11,7 @@ from mmengine.fileio import join_path
 from mmengine.utils import is_abs
 
 from rar_mmdet.errors import ImageReadError
-from rar_mmdet.models.vocabulary import read_vocabulary
+from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.registry import DATASETS
 
 __all__ = ["CocoVocabularyDataset", "LVISVocabularyDataset", "V3DetVocabularyDataset"]

@@ -11,14 +11,10 @@ from mmdet.structures.mask import encode_mask_results
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.records import Detections
+from rar_mmdet.errors import DetectionError
+from rar_mmdet.scoring.annotations import Detections
 
-__all__ = ["DetectionError", "ImageRecord", "as_detections", "check_labels", "json_records", "record_image"]
-
-
-class DetectionError(RarError, ValueError):
-    """A detector gave a score or box that is not a finite number, a label outside the vocabulary, or no mask."""
+__all__ = ["ImageRecord", "as_detections", "check_labels", "json_records", "record_image"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,25 +16,18 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.category_tree import CategoryTree
-from rar_mmdet.evaluation.image_records import (
-    DetectionError,
-    ImageRecord,
-    as_detections,
-    check_labels,
-    json_records,
-    record_image,
-)
+from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError
+from rar_mmdet.evaluation.image_records import ImageRecord, as_detections, check_labels, json_records, record_image
 from rar_mmdet.evaluation.proposal_recall import proposal_recall
-from rar_mmdet.evaluation.records import AnnotationFileError, Detections, GroundTruth, load_annotation_file
-from rar_mmdet.evaluation.result_files import write_results
-from rar_mmdet.evaluation.settings import COCO, LVIS, Protocol
-from rar_mmdet.evaluation.sparse_eval import SparseResult, evaluate
-from rar_mmdet.evaluation.summaries import coco_summary, limited_summary, lvis_summary, per_category_ap
 from rar_mmdet.registry import METRICS
+from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
+from rar_mmdet.scoring.category_tree import CategoryTree
+from rar_mmdet.scoring.result_files import write_results
+from rar_mmdet.scoring.settings import COCO, LVIS, Protocol
+from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
+from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary, per_category_ap
 
-__all__ = ["DetectionError", "MetricConfigError", "SparseCocoMetric", "SparseLVISMetric"]
+__all__ = ["DetectionError", "SparseCocoMetric", "SparseLVISMetric"]
 
 METRIC_NAMES = ("bbox", "segm", "proposal", "proposal_fast")
 # Where MMDet's CocoMetric finds its names among the twelve numbers of COCOeval (mmdet 3.3.0, coco_metric.py).
@@ -42,10 +35,6 @@ COCO_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 LVIS_ITEMS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 LVIS_RECALL_ITEMS = ("AR@300", "ARs@300", "ARm@300", "ARl@300")
 COCO_RECALL_ITEMS = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
-
-
-class MetricConfigError(RarError, AssertionError):
-    """Keys of a metric contradict one another (the stock metrics raise an AssertionError here)."""
 
 
 @METRICS.register_module()

@@ -12,7 +12,7 @@ import numpy as np
 from mmdet.evaluation.functional import bbox_overlaps
 from numpy.typing import NDArray
 
-from rar_mmdet.evaluation.records import FloatArray, GroundTruth
+from rar_mmdet.scoring.annotations import FloatArray, GroundTruth
 
 __all__ = ["proposal_recall"]
 

@@ -15,11 +15,11 @@ from mmengine.logging import MMLogger
 from numpy.typing import NDArray
 from terminaltables import AsciiTable
 
+from rar_mmdet.errors import AnnotationFileError, MetricConfigError
 from rar_mmdet.evaluation.image_records import to_numpy
-from rar_mmdet.evaluation.metrics import MetricConfigError
-from rar_mmdet.evaluation.recognition import ObjectOutcomes, RecognitionReport, judge_regions, summarise
-from rar_mmdet.evaluation.records import AnnotationFileError, load_annotation_file
 from rar_mmdet.registry import METRICS
+from rar_mmdet.scoring.annotations import load_annotation_file
+from rar_mmdet.scoring.recognition import ObjectOutcomes, RecognitionReport, judge_regions, summarise
 
 __all__ = ["RecognitionMetric"]
 

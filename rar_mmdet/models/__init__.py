@@ -1,12 +1,12 @@
 """The MMDetection face; importing this package registers its models."""
 
+from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.models.components import build_component, build_recognizer
 from rar_mmdet.models.detectors import ProposalRecognizer, RARDetector
 from rar_mmdet.models.hooks import RecognitionHook, collect_reports
 from rar_mmdet.models.preflight import missing_assets
 from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection
 from rar_mmdet.models.roi_heads import RARCascadeRoIHead, RARRoIHead
-from rar_mmdet.models.vocabulary import read_vocabulary
 
 __all__ = [
     "ProposalRecognizer",

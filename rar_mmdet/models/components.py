@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rar_mmdet import encoders, fusion, memory, rankers, regions
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, RarError
-from rar_mmdet.fusion import Emission
-from rar_mmdet.models.vocabulary import read_vocabulary
+from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.registry import TASK_UTILS
 

@@ -12,8 +12,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import nms
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InvalidBoxError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models.components import build_recognizer
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError, RarError
+from rar_mmdet.files.checkpoints import Checkpoint
 from rar_mmdet.rankers.asking import AskingRanker, expect_count
 from rar_mmdet.rankers.cache import hash_parts
-from rar_mmdet.rankers.checkpoint import Checkpoint
 from rar_mmdet.rankers.dialogue import Dialogue, common_prefix, shipped_template
 from rar_mmdet.rankers.loaded_model import LoadedModel, read_model
 from rar_mmdet.rankers.prefix import label_log_probs, sequence_log_probs, trim_prefix

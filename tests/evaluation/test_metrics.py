@@ -18,13 +18,8 @@ from mmdet.evaluation.functional import bbox_overlaps
 from mmdet.evaluation.functional.recall import _recalls
 from mmengine.logging import MMLogger
 
-from rar_mmdet.evaluation import (
-    AnnotationFileError,
-    DetectionError,
-    MetricConfigError,
-    SparseCocoMetric,
-    SparseLVISMetric,
-)
+from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError
+from rar_mmdet.evaluation import SparseCocoMetric, SparseLVISMetric
 from rar_mmdet.registry import METRICS
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import RarError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.structures import Ranking, Shortlist
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "calibrate_ranker.py"

@@ -1,8 +1,8 @@
 import pytest
 
 from rar_mmdet import fusion
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models import build_component, build_recognizer
 from rar_mmdet.models.testing import FakeRanker, fake_recognizer
 from rar_mmdet.regions import AreaScale, RegionCropper

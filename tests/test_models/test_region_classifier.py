@@ -3,8 +3,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models import RegionClassifier, RegionSelection
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image

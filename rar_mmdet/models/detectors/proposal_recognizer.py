@@ -8,8 +8,8 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.region_classifier import RegionClassifier

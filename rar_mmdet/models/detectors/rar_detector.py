@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from torch import Tensor
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection

@@ -14,8 +14,8 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
-from rar_mmdet.fusion import Emission
 from rar_mmdet.models.anchor import DistributedAnchor
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection

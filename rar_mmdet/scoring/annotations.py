@@ -15,19 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rar_mmdet.errors import RarError
+from rar_mmdet.errors import AnnotationFileError
 
-__all__ = ["AnnotationFileError", "Detections", "GroundTruth", "load_annotation_file", "rows_of"]
+__all__ = ["Detections", "GroundTruth", "load_annotation_file", "rows_of"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 FREQUENCIES = ("r", "c", "f")  # LVIS: categories seen in < 10, 10-99, >= 100 training images
-
-
-class AnnotationFileError(RarError, ValueError):
-    """An annotation file lacks something the chosen protocol needs."""
 
 
 @dataclass(frozen=True)

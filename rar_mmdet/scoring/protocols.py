@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rar_mmdet.evaluation.category_tree import CategoryTree
-from rar_mmdet.evaluation.records import Detections, GroundTruth
-from rar_mmdet.evaluation.result_files import ResultFileError, read_results
-from rar_mmdet.evaluation.settings import COCO, LVIS, V3DET, IouType, Protocol
-from rar_mmdet.evaluation.sparse_eval import SparseResult, evaluate
-from rar_mmdet.evaluation.summaries import coco_summary, limited_summary, lvis_summary
+from rar_mmdet.errors import ResultFileError
+from rar_mmdet.scoring.annotations import Detections, GroundTruth
+from rar_mmdet.scoring.category_tree import CategoryTree
+from rar_mmdet.scoring.result_files import read_results
+from rar_mmdet.scoring.settings import COCO, LVIS, V3DET, IouType, Protocol
+from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
+from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary
 
 __all__ = ["PROTOCOLS", "Score", "find_category_tree", "read_checked_results", "score", "without_unseen_images"]
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rar_mmdet.evaluation import LVIS, GroundTruth, evaluate, lvis_summary, per_category_ap
-from rar_mmdet.evaluation.comparison import _numbers, compare
-from rar_mmdet.evaluation.sparse_eval import match_detections
+from rar_mmdet.scoring import LVIS, GroundTruth, evaluate, lvis_summary, per_category_ap
+from rar_mmdet.scoring.comparison import _numbers, compare
+from rar_mmdet.scoring.sparse_eval import match_detections
 
 
 def matches(reference: SimpleNamespace, dataset: dict, records: list) -> tuple:

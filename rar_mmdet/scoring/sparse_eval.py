@@ -13,16 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.category_tree import CategoryTree, add_ignored_ancestors
-from rar_mmdet.evaluation.matching import find_edges, match
-from rar_mmdet.evaluation.records import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
-from rar_mmdet.evaluation.settings import Protocol
+from rar_mmdet.errors import UnknownImageError
+from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
+from rar_mmdet.scoring.category_tree import CategoryTree, add_ignored_ancestors
+from rar_mmdet.scoring.matching import find_edges, match
+from rar_mmdet.scoring.settings import Protocol
 
 __all__ = [
     "MatchedDetections",
     "SparseResult",
-    "UnknownImageError",
     "accumulate",
     "curves",
     "evaluate",
@@ -32,10 +31,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 EPS = np.spacing(1)  # guards the division as in both APIs
-
-
-class UnknownImageError(RarError, ValueError):
-    """A detection is of an image that the annotations do not have."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rar_mmdet.evaluation import ResultFileError, read_results, result_files, write_results
-from rar_mmdet.evaluation.scoring import read_checked_results
-from rar_mmdet.evaluation.settings import COCO, LVIS
+from rar_mmdet.errors import ResultFileError
+from rar_mmdet.scoring import read_results, result_files, write_results
+from rar_mmdet.scoring.protocols import read_checked_results
+from rar_mmdet.scoring.settings import COCO, LVIS
 
 
 def record(i: int, **extra: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rar_mmdet.errors import MissingAssetError, VocabularyError
-from rar_mmdet.models.vocabulary import read_vocabulary
+from rar_mmdet.files.vocabulary import read_vocabulary
 
 
 def test_names_file_keeps_order_and_skips_blank_lines(tmp_path):

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from mmengine.fileio import exists, get_text, load
-
 from rar_mmdet.errors import MissingAssetError, VocabularyError
 
 __all__ = ["read_vocabulary"]
@@ -42,6 +40,8 @@ def read_vocabulary(source: str | Path | Sequence[str], backend_args: dict | Non
 # An annotation file of 200 MB is asked for by the model and by the dataset; it need not be parsed twice.
 @lru_cache(maxsize=4)
 def _read_file(path: str, backend_items: tuple) -> tuple[str, ...]:
+    from mmengine.fileio import exists, get_text, load
+
     backend_args = dict(backend_items) or None
     suffix = Path(path).suffix.lower()
     if suffix not in (".txt", ".json"):

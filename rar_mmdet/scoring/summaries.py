@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rar_mmdet.evaluation.records import FREQUENCIES, FloatArray, GroundTruth, IntArray
-from rar_mmdet.evaluation.settings import Protocol
-from rar_mmdet.evaluation.sparse_eval import SparseResult
+from rar_mmdet.scoring.annotations import FREQUENCIES, FloatArray, GroundTruth, IntArray
+from rar_mmdet.scoring.settings import Protocol
+from rar_mmdet.scoring.sparse_eval import SparseResult
 
 __all__ = ["coco_summary", "limited_summary", "lvis_summary", "mean_of_defined", "per_category_ap"]
 

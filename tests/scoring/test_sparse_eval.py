@@ -12,22 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rar_mmdet.evaluation import (
+from rar_mmdet.errors import AnnotationFileError, UnknownImageError
+from rar_mmdet.scoring import (
     COCO,
     LVIS,
     V3DET,
     CategoryTree,
     Detections,
     GroundTruth,
-    UnknownImageError,
     coco_summary,
     evaluate,
     limited_summary,
     lvis_summary,
     per_category_ap,
 )
-from rar_mmdet.evaluation.matching import box_iou_xywh
-from rar_mmdet.evaluation.records import AnnotationFileError
+from rar_mmdet.scoring.matching import box_iou_xywh
 
 CATEGORIES = 4
 coordinate = st.sampled_from([0, 1, 7.5, 10, 30, 64, 100])

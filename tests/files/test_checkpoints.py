@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rar_mmdet.errors import RankerLoadError
-from rar_mmdet.rankers.checkpoint import Checkpoint
+from rar_mmdet.files.checkpoints import Checkpoint
 
 
 def write(folder, **files):

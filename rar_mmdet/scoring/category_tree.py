@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.records import GroundTruth, IntArray, rows_of
+from rar_mmdet.errors import CategoryTreeError
+from rar_mmdet.scoring.annotations import GroundTruth, IntArray, rows_of
 
-__all__ = ["CategoryTree", "CategoryTreeError", "add_ignored_ancestors"]
+__all__ = ["CategoryTree", "add_ignored_ancestors"]
 
 EXPANSION_CHUNK = 1 << 21  # (annotation, descendant) combinations looked up at once
 
@@ -26,10 +26,6 @@ FORMATS = (
     "expected V3Det's v3det_2023_v1_category_tree.json (keys categoryid2treeid and ancestor2descendant), or a "
     "dictionary from each child to its parent, both category ids or both category names"
 )
-
-
-class CategoryTreeError(RarError, ValueError):
-    """A category tree is not in a format this project reads, or does not fit the annotations."""
 
 
 @dataclass(frozen=True)

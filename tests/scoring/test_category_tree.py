@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rar_mmdet.evaluation import CategoryTree, CategoryTreeError
+from rar_mmdet.errors import CategoryTreeError
+from rar_mmdet.scoring import CategoryTree
 
 NAMES = {"animal": 1, "bird": 2, "owl": 3, "fish": 4}
 BELOW = {1: (2, 3, 4), 2: (3,)}

@@ -9,8 +9,8 @@ from PIL import Image
 from skimage import data
 
 from rar_mmdet.errors import ImageReadError
+from rar_mmdet.files.images import check_complete
 from rar_mmdet.regions import read_image
-from rar_mmdet.regions.reading import check_complete
 
 
 @pytest.fixture

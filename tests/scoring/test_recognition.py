@@ -12,8 +12,9 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from rar_mmdet.evaluation import AnnotationFileError, MetricConfigError, RecognitionMetric
-from rar_mmdet.evaluation.recognition import judge_regions, summarise
+from rar_mmdet.errors import AnnotationFileError, MetricConfigError
+from rar_mmdet.evaluation import RecognitionMetric
+from rar_mmdet.scoring.recognition import judge_regions, summarise
 from rar_mmdet.structures import RankStatus
 
 CLASSES = ["cat", "dog", "fox"]

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from rar_mmdet.evaluation.records import BoolArray, Detections, FloatArray, GroundTruth, IntArray
-from rar_mmdet.evaluation.settings import Protocol
+from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray
+from rar_mmdet.scoring.settings import Protocol
 
 __all__ = ["Edges", "Matches", "box_iou_xywh", "find_edges", "match"]
 

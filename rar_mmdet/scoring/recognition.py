@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rar_mmdet.evaluation.matching import box_iou_xywh
-from rar_mmdet.evaluation.records import FREQUENCIES, BoolArray, FloatArray, IntArray
+from rar_mmdet.scoring.annotations import FREQUENCIES, BoolArray, FloatArray, IntArray
+from rar_mmdet.scoring.matching import box_iou_xywh
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["ObjectOutcomes", "RecognitionReport", "judge_regions", "summarise"]

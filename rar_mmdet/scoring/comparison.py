@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rar_mmdet.evaluation.records import FREQUENCIES, FloatArray, IntArray
-from rar_mmdet.evaluation.sparse_eval import MatchedDetections, curves
+from rar_mmdet.scoring.annotations import FREQUENCIES, FloatArray, IntArray
+from rar_mmdet.scoring.sparse_eval import MatchedDetections, curves
 
 __all__ = ["Comparison", "Interval", "compare"]
 

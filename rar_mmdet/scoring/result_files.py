@@ -15,19 +15,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from rar_mmdet.errors import RarError
-from rar_mmdet.evaluation.records import Detections
+from rar_mmdet.errors import ResultFileError
+from rar_mmdet.scoring.annotations import Detections
 
-__all__ = ["ResultFileError", "read_results", "write_results"]
+__all__ = ["read_results", "write_results"]
 
 CHUNK_CHARS = 1 << 19  # about 4,000 records: their dictionaries are what costs memory
 LONGEST_RECORD = 1 << 24  # characters; a mask of that size would be a mistake
 RECORD_BREAK = re.compile(r"\}\s*,\s*(?=\{)")
 SPACE = re.compile(r"[\s,]*")
-
-
-class ResultFileError(RarError, ValueError):
-    """A result file is truncated, not a result file, or holds a record that cannot be scored."""
 
 
 def read_results(
