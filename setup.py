@@ -23,7 +23,10 @@ def data_files(folder: str) -> list[str]:
     return [str(p) for p in files if not any(part == "__pycache__" or part.startswith(".") for part in p.parts)]
 
 
-requirements = read_constant("rar_mmdet/_host.py", "REQUIREMENTS")
+def requirements(table: str) -> list[str]:
+    return [f"{name}{spec}" for name, spec in read_constant("rar_mmdet/_host.py", table).items()]
+
+
 setup(
     name="rar_mmdet",
     version=read_constant("rar_mmdet/__init__.py", "__version__"),
@@ -31,11 +34,12 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
-    # mmcv is left out: pip would build it in isolation, without torch and therefore without its ops.
-    # `import rar_mmdet` says what to type when it is missing.
-    install_requires=[f"{name}{spec}" for name, spec in requirements.items() if name != "mmcv"],
+    python_requires=read_constant("rar_mmdet/_host.py", "PYTHON"),
+    install_requires=requirements("CORE"),  # wheels only: no compiler
     extras_require={
+        # For environments that have mmcv, or a wheel of it: from its source pip builds it without torch and therefore
+        # without its ops. scripts/install.sh builds it rightly.
+        "mmdet": requirements("HOST"),
         "openai": ["openai>=2.25,<4"],
         "dev": [
             "pytest",
@@ -48,6 +52,7 @@ setup(
             "faster-coco-eval",
         ],
     },
+    entry_points={"console_scripts": ["rar-mmdet = rar_mmdet.cli:main"]},
     # configs, demo and tools travel as data under the package, with the same relative layout as in the checkout.
     packages=[
         *find_packages(include=["rar_mmdet", "rar_mmdet.*"]),

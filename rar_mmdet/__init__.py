@@ -1,13 +1,10 @@
 """RAR: retrieving and ranking augmented recognition of large vocabularies (arXiv 2403.13805) for MMDetection.
 
 `RegionRecognizer` is the whole method without MMDetection. The MMDetection components register themselves when a config
-names one of them with its scope, as in `type="rar_mmdet.RARRoIHead"`.
+names one of them with its scope, as in `type="rar_mmdet.RARRoIHead"`. Nothing happens at import.
 """
 
 from typing import TYPE_CHECKING, Any
-
-from rar_mmdet._host import check_host
-from rar_mmdet._lvis import patch_lvis
 
 if TYPE_CHECKING:
     from rar_mmdet.recognizer import RegionRecognizer
@@ -15,10 +12,6 @@ if TYPE_CHECKING:
 __all__ = ["RegionRecognizer", "__version__"]
 
 __version__ = "0.1.0"
-
-check_host()
-# MMDetection's LVISMetric fails in lvis 0.5.3 on current NumPy; this mends lvis alone, when and if it is imported.
-patch_lvis()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Nothing here imports a heavy package: versions come from package metadata, mmcv'
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -14,20 +15,19 @@ from packaging.specifiers import SpecifierSet
 
 from rar_mmdet.errors import HostError
 
-__all__ = ["REQUIREMENTS", "check_host"]
+__all__ = ["CORE", "HOST", "PYTHON", "check_host", "is_supported", "line_for"]
 
-# name on the package index -> supported range. setup.py reads this table; constraints.txt is the set that was run.
-REQUIREMENTS = {
+# setup.py reads these three; constraints.txt is the set that was run together.
+PYTHON = ">=3.11,<3.14"
+# What everything needs: name on the package index -> supported range.
+CORE = {
     "torch": ">=2.6,<2.12",
     "torchvision": ">=0.21,<0.27",
     "mmengine": ">=0.10.4,<0.11",
-    "mmcv": ">=2.0.0,<2.2",
-    "mmdet": ">=3.3,<3.4",
     "transformers": ">=5.16,<6",
     "open_clip_torch": ">=3.0,<4",
     "faiss-cpu": ">=1.8",
     "timm": ">=1.0",
-    "lvis": ">=0.5.3",
     "numpy": ">=1.24",
     "numba": ">=0.60",
     "pycocotools": ">=2.0.7",
@@ -40,13 +40,38 @@ REQUIREMENTS = {
     "tqdm": ">=4.60",
     "filelock": ">=3.12",
     "packaging": ">=22",
-    "setuptools": ">=68,<82",
 }
-# Checked at import: those whose wrong version fails late and unclearly.
+# What the MMDetection face needs besides: the extra `mmdet`.
+HOST = {
+    "mmcv": ">=2.0.0,<2.2",
+    "mmdet": ">=3.3,<3.4",
+    "lvis": ">=0.5.3",
+    "setuptools": ">=65,<82",
+}
+# Looked at before MMDetection is used: those whose wrong version fails late and unclearly.
 CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")
 
 
-def _mmcv_has_ops() -> bool:
+def is_supported(name: str, version: str) -> bool:
+    """Whether that version of a package lies in its range; a local part such as `+cu130` does not matter."""
+    return SpecifierSet((CORE | HOST)[name]).contains(version.split("+")[0], prereleases=True)
+
+
+def line_for(name: str, python: tuple[int, int] = sys.version_info[:2]) -> str:
+    """The line to type so that a package comes in a supported version."""
+    if name != "mmcv":
+        return f"pip install '{name}{(CORE | HOST)[name]}'"
+    if python >= (3, 13):  # where the setup.py of mmcv fails as it is
+        return 'VENV="$VIRTUAL_ENV" bash scripts/install.sh   (in a checkout of rar_mmdet; needs a C++ compiler)'
+    return (
+        "pip install 'setuptools<82' ninja && "
+        "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall --no-binary mmcv "
+        "mmcv==2.1.0   (needs a C++ compiler)"
+    )
+
+
+def mmcv_has_ops() -> bool:
+    """Whether the installed mmcv has its compiled extension; nothing is imported."""
     spec = importlib.util.find_spec("mmcv")
     folders = list(spec.submodule_search_locations or []) if spec else []
     return any(
@@ -57,9 +82,9 @@ def _mmcv_has_ops() -> bool:
 def check_host(
     version_of: Callable[[str], str] = metadata.version,
     has_module: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
-    mmcv_has_ops: Callable[[], bool] = _mmcv_has_ops,
+    mmcv_has_ops: Callable[[], bool] = mmcv_has_ops,
 ) -> None:
-    """Check the installed packages against `REQUIREMENTS`.
+    """Check that MMDetection can be used here: the installed packages against the supported ranges.
 
     Args:
         version_of: installed version of a package, `PackageNotFoundError` when absent.
@@ -71,22 +96,23 @@ def check_host(
     """
     problems = []
     for name in CHECKED:
-        supported = SpecifierSet(REQUIREMENTS[name])
-        fix = f"pip install '{name}{REQUIREMENTS[name]}' -c constraints.txt"
-        if name == "mmcv":
-            fix = "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv mmcv==2.1.0 (needs a C++ compiler)"
+        needed = f"{name}{(CORE | HOST)[name]}"
         try:
             found = version_of(name)
         except metadata.PackageNotFoundError:
-            problems.append(f"{name} is not installed, {name}{REQUIREMENTS[name]} is needed: {fix}")
+            problems.append(f"{name} is not installed, {needed} is needed: {line_for(name)}")
             continue
-        if not supported.contains(found.split("+")[0], prereleases=True):
-            problems.append(f"{name} {found} is installed, {name}{REQUIREMENTS[name]} is supported: {fix}")
+        if not is_supported(name, found):
+            problems.append(f"{name} {found} is installed, {needed} is supported: {line_for(name)}")
         elif name == "mmcv" and not mmcv_has_ops():
-            problems.append(f"mmcv {found} was built without its ops (mmcv._ext is missing): {fix} --force-reinstall")
+            problems.append(f"mmcv {found} was built without its ops (mmcv._ext is missing): {line_for(name)}")
     if not has_module("pkg_resources"):
         problems.append(
             "pkg_resources is gone (setuptools 82 dropped it, MMEngine needs it): pip install 'setuptools<82'"
         )
     if problems:
-        raise HostError("rar_mmdet cannot run on this installation:\n  " + "\n  ".join(problems))
+        raise HostError(
+            "MMDetection cannot be used here (RegionRecognizer, scoring and memories need none of it):\n  "
+            + "\n  ".join(problems)
+            + "\n`rar-mmdet doctor` looks at everything."
+        )

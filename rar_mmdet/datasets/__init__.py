@@ -1,5 +1,6 @@
 """Datasets and pipeline steps; importing this package registers them."""
 
+import rar_mmdet.registry  # noqa: F401  # first: it checks that MMDetection can be used here
 from rar_mmdet.datasets.transforms import (
     CropRegions,
     KeepOriginalImage,

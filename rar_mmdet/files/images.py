@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from rar_mmdet.errors import ImageReadError
+from rar_mmdet.files.opencv import cv2
 
 __all__ = ["check_complete", "read_image"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rar_mmdet.files.opencv import cv2
 from rar_mmdet.regions.background import Background
 from rar_mmdet.regions.kernels import axis_taps, resample_columns, resample_rows, sum_rows
 from rar_mmdet.regions.windows import WindowPlan, halving_taps
