@@ -97,7 +97,8 @@ def test_every_room_of_the_face_checks_the_host_first(room):
         "sys.modules['mmdet'] = None\n"
         f"import rar_mmdet.{room}"
     )
-    assert done.returncode == 1 and "HostError: MMDetection cannot be used here" in done.stderr, done.stderr
+    assert done.returncode == 1
+    assert "HostError: MMDetection cannot be used here" in done.stderr, done.stderr
     assert "mmdet is not installed, mmdet>=3.3,<3.4 is needed: pip install" in done.stderr
 
 
