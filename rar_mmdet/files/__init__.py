@@ -2,6 +2,20 @@
 
 from rar_mmdet.files.checkpoints import Checkpoint
 from rar_mmdet.files.images import read_image
-from rar_mmdet.files.vocabulary import read_vocabulary
+from rar_mmdet.files.vocabulary import (
+    check_same_vocabulary,
+    clean_name,
+    label_order,
+    read_vocabulary,
+    vocabulary_hash,
+)
 
-__all__ = ["Checkpoint", "read_image", "read_vocabulary"]
+__all__ = [
+    "Checkpoint",
+    "check_same_vocabulary",
+    "clean_name",
+    "label_order",
+    "read_image",
+    "read_vocabulary",
+    "vocabulary_hash",
+]

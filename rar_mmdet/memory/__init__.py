@@ -1,10 +1,10 @@
 """Category names and exemplars as vectors, searched for the closest categories."""
 
+from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_rgb, sample_exemplars
 from rar_mmdet.memory.index import IndexSpec
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
-from rar_mmdet.memory.names import clean_name
 from rar_mmdet.memory.templates import TEMPLATE_SETS, resolve_templates
 from rar_mmdet.memory.text import TextMemory
 

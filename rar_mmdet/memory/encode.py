@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.names import clean_name
 
 __all__ = ["PromptGroup", "TextEncoder", "encode_groups", "name_groups", "once", "text_entries"]
 

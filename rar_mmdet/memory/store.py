@@ -20,8 +20,8 @@ from torch import Tensor
 
 import rar_mmdet
 from rar_mmdet.errors import MemoryMismatchError, MissingAssetError
+from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.names import hash_names
 
 if TYPE_CHECKING:
     from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
@@ -154,7 +154,7 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
         "info": asdict(memory.info),
         "entries": {"text": texts, "image": len(own) - texts, "dim": memory.dim},
         "index": index,
-        "names_sha256": hash_names(memory.category_names),
+        "names_sha256": vocabulary_hash(memory.category_names),
         "category_names": list(memory.category_names),
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
     }

@@ -17,10 +17,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rar_mmdet.errors import MemoryMismatchError, MissingAssetError, VocabularyError
+from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.encode import PromptGroup, TextEncoder, encode_groups, name_groups, text_entries
 from rar_mmdet.memory.index import IndexSpec
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
-from rar_mmdet.memory.names import clean_name
 from rar_mmdet.memory.templates import resolve_templates
 
 __all__ = ["TextMemory", "default_cache_dir"]
