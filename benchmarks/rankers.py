@@ -227,7 +227,7 @@ def load_demo(split: str, limit: int | None) -> tuple[Any, Any, Any, dict[str, A
     from calibrate_ranker import collect
     from mmengine.config import Config
 
-    from rar_mmdet.models.components import build_recognizer
+    from rar_mmdet.components import build_recognizer
     from rar_mmdet.scoring import load_annotation_file
 
     annotations = load_annotation_file(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")

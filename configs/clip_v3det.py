@@ -8,7 +8,5 @@ model = dict(
         cropper={{_base_.cropper}},
         encoder={{_base_.encoder}},
         memory={{_base_.memory}},
-        shortlist_depth=300,
-        num_candidates=5,
     ),
 )

@@ -16,6 +16,7 @@ __all__ = [
     "RankerError",
     "RankerLoadError",
     "RarError",
+    "RecordFileError",
     "ResultFileError",
     "UnknownImageError",
     "VocabularyError",
@@ -92,3 +93,7 @@ class MetricConfigError(RarError, AssertionError):
 
 class DetectionError(RarError, ValueError):
     """A detector gave a score or box that is not a finite number, a label outside the vocabulary, or no mask."""
+
+
+class RecordFileError(RarError, ValueError):
+    """A file of region records is missing, cut off or holds something else."""

@@ -5,20 +5,27 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rar_mmdet.emission import Emission, can_reach, emit
+from rar_mmdet.emission import BestPerRegion, Emission
+from rar_mmdet.encoders import Encoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
+from rar_mmdet.files import clean_name, read_image, read_vocabulary
 from rar_mmdet.fusion import Fusion, LogLikFusion
-from rar_mmdet.memory import clean_name
-from rar_mmdet.regions import find_invalid_boxes
-from rar_mmdet.structures import Ranking, Recognition, RegionCrops, Shortlist
+from rar_mmdet.memory import MemorySource, Shortlister
+from rar_mmdet.rankers import Ranker
+from rar_mmdet.regions import RegionCropper, find_invalid_boxes
+from rar_mmdet.structures import ImageRegions, Ranking, Recognition, RegionCrops, Shortlist
 
 __all__ = ["RegionRecognizer", "crop_regions", "cropper_settings"]
 
@@ -34,14 +41,6 @@ def _warn_without_masks(background: str) -> None:
     )
 
 
-def crop_regions(cropper: Any, image: Any, boxes_xyxy: Tensor, masks: Any = None) -> Tensor:
-    """`cropper.crop`; warns, once in a process, when its background is made for masks and there are none."""
-    background = getattr(cropper, "background", None)
-    if masks is None and len(boxes_xyxy) and getattr(background, "uses_mask", False):
-        _warn_without_masks(type(background).__name__)
-    return cropper.crop(image, boxes_xyxy, masks=masks)
-
-
 def cropper_settings(cropper: Any) -> dict[str, str]:
     """Every setting of a cropper as text: equal where the settings are, in whatever process."""
     return {name: _as_text(value) for name, value in sorted(vars(cropper).items())}
@@ -54,81 +53,143 @@ def _as_text(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in cropper_settings(value).items())})"
 
 
-def _rows(values: Any, rows: Any) -> Any:
-    return None if values is None else values[rows]
+def crop_regions(cropper: RegionCropper, regions: ImageRegions) -> Tensor:
+    """(R, 3, S, S) uint8 crops; warns, once in a process, when the background is made for masks and there are none."""
+    if regions.masks is None and len(regions) and cropper.background.uses_mask:
+        _warn_without_masks(type(cropper.background).__name__)
+    if regions.image is None:
+        raise ConfigError(f"{regions.name or 'an image'} came without pixels, and its crops were not made ahead")
+    return cropper.crop(regions.image, regions.boxes_xyxy, masks=regions.masks)
 
 
 class RegionRecognizer:
     """Names for boxes: RAR (arXiv 2403.13805, Figure 2) over any vocabulary.
 
+    May be used from several threads at once.
+
     Args:
-        cropper: `RegionCropper` for what the encoder sees.
-        encoder: `OpenClipEncoder`, or anything with its methods.
-        memory: a `CategoryMemory`, or a recipe with `prepare(encoder, category_names)` that builds or loads one at
-            first use.
-        category_names: the vocabulary, in label order. Names are for prompts and people; identity is the index.
+        cropper: what the encoder sees; its `size` may be `None`, the encoder's own.
+        encoder: `OpenClipEncoder`, or any other `Encoder`.
+        memory: where categories are looked up: a recipe such as `TextMemory()`, built or loaded at the first
+            prediction, or a `CategoryMemory`.
+        category_names: the vocabulary, in label order: names, or the path of a names or annotation file. Names are for
+            prompts and people; identity is the index.
         ranker: re-orders the shortlist; `None` for retrieval only.
-        ranker_cropper: `RegionCropper` for what the ranker sees; `None`: `cropper`'s policies at the ranker's size.
+        ranker_cropper: what the ranker sees; `None`: `cropper`'s policies at the ranker's size.
         fusion: how both opinions become a score. `LogLikFusion()` when `None`.
-        emission: which pairs become detections.
-        shortlist_depth: N. At least `emission.max_per_image`, or detections that belong in the image's best are lost.
+        emission: which (region, category) pairs become detections. `BestPerRegion()`, a name for every region, when
+            `None`.
         num_candidates: K, the categories the ranker sees (5 in the paper, Table 5).
         on_bad_box: 'raise' or 'skip' (counted and reported) for boxes that are not finite, empty, inverted or outside.
+
+    Attributes:
         region_batch: regions cropped and encoded at a time; bounds memory.
+        counts: images, regions and skipped boxes so far.
+
+    Raises:
+        VocabularyError: there are no names.
+        ConfigError: the parts do not fit together.
     """
+
+    region_batch = 256
 
     def __init__(
         self,
         *,
-        cropper: Any,
-        encoder: Any,
-        memory: Any,
-        category_names: Sequence[str],
-        ranker: Any = None,
-        ranker_cropper: Any = None,
+        cropper: RegionCropper,
+        encoder: Encoder,
+        memory: MemorySource,
+        category_names: str | Path | Sequence[str],
+        ranker: Ranker | None = None,
+        ranker_cropper: RegionCropper | None = None,
         fusion: Fusion | None = None,
         emission: Emission | None = None,
-        shortlist_depth: int = 300,
         num_candidates: int = 5,
         on_bad_box: str = "raise",
-        region_batch: int = 256,
     ) -> None:
-        if not category_names:
+        names = [] if isinstance(category_names, Sequence) and not len(category_names) else category_names
+        if not names:
             raise VocabularyError("category_names is empty; give a list of names, a names file or an annotation file")
         if on_bad_box not in ("raise", "skip"):
-            raise ValueError(f"on_bad_box must be 'raise' or 'skip', got {on_bad_box!r}")
-        if num_candidates < 1 or shortlist_depth < num_candidates:
-            raise ValueError(
-                f"need 1 <= num_candidates <= shortlist_depth, got num_candidates={num_candidates} "
-                f"and shortlist_depth={shortlist_depth}"
-            )
-        most = getattr(ranker, "max_candidates", None)
+            raise ConfigError(f"on_bad_box must be 'raise' or 'skip', got {on_bad_box!r}")
+        if num_candidates < 1:
+            raise ConfigError(f"num_candidates must be at least 1, got {num_candidates}")
+        most = None if ranker is None else ranker.max_candidates
         if most is not None and num_candidates > most:
-            raise ValueError(f"num_candidates={num_candidates}, but this ranker can tell at most {most} apart")
-        self.cropper, self.encoder, self.ranker = cropper, encoder, ranker
-        self.category_names = list(category_names)
+            raise ConfigError(f"num_candidates={num_candidates}, but this ranker can tell at most {most} apart")
+        self.encoder, self.ranker, self.memory_source = encoder, ranker, memory
+        self.category_names = tuple(read_vocabulary(names))
         self.prompt_names = [clean_name(name) for name in self.category_names]
         self.fusion = fusion or LogLikFusion()
-        self.emission = emission or Emission()
-        self.shortlist_depth, self.num_candidates = shortlist_depth, num_candidates
-        self.on_bad_box, self.region_batch = on_bad_box, region_batch
+        self.emission = emission or BestPerRegion()
+        self.num_candidates, self.on_bad_box = num_candidates, on_bad_box
         self.counts: Counter[str] = Counter()
         self.device: torch.device | None = None
-        self._memory_recipe, self._memory = memory, None if hasattr(memory, "prepare") else memory
-        self._ranker_cropper = ranker_cropper
+        self._cropper, self._ranker_cropper = cropper, ranker_cropper
+        self._memory: Shortlister | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_config(cls, config: str | Path | Mapping[str, Any], vocabulary: Any = None) -> RegionRecognizer:
+        """The recogniser of a config file, with every part as the config says; nothing is loaded yet.
+
+        Args:
+            config: a config file with a `recognizer` somewhere in its model, or the dict of a recogniser.
+            vocabulary: names or a file of names instead of the config's.
+
+        Raises:
+            ConfigError: there is no recogniser in the config, or more than one, or a key is wrong.
+        """
+        from rar_mmdet.components import recognizer_of
+
+        return recognizer_of(config, vocabulary)
+
+    def with_vocabulary(self, category_names: str | Path | Sequence[str]) -> RegionRecognizer:
+        """The same recogniser for other names. Encoder and ranker are shared, so no weights are loaded again.
+
+        Raises:
+            MemoryMismatchError: at the first prediction, when `memory` was a ready memory and not a recipe.
+        """
+        other = RegionRecognizer(
+            cropper=self._cropper,
+            encoder=self.encoder,
+            memory=self.memory_source,
+            category_names=category_names,
+            ranker=self.ranker,
+            ranker_cropper=self._ranker_cropper,
+            fusion=self.fusion,
+            emission=self.emission,
+            num_candidates=self.num_candidates,
+            on_bad_box=self.on_bad_box,
+        )
+        other.device, other.region_batch = self.device, self.region_batch
+        return other
 
     @property
-    def memory(self) -> Any:
+    def shortlist_depth(self) -> int:
+        """N: what the emission may look at and the ranker may re-order."""
+        return max(self.emission.depth, self.num_candidates)
+
+    @property
+    def memory(self) -> Shortlister:
         """The category memory; built or loaded on first access."""
-        if self._memory is None:
-            self._memory = self._memory_recipe.prepare(self.encoder, self.category_names)
-        return self._memory
+        with self._lock:
+            if self._memory is None:
+                self._memory = self.memory_source.prepare(self.encoder, self.category_names)
+            return self._memory
 
     @property
-    def ranker_cropper(self) -> Any:
+    def cropper(self) -> RegionCropper:
+        """The cropper of the encoder; without a size of its own it has the encoder's."""
+        if self._cropper.size is None:
+            self._cropper = self._cropper.with_size(self.encoder.image_size)
+        return self._cropper
+
+    @property
+    def ranker_cropper(self) -> RegionCropper | None:
         """The cropper of the ranker, or `None` without a ranker."""
-        if self._ranker_cropper is None and self.ranker is not None:
-            self._ranker_cropper = self.cropper.with_size(self.ranker.crop_size)
+        if self.ranker is not None and (self._ranker_cropper is None or self._ranker_cropper.size is None):
+            self._ranker_cropper = (self._ranker_cropper or self.cropper).with_size(self.ranker.crop_size)
         return self._ranker_cropper
 
     def to(self, device: torch.device | str) -> RegionRecognizer:
@@ -136,73 +197,43 @@ class RegionRecognizer:
         self.device = torch.device(device)
         return self
 
-    def __call__(
-        self, image: np.ndarray | Tensor, boxes_xyxy: Any, box_scores: Any = None, masks: Any = None
-    ) -> Recognition:
+    def __call__(self, image: Any, boxes_xyxy: Any, box_scores: Any = None, masks: Any = None) -> Recognition:
         """Recognise the boxes of one image.
 
         Args:
-            image: (H, W, 3) uint8 RGB array or (3, H, W) uint8 tensor.
-            boxes_xyxy: (R, 4) numbers, original pixels.
+            image: a path, a PIL image, an (H, W, 3) RGB array, or a (3, H, W) uint8 RGB tensor.
+            boxes_xyxy: (R, 4) numbers, pixels of the original, upright image.
             box_scores: (R,) in [0, 1], the detector's confidence; `None` for given boxes.
             masks: (R, H, W) boolean masks of the boxes, for a cropper whose background keeps masks sharp.
 
         Raises:
+            ImageReadError: the image cannot be read.
             InvalidBoxError: a box is not finite, empty, inverted or outside the image.
         """
-        return self.recognize([image], [boxes_xyxy], None if box_scores is None else [box_scores], masks=[masks])[0]
+        name = str(image) if isinstance(image, str | Path) else ""
+        pixels = read_image(image) if isinstance(image, str | Path) else image
+        return self.recognize([ImageRegions(pixels, boxes_xyxy, box_scores, masks, name=name)])[0]
 
     @torch.inference_mode()
-    def recognize(
-        self,
-        images: Sequence[np.ndarray | Tensor | None],
-        boxes_xyxy: Sequence[Any],
-        box_scores: Sequence[Any] | None = None,
-        crops: Sequence[RegionCrops | None] | None = None,
-        masks: Sequence[Any] | None = None,
-    ) -> list[Recognition]:
-        """Recognise the boxes of several images; their crops share encoder and ranker batches.
+    def recognize(self, batch: Sequence[ImageRegions]) -> list[Recognition]:
+        """Recognise the regions of several images; their crops share encoder and ranker batches.
 
-        Args:
-            images: B images as in `__call__`; may be `None` where `crops` holds all that is needed.
-            boxes_xyxy: B times (R_b, 4).
-            box_scores: B times (R_b,) or `None`.
-            crops: B times crops made ahead for exactly these boxes, or `None`.
-            masks: B times (R_b, H_b, W_b) as in `__call__`, or `None`.
+        Precision is what encoder, memory and ranker were told: an autocast around this call has no effect.
 
         Raises:
-            InvalidBoxError: as in `__call__`, or another number of scores, crops or masks than of boxes.
+            InvalidBoxError: a box is not finite, empty, inverted or outside its image.
             ConfigError: crops were made with other settings than those of this recognizer's croppers.
         """
-        self._load()
-        crops = list(crops) if crops is not None else [None] * len(images)
-        masks = masks if masks is not None else [None] * len(images)
-        masks = [None if m is None else torch.as_tensor(m) for m in masks]
-        boxes = [torch.as_tensor(b, dtype=torch.float32).reshape(-1, 4).cpu() for b in boxes_xyxy]
-        given = (
-            [torch.ones(len(b)) for b in boxes]
-            if box_scores is None
-            else [torch.as_tensor(s, dtype=torch.float32).reshape(-1).cpu() for s in box_scores]
-        )
-        for i, image in enumerate(images):
-            self._check_settings(crops[i])
-            keep = self._good_boxes(i, image, boxes[i], given[i], crops[i], masks[i])
-            if keep is not None:
-                boxes[i], given[i] = boxes[i][keep], given[i][keep]
-                crops[i], masks[i] = _rows(crops[i], keep), _rows(masks[i], keep)
-        queries = self._encode(images, boxes, crops, masks)
-        shortlist = self.memory.search(queries, self.shortlist_depth)
-        shortlist = Shortlist(shortlist.category_ids.cpu(), shortlist.probs.cpu())
-        ranking = self._rank(images, boxes, given, crops, masks, shortlist)
-        fused = self.fusion(shortlist, ranking)
-        self.counts["images"] += len(images)
-        self.counts["regions"] += len(shortlist)
-        results, start = [], 0
-        for image_boxes, image_scores in zip(boxes, given, strict=True):
-            rows = slice(start, start + len(image_boxes))
-            start += len(image_boxes)
-            results.append(self._pack(image_boxes, image_scores, shortlist[rows], ranking, fused, rows))
-        return results
+        device = self._load()
+        with torch.autocast(device.type, enabled=False):
+            good = [self._good_regions(regions, index) for index, regions in enumerate(batch)]
+            found = self.memory.search(self._encode(good), self.shortlist_depth)
+            shortlist = Shortlist(found.category_ids.cpu(), found.probs.cpu().float())
+            ranking = self._rank(good, shortlist)
+            fused = self.fusion(shortlist, ranking)
+        with self._lock:
+            self.counts.update(images=len(good), regions=len(shortlist))
+        return [self._pack(regions, shortlist[rows], ranking[rows], fused[rows]) for regions, rows in _split(good)]
 
     def report(self, judge: bool = True) -> dict[str, Any]:
         """What was done so far: counts of images, regions, skipped boxes by reason, and the ranker's own report.
@@ -214,131 +245,127 @@ class RegionRecognizer:
             RankerError: more than its `max_fallback_rate` of the asked regions got no usable answer.
         """
         report: dict[str, Any] = dict(self.counts)
-        if judge and hasattr(self.ranker, "judge"):
-            self.ranker.judge()
-        if self.ranker is not None and hasattr(self.ranker, "report"):
+        if self.ranker is not None:
+            if judge:
+                self.ranker.judge()
             report["ranker"] = self.ranker.report()
         return report
 
-    def _load(self) -> None:
-        if self.device is None:
-            self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for part in (self.encoder, self.ranker):
-            if hasattr(part, "load"):
-                part.load(self.device)
-
-    def _check_settings(self, crops: RegionCrops | None) -> None:
-        if crops is None:
-            return
-        for name, made_with in (("cropper", crops.encoder_settings), ("ranker_cropper", crops.ranker_settings)):
-            if made_with is None or (name == "ranker_cropper" and self.ranker is None):
-                continue
-            own = cropper_settings(getattr(self, name))
-            different = [key for key in {**own, **made_with} if own.get(key) != made_with.get(key)]
-            if different:
+    def _load(self) -> torch.device:
+        """Load the parts, once; where they run."""
+        with self._lock:
+            if self.device is None:
+                self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self.encoder.load(self.device)
+            if self.ranker is not None:
+                self.ranker.load(self.device)
+            if self.cropper.size != self.encoder.image_size:
                 raise ConfigError(
-                    f"crops were made with another {name} than the recognizer's: "
-                    + "; ".join(f"{key}={made_with.get(key)} is not {own.get(key)}" for key in different)
-                    + f" (the recognizer's). Give CropRegions and the recognizer the same {name}=dict(...)"
+                    f"cropper.size={self.cropper.size}, but the encoder takes {self.encoder.image_size} px: crops "
+                    "would be resized once more. Leave `size` out of the cropper"
+                )
+            return self.device
+
+    def _good_regions(self, regions: ImageRegions, index: int) -> ImageRegions:
+        """The regions that can be cropped, checked against the image and against the settings of crops made ahead."""
+        if regions.crops is not None:
+            self._check_settings(regions.crops)
+        if regions.image_hw is None:
+            return regions
+        bad = find_invalid_boxes(regions.boxes_xyxy, regions.image_hw)
+        if not bad:
+            return regions
+        if self.on_bad_box == "raise":
+            first, (height, width) = min(bad), regions.image_hw
+            name = f"image {index} of the batch ({f'{regions.name}, ' if regions.name else ''}{width}x{height} px)"
+            raise InvalidBoxError(
+                f"{name}: {len(bad)} of {len(regions)} boxes cannot be cropped; box {first} = "
+                f"{regions.boxes_xyxy[first].tolist()}: {bad[first]}. Boxes are xyxy in pixels of the original image; "
+                "use on_bad_box='skip' to drop and count such boxes"
+            )
+        with self._lock:
+            # The reason without its particulars, such as the size of the photo.
+            self.counts.update(f"skipped box: {re.split(r'[:(]| the ', reason)[0].strip()}" for reason in bad.values())
+        return regions[torch.tensor([i for i in range(len(regions)) if i not in bad], dtype=torch.int64)]
+
+    def _check_settings(self, crops: RegionCrops) -> None:
+        pairs: list[tuple[str, Any, Any]] = [("cropper", crops.encoder_cropper, self.cropper)]
+        if self.ranker is not None:
+            pairs.append(("ranker_cropper", crops.ranker_cropper, self.ranker_cropper))
+        for name, made_with, own in pairs:
+            if made_with is not None and cropper_settings(made_with) != cropper_settings(own):
+                raise ConfigError(
+                    f"crops were made with another {name} than the recognizer's: {made_with} is not {own}. "
+                    f"Give CropRegions and the recognizer the same {name}=dict(...)"
                 )
 
-    def _good_boxes(
-        self, index: int, image: Any, boxes: Tensor, scores: Tensor, crops: RegionCrops | None, masks: Tensor | None
-    ) -> Tensor | None:
-        """Rows of the boxes that can be cropped, `None` for all; what goes with the boxes must be as many."""
-        ready = None if crops is None else crops.encoder
-        for name, rows in (("box_scores", scores), ("crops", ready), ("masks", masks)):
-            if rows is not None and len(rows) != len(boxes):
-                raise InvalidBoxError(f"image {index} of the batch: {len(boxes)} boxes but {len(rows)} {name}")
-        if image is None:
-            return None
-        image_hw = tuple(image.shape[:2]) if isinstance(image, np.ndarray) else tuple(image.shape[-2:])
-        bad = find_invalid_boxes(boxes, image_hw)
-        if not bad:
-            return None
-        if self.on_bad_box == "raise":
-            first = min(bad)
-            raise InvalidBoxError(
-                f"image {index} of the batch ({image_hw[1]}x{image_hw[0]} px): {len(bad)} of {len(boxes)} boxes cannot "
-                f"be cropped; box {first} = {boxes[first].tolist()}: {bad[first]}. Boxes are xyxy in pixels of the "
-                "original image; use on_bad_box='skip' to drop and count such boxes"
-            )
-        for reason in bad.values():
-            # The reason without its particulars, such as the size of the photo.
-            self.counts[f"skipped box: {re.split(r'[:(]| the ', reason)[0].strip()}"] += 1
-        return torch.tensor([i for i in range(len(boxes)) if i not in bad], dtype=torch.int64)
-
-    def _chunks(
-        self, cropper: Any, image: Any, boxes: Tensor, masks: Tensor | None, ready: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        for start in range(0, len(boxes), self.region_batch):
+    def _chunks(self, cropper: RegionCropper, regions: ImageRegions, ready: Tensor | None) -> Iterator[Tensor]:
+        """Crops of all regions of an image, `region_batch` at a time."""
+        for start in range(0, len(regions), self.region_batch):
             rows = slice(start, start + self.region_batch)
-            yield ready[rows] if ready is not None else crop_regions(cropper, image, boxes[rows], _rows(masks, rows))
+            yield crop_regions(cropper, regions[rows]) if ready is None else ready[rows]
 
-    def _encode(
-        self,
-        images: Sequence[Any],
-        boxes: list[Tensor],
-        crops: list[RegionCrops | None],
-        masks: list[Tensor | None],
-    ) -> Tensor:
-        """(R, D) unit vectors of all boxes of the batch; encoder batches are filled across images."""
-        vectors, pending, waiting = [], [], 0
-        for image, image_boxes, ready, kept in zip(images, boxes, crops, masks, strict=True):
-            for chunk in self._chunks(self.cropper, image, image_boxes, kept, ready.encoder if ready else None):
-                pending.append(chunk)
-                waiting += len(chunk)
-                if waiting >= self.region_batch:
+    def _encode(self, batch: Sequence[ImageRegions]) -> Tensor:
+        """(R, D) unit vectors of all regions of the batch; encoder batches are filled across images."""
+        vectors: list[Tensor] = []
+        pending: list[Tensor] = []
+        for regions in batch:
+            ready = None if regions.crops is None else regions.crops.encoder
+            for chunk in self._chunks(self.cropper, regions, ready):
+                # Crops made ahead lie in main memory, others where the image is.
+                pending.append(chunk.to(self.device))
+                if sum(map(len, pending)) >= self.region_batch:
                     vectors.append(self.encoder.encode_images(torch.cat(pending)))
-                    pending, waiting = [], 0
+                    pending = []
         if pending or not vectors:
             size = self.cropper.size
-            batch = torch.cat(pending) if pending else torch.zeros((0, 3, size, size), dtype=torch.uint8)
-            vectors.append(self.encoder.encode_images(batch))
+            empty = torch.zeros((0, 3, size, size), dtype=torch.uint8, device=self.device)
+            vectors.append(self.encoder.encode_images(torch.cat([empty, *pending])))
         return torch.cat(vectors)
 
-    def _rank(
-        self,
-        images: Sequence[Any],
-        boxes: list[Tensor],
-        box_scores: list[Tensor],
-        crops: list[RegionCrops | None],
-        masks: list[Tensor | None],
-        shortlist: Shortlist,
-    ) -> Ranking:
+    def _rank(self, batch: Sequence[ImageRegions], shortlist: Shortlist) -> Ranking:
         """Ask the ranker about the regions that can matter; the others keep retrieval order and count as skipped."""
         candidates = shortlist.head(self.num_candidates)
-        if self.ranker is None or len(shortlist) == 0:
+        cropper = self.ranker_cropper
+        if self.ranker is None or cropper is None or len(shortlist) == 0:
             return Ranking.identity(len(shortlist), candidates.depth)
-        ranker_crops, ask, start = [], [], 0
-        size = self.ranker_cropper.size
-        for image, image_boxes, scores, ready, kept in zip(images, boxes, box_scores, crops, masks, strict=True):
-            rows = slice(start, start + len(image_boxes))
-            start += len(image_boxes)
-            wanted = can_reach(shortlist[rows], self.num_candidates, scores, self.emission)
-            ask.append(wanted)
-            if ready is not None and ready.ranker is not None:
-                ranker_crops.append(ready.ranker)
-                continue
-            out = torch.zeros((len(image_boxes), 3, size, size), dtype=torch.uint8)
-            asked = self._chunks(self.ranker_cropper, image, image_boxes[wanted], _rows(kept, wanted))
-            parts = [c.cpu() for c in asked]
-            if parts:
-                out[wanted] = torch.cat(parts)
-            ranker_crops.append(out)
-        return self.ranker.rank(torch.cat(ranker_crops), candidates, self.prompt_names, ask=torch.cat(ask))
+        crops, asked = [], []
+        for regions, rows in _split(batch):
+            wanted = self.emission.can_reach(shortlist[rows], self.num_candidates, _scores_of(regions))
+            ready = None if regions.crops is None or regions.crops.ranker is None else regions.crops.ranker[wanted]
+            crops += [chunk.cpu() for chunk in self._chunks(cropper, replace(regions, crops=None)[wanted], ready)]
+            asked.append(wanted)
+        mask = torch.cat(asked)
+        if not mask.all():
+            with self._lock:
+                self.counts["not asked about"] += int((~mask).sum())
+        if not crops:
+            return Ranking.identity(len(shortlist), candidates.depth)
+        return self.ranker.rank(torch.cat(crops), candidates[mask], self.prompt_names).spread(mask)
 
-    def _pack(
-        self, boxes: Tensor, box_scores: Tensor, shortlist: Shortlist, ranking: Ranking, fused: Tensor, rows: slice
-    ) -> Recognition:
-        flat, scores = emit(fused[rows], shortlist.category_ids, boxes, box_scores, self.emission)
-        log_probs = None if ranking.log_probs is None else ranking.log_probs[rows]
+    def _pack(self, regions: ImageRegions, shortlist: Shortlist, ranking: Ranking, fused: Tensor) -> Recognition:
+        box_scores = _scores_of(regions)
+        emitted = self.emission.select(fused, shortlist.category_ids, regions.boxes_xyxy, box_scores)
         return Recognition(
-            boxes_xyxy=boxes,
+            boxes_xyxy=regions.boxes_xyxy,
             box_scores=box_scores,
             shortlist=shortlist,
-            ranking=Ranking(ranking.order[rows], log_probs, ranking.status[rows]),
-            scores=scores,
-            category_ids=shortlist.category_ids.flatten()[flat],
-            region_ids=flat // max(shortlist.depth, 1),
+            ranking=ranking,
+            fused=fused,
+            scores=emitted.scores,
+            category_ids=shortlist.category_ids[emitted.region_ids, emitted.columns],
+            region_ids=emitted.region_ids,
+            category_names=self.category_names,
         )
+
+
+def _scores_of(regions: ImageRegions) -> Tensor:
+    """(R,) box scores; ones when the boxes are given."""
+    return torch.ones(len(regions)) if regions.box_scores is None else regions.box_scores
+
+
+def _split(batch: Sequence[ImageRegions]) -> Iterator[tuple[ImageRegions, slice]]:
+    """Each image's regions with their rows among those of the batch."""
+    ends = np.cumsum([0, *map(len, batch)]).tolist()
+    for regions, (start, end) in zip(batch, pairwise(ends), strict=True):
+        yield regions, slice(start, end)

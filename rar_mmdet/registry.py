@@ -14,6 +14,7 @@ from mmdet import registry as mmdet_registry
 from mmengine.registry import Registry
 
 from rar_mmdet._lvis import patch_lvis
+from rar_mmdet.components import add_lookup
 
 __all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TASK_UTILS", "TRANSFORMS", "VISUALIZERS"]
 
@@ -21,9 +22,7 @@ __all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TASK_UTILS", "TRANSFORMS",
 patch_lvis()
 
 MODELS = Registry("model", parent=mmdet_registry.MODELS, scope="rar_mmdet", locations=["rar_mmdet.models"])
-TASK_UTILS = Registry(
-    "task util", parent=mmdet_registry.TASK_UTILS, scope="rar_mmdet", locations=["rar_mmdet.models.components"]
-)
+TASK_UTILS = Registry("task util", parent=mmdet_registry.TASK_UTILS, scope="rar_mmdet", locations=["rar_mmdet.models"])
 DATASETS = Registry("dataset", parent=mmdet_registry.DATASETS, scope="rar_mmdet", locations=["rar_mmdet.datasets"])
 TRANSFORMS = Registry(
     "transform", parent=mmdet_registry.TRANSFORMS, scope="rar_mmdet", locations=["rar_mmdet.datasets"]
@@ -33,3 +32,5 @@ HOOKS = Registry("hook", parent=mmdet_registry.HOOKS, scope="rar_mmdet", locatio
 VISUALIZERS = Registry(
     "visualizer", parent=mmdet_registry.VISUALIZERS, scope="rar_mmdet", locations=["rar_mmdet.visualization"]
 )
+
+add_lookup(TASK_UTILS.get)  # parts that users registered there can be named in a recognizer config

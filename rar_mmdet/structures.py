@@ -5,18 +5,29 @@ D embedding size, S crop side in pixels, M emitted detections.
 
 Words: `category_ids` are rows of the vocabulary, 0-based, and are MMDet's labels; `similarity` is a cosine;
 `probs` are a softmax over the *full* vocabulary; `box_scores` come from the detector; `scores` is what a metric reads.
-Boxes are `boxes_xyxy`, float32, in pixels of the original image unless a name says `input`.
+Boxes are `boxes_xyxy`, float32, in pixels of the original, upright image unless a name says `input`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist"]
+from rar_mmdet.errors import InvalidBoxError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = ["ImageRegions", "RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist", "as_boxes"]
+
+_SHOWN = 10  # regions that `str(recognition)` spells out
 
 
 class RankStatus(IntEnum):
@@ -66,6 +77,8 @@ class Ranking:
     order: Tensor  # (R, K) int64; each row a permutation of 0..K-1: columns of the shortlist, best first
     log_probs: Tensor | None  # (R, K) float32; column j is shortlist column j; logsumexp over a row is 0
     status: Tensor  # (R,) int64, values of RankStatus
+    replies: tuple[str | None, ...] | None = None  # R texts, where a model wrote one
+    label_mass: Tensor | None = None  # (R,) float32 in [0, 1]: probability the model gave to any label; NaN: not known
 
     def __post_init__(self) -> None:
         if self.order.ndim != 2 or self.order.dtype != torch.int64:
@@ -77,11 +90,29 @@ class Ranking:
             raise ValueError("Ranking.order: every row must be a permutation of 0..K-1")
         if self.log_probs is not None and self.log_probs.shape != self.order.shape:
             raise ValueError(f"Ranking.log_probs {tuple(self.log_probs.shape)} != order {tuple(self.order.shape)}")
-        if tuple(self.status.shape) != (num_regions,):
-            raise ValueError(f"Ranking.status must be ({num_regions},), got {tuple(self.status.shape)}")
+        for name, length in (("status", len(self.status)), ("replies", self._length(self.replies))):
+            if length not in (None, num_regions):
+                raise ValueError(f"Ranking.{name} must have {num_regions} entries, got {length}")
+        if self._length(self.label_mass) not in (None, num_regions):
+            raise ValueError(f"Ranking.label_mass must be ({num_regions},), got {self.label_mass}")
+
+    @staticmethod
+    def _length(values: Any) -> int | None:
+        return None if values is None else len(values)
 
     def __len__(self) -> int:
         return self.order.shape[0]
+
+    def __getitem__(self, regions: Tensor | slice) -> Ranking:
+        """The rows of the given regions (a slice, an index tensor or a boolean mask)."""
+        rows = torch.arange(len(self))[regions].tolist()
+        return Ranking(
+            self.order[regions],
+            None if self.log_probs is None else self.log_probs[regions],
+            self.status[regions],
+            None if self.replies is None else tuple(self.replies[row] for row in rows),
+            None if self.label_mass is None else self.label_mass[regions],
+        )
 
     @property
     def has_opinion(self) -> Tensor:
@@ -94,33 +125,23 @@ class Ranking:
         order = torch.arange(k).repeat(num_regions, 1)
         return Ranking(order, None, torch.full((num_regions,), int(status), dtype=torch.int64))
 
-
-@dataclass(frozen=True)
-class Recognition:
-    """Everything known about the regions of one image, and the detections emitted from them."""
-
-    boxes_xyxy: Tensor  # (R, 4) float32, original pixels: the boxes that were recognised
-    box_scores: Tensor  # (R,) float32 in [0, 1]; ones when the boxes are given
-    shortlist: Shortlist  # (R, N)
-    ranking: Ranking  # (R, K)
-    scores: Tensor  # (M,) float32, descending
-    category_ids: Tensor  # (M,) int64
-    region_ids: Tensor  # (M,) int64: which region each detection comes from
-
-    @property
-    def ranked_ids(self) -> Tensor:
-        """(R, K) int64: category ids of the candidates in the ranker's order."""
-        k = self.ranking.order.shape[1]
-        return self.shortlist.category_ids[:, :k].gather(1, self.ranking.order.to(self.shortlist.category_ids.device))
-
-    def top(self, category_names: list[str] | tuple[str, ...]) -> list[tuple[str, float]]:
-        """The best (name, score) of each region, in the order of the boxes."""
-        best: dict[int, tuple[str, float]] = {}
-        for region, category, score in zip(
-            self.region_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True
-        ):
-            best.setdefault(region, (category_names[category], score))
-        return [best.get(r, ("", 0.0)) for r in range(len(self.boxes_xyxy))]
+    def spread(self, asked: Tensor) -> Ranking:
+        """This ranking's rows at the places where `asked`, (R',) bool, is true; the others keep retrieval order."""
+        k, rows = self.order.shape[1], asked.nonzero()[:, 0]
+        whole = Ranking.identity(len(asked), k)
+        whole.order[rows], whole.status[rows] = self.order.cpu(), self.status.cpu()
+        log_probs = label_mass = replies = None
+        if self.log_probs is not None:
+            # Where nobody was asked every candidate is as likely: the row has no opinion and is not fused.
+            log_probs = torch.full((len(asked), k), -math.log(max(k, 1)))
+            log_probs[rows] = self.log_probs.cpu().float()
+        if self.label_mass is not None:
+            label_mass = torch.full((len(asked),), math.nan)
+            label_mass[rows] = self.label_mass.cpu().float()
+        if self.replies is not None:
+            by_row = dict(zip(rows.tolist(), self.replies, strict=True))
+            replies = tuple(by_row.get(row) for row in range(len(asked)))
+        return Ranking(whole.order, log_probs, whole.status, replies, label_mass)
 
 
 @dataclass(frozen=True)
@@ -129,11 +150,263 @@ class RegionCrops:
 
     encoder: Tensor  # (R, 3, S, S) uint8 RGB, for the encoder
     ranker: Tensor | None = None  # (R, 3, S', S') uint8 RGB, for the ranker; None: cropped when asked
-    # What they were cut with, by `cropper_settings`; a recognizer refuses crops cut otherwise. None: not known.
-    encoder_settings: dict[str, str] | None = None
-    ranker_settings: dict[str, str] | None = None
+    # The croppers they were cut with; a recognizer refuses crops cut otherwise. None: not known.
+    encoder_cropper: Any = None
+    ranker_cropper: Any = None
 
-    def __getitem__(self, regions: Tensor) -> RegionCrops:
+    def __post_init__(self) -> None:
+        if self.ranker is not None and len(self.ranker) != len(self.encoder):
+            raise ValueError(
+                f"RegionCrops: {len(self.encoder)} crops for the encoder, {len(self.ranker)} for the ranker"
+            )
+
+    def __len__(self) -> int:
+        return len(self.encoder)
+
+    def __getitem__(self, regions: Tensor | slice) -> RegionCrops:
         """The crops of the given regions."""
         ranker = None if self.ranker is None else self.ranker[regions]
         return replace(self, encoder=self.encoder[regions], ranker=ranker)
+
+    def to(self, *args: Any, **kwargs: Any) -> RegionCrops:
+        """As `Tensor.to`, for all crops."""
+        ranker = None if self.ranker is None else self.ranker.to(*args, **kwargs)
+        return replace(self, encoder=self.encoder.to(*args, **kwargs), ranker=ranker)
+
+
+def as_boxes(values: Any) -> Tensor:
+    """(R, 4) float32 boxes on the CPU, from a tensor, an array or nested lists; no boxes are (0, 4).
+
+    Raises:
+        InvalidBoxError: the shape is another, or a value is no number.
+    """
+    try:
+        boxes = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {_shortened(values)}: {error}") from error
+    if boxes.numel() == 0 and boxes.ndim <= 2:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        hint = {5: "; is the fifth column a score? Give boxes[:, :4] and box_scores=boxes[:, 4]"}
+        raise InvalidBoxError(
+            f"boxes_xyxy must have shape (R, 4): x1, y1, x2, y2 of each box; got {tuple(boxes.shape)}"
+            + ("; wrap a single box: [box]" if boxes.ndim == 1 else hint.get(boxes.shape[-1], ""))
+        )
+    return boxes
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@dataclass(frozen=True)
+class ImageRegions:
+    """What is to be recognised in one image. Lists and arrays are taken and turned into tensors.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB array or (3, H, W) uint8 tensor, upright; `None` where `crops` hold all that is
+            needed.
+        boxes_xyxy: (R, 4) float32 on the CPU, in pixels of the original, upright image.
+        box_scores: (R,) float32 in [0, 1], the detector's confidence; `None` when the boxes are given.
+        masks: (R, H, W) masks of the boxes, for a cropper whose background keeps masks sharp.
+        crops: crops made ahead for exactly these boxes.
+        name: what messages and records call the image, such as its file.
+
+    Raises:
+        InvalidBoxError: another shape of boxes, or another number of scores, masks or crops than of boxes; a score
+            that is not a number.
+    """
+
+    image: np.ndarray | Tensor | None
+    boxes_xyxy: Tensor
+    box_scores: Tensor | None = None
+    masks: Tensor | None = None
+    crops: RegionCrops | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"{self.name}: " if self.name else ""
+        try:
+            object.__setattr__(self, "boxes_xyxy", as_boxes(self.boxes_xyxy))
+        except InvalidBoxError as error:
+            raise InvalidBoxError(f"{where}{error}") from error
+        if self.box_scores is not None:
+            scores = torch.as_tensor(self.box_scores, dtype=torch.float32).detach().reshape(-1).cpu()
+            if scores.isnan().any():
+                row = int(scores.isnan().nonzero()[0])
+                raise InvalidBoxError(f"{where}box_scores[{row}] is not a number; expected confidences in [0, 1]")
+            object.__setattr__(self, "box_scores", scores)
+        if self.masks is not None:
+            object.__setattr__(self, "masks", torch.as_tensor(self.masks))
+        for what, rows in (("box_scores", self.box_scores), ("crops", self.crops), ("masks", self.masks)):
+            if rows is not None and len(rows) != len(self):
+                raise InvalidBoxError(f"{where}{len(self)} boxes but {len(rows)} {what}")
+
+    def __len__(self) -> int:
+        return len(self.boxes_xyxy)
+
+    def __getitem__(self, regions: Tensor | slice) -> ImageRegions:
+        """The given regions of the same image (a slice, an index tensor or a boolean mask)."""
+
+        def rows(values: Any) -> Any:
+            return None if values is None else values[regions]
+
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[regions],
+            box_scores=rows(self.box_scores),
+            masks=rows(self.masks),
+            crops=rows(self.crops),
+        )
+
+    @property
+    def image_hw(self) -> tuple[int, int] | None:
+        """Height and width in pixels; `None` without an image."""
+        if self.image is None:
+            return None
+        shape = self.image.shape[:2] if isinstance(self.image, np.ndarray) else self.image.shape[-2:]
+        return int(shape[0]), int(shape[1])
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Everything known about the regions of one image, and the detections emitted from them.
+
+    Scores are a softmax over the vocabulary, fused with the ranker's opinion: they say which of *these* names fits
+    best. A region that is none of them still gets a name.
+    """
+
+    boxes_xyxy: Tensor  # (R, 4) float32, original pixels: the boxes that were recognised
+    box_scores: Tensor  # (R,) float32 in [0, 1]; ones when the boxes are given
+    shortlist: Shortlist  # (R, N)
+    ranking: Ranking  # (R, K)
+    fused: Tensor  # (R, N) float32: score of each shortlist column after ranking
+    scores: Tensor  # (M,) float32, descending: the emitted detections
+    category_ids: Tensor  # (M,) int64
+    region_ids: Tensor  # (M,) int64: which region each detection comes from
+    category_names: tuple[str, ...]  # C names, in label order
+
+    def __post_init__(self) -> None:
+        num_regions, num_detections = len(self.boxes_xyxy), len(self.scores)
+        for name, rows in (("box_scores", self.box_scores), ("shortlist", self.shortlist), ("ranking", self.ranking)):
+            if len(rows) != num_regions:
+                raise ValueError(f"Recognition: {num_regions} boxes but {len(rows)} rows of {name}")
+        if self.fused.shape != self.shortlist.probs.shape:
+            raise ValueError(f"Recognition.fused {tuple(self.fused.shape)} != {tuple(self.shortlist.probs.shape)}")
+        if {len(self.category_ids), len(self.region_ids)} != {num_detections}:
+            raise ValueError("Recognition: scores, category_ids and region_ids must have the same length")
+
+    def __len__(self) -> int:
+        """R, the number of regions."""
+        return len(self.boxes_xyxy)
+
+    def __getitem__(self, regions: Tensor | Sequence[int] | slice) -> Recognition:
+        """The given regions and their detections."""
+        rows = torch.arange(len(self))[regions if isinstance(regions, slice) else torch.as_tensor(regions)]
+        place = torch.full((len(self),), -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows))
+        kept = place[self.region_ids.cpu()] >= 0
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[rows],
+            box_scores=self.box_scores[rows],
+            shortlist=self.shortlist[rows],
+            ranking=self.ranking[rows],
+            fused=self.fused[rows],
+            scores=self.scores[kept],
+            category_ids=self.category_ids[kept],
+            region_ids=place[self.region_ids[kept]],
+        )
+
+    @property
+    def ranked_ids(self) -> Tensor:
+        """(R, K) int64: category ids of the candidates in the ranker's order."""
+        k = self.ranking.order.shape[1]
+        return self.shortlist.category_ids[:, :k].gather(1, self.ranking.order.to(self.shortlist.category_ids.device))
+
+    def best(self, k: int = 1) -> Shortlist:
+        """The k best categories of each region by fused score; equal scores keep retrieval order."""
+        scores, columns = self.fused.sort(dim=1, descending=True, stable=True)
+        ids = self.shortlist.category_ids.gather(1, columns[:, :k])
+        return Shortlist(ids, scores[:, :k].clamp(0, 1))
+
+    @property
+    def best_ids(self) -> Tensor:
+        """(R,) int64: the best category of each region."""
+        return self.best().category_ids[:, 0]
+
+    @property
+    def best_scores(self) -> Tensor:
+        """(R,) float32 in [0, 1]: the fused score of each region's best category."""
+        return self.best().probs[:, 0]
+
+    @property
+    def best_names(self) -> list[str]:
+        """R names: the best of each region."""
+        return [self.category_names[i] for i in self.best_ids.tolist()]
+
+    @overload
+    def top(self) -> list[tuple[str, float]]: ...
+    @overload
+    def top(self, k: int) -> list[list[tuple[str, float]]]: ...
+
+    def top(self, k: int | None = None) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """(name, score) of each region's best category, in the order of the boxes; with `k` a list of its k best."""
+        if k is not None and (not isinstance(k, int) or k < 1):
+            raise ValueError(f"top(k): k must be a whole number of at least 1, got {_shortened(k)}")
+        best = self.best(k or 1)
+        rows = [
+            [(self.category_names[i], score) for i, score in zip(ids, scores, strict=True)]
+            for ids, scores in zip(best.category_ids.tolist(), best.probs.tolist(), strict=True)
+        ]
+        return [row[0] for row in rows] if k is None else rows
+
+    def filter(self, min_score: float) -> Recognition:
+        """The regions whose best fused score is at least `min_score`."""
+        return self[self.best_scores >= min_score]
+
+    def draw(self, image: Any, min_score: float = 0.0) -> PIL.Image.Image:
+        """The image with each region's box and best name on it, as a PIL image.
+
+        Args:
+            image: anything `rar_mmdet.files.read_image` takes: a path, an array, a PIL image.
+            min_score: regions below it are left out.
+        """
+        from rar_mmdet.drawing import draw_regions
+
+        kept = self.filter(min_score)
+        labels = [f"{name} {score:.0%}" for name, score in kept.top()]
+        return draw_regions(image, kept.boxes_xyxy, labels, kept.best_ids.tolist())
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The emitted detections as records of a COCO result file.
+
+        Args:
+            image_id: id of this image in the annotation file.
+            category_ids: C ids of the categories there, in label order; `None`: 1, 2, 3, ...
+        """
+        if category_ids is not None and len(category_ids) != len(self.category_names):
+            raise ValueError(f"to_coco: {len(category_ids)} category ids for {len(self.category_names)} names")
+        boxes = self.boxes_xyxy.cpu().double()[self.region_ids.cpu()]
+        boxes_xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": label + 1 if category_ids is None else category_ids[label],
+                "bbox": box,
+                "score": min(score, 1.0),
+            }
+            for label, box, score in zip(
+                self.category_ids.tolist(), boxes_xywh.tolist(), self.scores.tolist(), strict=True
+            )
+        ]
+
+    def __repr__(self) -> str:
+        lines = [f"Recognition of {len(self)} regions"]
+        for box, row in zip(self.boxes_xyxy[:_SHOWN].tolist(), self[:_SHOWN].top(2), strict=True):
+            corners = ", ".join(f"{v:.0f}" for v in box)
+            lines.append(f"  [{corners}]  " + ", ".join(f"{name} {score:.1%}" for name, score in row))
+        if len(self) > _SHOWN:
+            lines.append(f"  ... and {len(self) - _SHOWN} more")
+        return "\n".join(lines)

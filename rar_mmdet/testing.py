@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,10 @@ class FakeMemory:
     def __init__(self, *, vectors: Tensor, temperature: float = 0.05) -> None:
         self.vectors, self.temperature = vectors, temperature
         self.num_categories = len(vectors)
+
+    def prepare(self, encoder: Any, category_names: Sequence[str]) -> FakeMemory:
+        """This memory."""
+        return self
 
     def search(self, queries: Tensor, depth: int) -> Shortlist:
         """The `depth` most probable categories of each query."""

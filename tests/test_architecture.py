@@ -21,11 +21,14 @@ ALLOWED = {
     "emission": {"emission", "structures", "errors"},
     "scoring": {"scoring", *BASE},
     "testing": {"testing", *BASE},
-    "structures": {"structures", "errors"},
+    "structures": {"structures", "errors", "drawing"},  # drawing on demand, for `Recognition.draw`
+    "drawing": {"drawing", "files"},
+    "records": {"records", "structures", "errors"},
     "errors": set(),
     "_host": {"errors"},
-    "recognizer": {*STAGES, "fusion", "emission", "recognizer", *BASE},
-    "registry": {"_host", "_lvis"},
+    "recognizer": {*STAGES, "fusion", "emission", "recognizer", "components", *BASE},  # components on demand
+    "components": {*STAGES, "fusion", "emission", "recognizer", *BASE},
+    "registry": {"components", "_host", "_lvis"},
 }
 
 

@@ -10,7 +10,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 
-from rar_mmdet.models import build_component
+from rar_mmdet.components import build_component
 from rar_mmdet.models.testing import write_lvis_world
 from rar_mmdet.recognizer import cropper_settings
 
@@ -57,7 +57,7 @@ def on_tiny_world(config, ann_file):
         metric.ann_file = str(ann_file)
     recognizer = recognizer_of(config)
     recognizer.vocabulary = str(ann_file)
-    recognizer.encoder = ConfigDict(FAKE_ENCODER)
+    recognizer.encoder = ConfigDict(FAKE_ENCODER, image_size=recognizer.cropper.get("size", 224))
     recognizer.emission = ConfigDict(max_per_image=10, box_score_weight=0.5, nms_iou=0.5)
     if recognizer.get("ranker"):
         recognizer.ranker = ConfigDict(FAKE_RANKER)
@@ -76,8 +76,9 @@ def test_promised_configs_are_there():
 def test_masks_are_used_where_they_are_promised(world):
     config = on_tiny_world(Config.fromfile(ROOT / "clip_lvis_mask.py"), world)
     crops = DATASETS.build(config.test_dataloader.dataset)[0]["data_samples"].region_crops
-    assert crops.encoder_settings == cropper_settings(build_component(config.model.recognizer.cropper, "cropper"))
-    assert crops.encoder_settings["background"].startswith("BlurOutsideMask")
+    own = build_component(config.model.recognizer.cropper, "cropper", default_type="RegionCropper")
+    assert cropper_settings(crops.encoder_cropper) == cropper_settings(own)
+    assert crops.encoder_cropper.background.uses_mask
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -85,7 +86,7 @@ def test_parts_and_keys_exist(name):
     recognizer = recognizer_of(Config.fromfile(ROOT / name))
     for part in ("cropper", "ranker_cropper", "encoder", "memory", "ranker", "fusion", "emission"):
         if recognizer.get(part):
-            build_component(recognizer[part], part, default_type={"emission": "Emission"}.get(part))
+            build_component(recognizer[part], part, default_type={"emission": "TopPairs"}.get(part))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rar_mmdet.structures import Ranking, RankStatus, Recognition, Shortlist
+from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
 
@@ -48,14 +48,3 @@ def test_identity_ranking_has_no_opinion_and_takes_zero_regions():
     status = torch.tensor([RankStatus.OK, RankStatus.PARTIAL, RankStatus.FALLBACK, RankStatus.SKIPPED])
     ranking = Ranking(torch.arange(2).repeat(4, 1), None, status)
     assert ranking.has_opinion.tolist() == [True, True, False, False]
-
-
-def test_recognition_names_the_best_of_each_region():
-    shortlist = make_shortlist(2, 3, num_categories=3)
-    ranking = Ranking(torch.tensor([[2, 0, 1], [0, 1, 2]]), None, torch.zeros(2, dtype=torch.int64))
-    recognition = Recognition(
-        torch.zeros(2, 4), torch.ones(2), shortlist, ranking,
-        torch.tensor([0.9, 0.4, 0.1]), torch.tensor([2, 1, 0]), torch.tensor([1, 1, 0]),
-    )  # fmt: skip
-    assert [name for name, _ in recognition.top(["a", "b", "c"])] == ["a", "c"]
-    assert recognition.ranked_ids[0].tolist() == shortlist.category_ids[0, [2, 0, 1]].tolist()

@@ -92,7 +92,7 @@ def load_recognizer(
     """The recogniser of a config file and the recipe of its memory; nothing is loaded but the names."""
     from mmengine.config import Config, DictAction
 
-    from rar_mmdet.models.components import build_component, build_recognizer
+    from rar_mmdet.components import build_component, build_recognizer
 
     config = Config.fromfile(config_file)
     if options:

@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.emission import emit
+from rar_mmdet.components import asks_a_model, build_recognizer
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import MissingAssetError, RarError
 from rar_mmdet.fusion import LogLikFusion
-from rar_mmdet.models.components import asks_a_model, build_recognizer
 from rar_mmdet.rankers.calibration import (
     decisive_margin,
     fit_temperature,
@@ -119,12 +119,12 @@ def average_precision(regions: Regions, fused: Tensor, annotations: dict[str, An
         mine = torch.from_numpy(np.flatnonzero(regions.image_ids == image_id))
         ids = regions.shortlist.category_ids[mine]
         boxes = regions.boxes_xyxy[mine]
-        flat, scores = emit(fused[mine], ids, boxes, torch.ones(len(mine)), emission)
-        xyxy = boxes[flat // ids.shape[1]].double()
-        rows["image"].append(np.full(len(flat), image_id))
-        rows["category"].append(category_ids[ids.flatten()[flat].numpy()])
+        emitted = emission.select(fused[mine], ids, boxes, torch.ones(len(mine)))
+        xyxy = boxes[emitted.region_ids].double()
+        rows["image"].append(np.full(len(xyxy), image_id))
+        rows["category"].append(category_ids[ids[emitted.region_ids, emitted.columns].numpy()])
         rows["box"].append(torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1).numpy())
-        rows["score"].append(scores.double().numpy())
+        rows["score"].append(emitted.scores.double().numpy())
     detections = Detections(*(np.concatenate(rows[name]) for name in ("image", "category", "box", "score")))
     truth = GroundTruth.from_dataset(annotations, federated=True, image_ids=np.unique(regions.image_ids).tolist())
     return lvis_summary(evaluate(truth, detections, LVIS), truth)
@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if asks_a_model(settings.get("ranker")):
         settings["ranker"]["decisive_margin"] = None  # what is to be found must not decide what is asked
         settings["ranker"].setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
-    recognizer = build_recognizer(settings)
+    recognizer = build_recognizer(settings, default_emission=TopPairs())
     if recognizer.ranker is None or getattr(recognizer.ranker, "ask", None) in (None, "generate"):
         raise RarError(
             f"{args.config} has no ranker that gives log-probabilities; ask='likelihood', 'letter' or 'yesno'"

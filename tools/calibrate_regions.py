@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.emission import emit
+from rar_mmdet.components import build_recognizer
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
-from rar_mmdet.models.components import build_recognizer
 from rar_mmdet.recognizer import cropper_settings
 from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, NoBackground, find_invalid_boxes, read_image
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS, box_areas
@@ -143,18 +143,19 @@ class Scorer:
 
     def __call__(self, embeddings: Tensor) -> dict[str, float]:
         shortlist = self.recognizer.memory.search(embeddings, self.recognizer.shortlist_depth)
-        depth, boxes = shortlist.depth, torch.from_numpy(self.regions.boxes_xyxy).float()
+        boxes = torch.from_numpy(self.regions.boxes_xyxy).float()
         parts: list[tuple] = []
         for row, image_id in enumerate(self.regions.image_ids):
             mine = torch.from_numpy(np.flatnonzero(self.regions.image_of == row))
             found = shortlist[mine]
-            flat, scores = emit(
-                found.probs, found.category_ids, boxes[mine], torch.ones(len(mine)), self.recognizer.emission
+            emitted = self.recognizer.emission.select(
+                found.probs, found.category_ids, boxes[mine], torch.ones(len(mine))
             )
-            xyxy = self.regions.boxes_xyxy[mine][(flat // depth).numpy()]
+            xyxy = self.regions.boxes_xyxy[mine][emitted.region_ids.numpy()]
             xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-            category_ids = self.category_ids[found.category_ids.flatten()[flat].numpy()]
-            parts.append((np.full(len(flat), image_id), category_ids, xywh, scores.double().numpy()))
+            labels = found.category_ids[emitted.region_ids, emitted.columns]
+            category_ids = self.category_ids[labels.numpy()]
+            parts.append((np.full(len(labels), image_id), category_ids, xywh, emitted.scores.double().numpy()))
         detections = Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         summary = lvis_summary(evaluate(self.truth, detections, LVIS), self.truth)
         return {name: 100 * summary[name] for name in COLUMNS}
@@ -337,7 +338,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     annotation_file, images = training_set(config, args)
     keys, settings = find_recognizer(config, args.config)
     overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None}
-    recognizer = build_recognizer({**settings, **overrides})
+    recognizer = build_recognizer({**settings, **overrides}, default_emission=TopPairs())
     check_policies(recognizer.cropper, ".".join([*keys, "cropper"]))
     missing = recognizer.encoder.missing_assets()
     if missing:

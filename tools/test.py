@@ -26,9 +26,9 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from rar_mmdet.components import asks_a_model
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.models import RecognitionHook, collect_reports, missing_assets
-from rar_mmdet.models.components import asks_a_model
 
 EXIT_USER_ERROR = 2
 

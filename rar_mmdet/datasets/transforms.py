@@ -13,13 +13,13 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.structures.bbox import get_box_tensor
 
+from rar_mmdet.components import build_component
 from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.files.images import check_complete
-from rar_mmdet.models.components import build_component
-from rar_mmdet.recognizer import crop_regions, cropper_settings
+from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.registry import TRANSFORMS
-from rar_mmdet.structures import RegionCrops
+from rar_mmdet.structures import ImageRegions, RegionCrops
 
 __all__ = ["CropRegions", "KeepOriginalImage", "PackRecognitionInputs", "ProposalsFromAnnotations"]
 
@@ -144,11 +144,11 @@ class CropRegions(BaseTransform):
         image = np.ascontiguousarray(results.get("ori_img", results["img"])[..., ::-1])
         boxes, masks = torch.from_numpy(results["proposals"]), results.get("proposal_masks")
         if not find_invalid_boxes(boxes, image.shape[:2]):
-            crops = crop_regions(self.cropper, image, boxes, masks)
-            made = RegionCrops(crops, encoder_settings=cropper_settings(self.cropper))
-            if self.ranker_cropper is not None:
-                crops = crop_regions(self.ranker_cropper, image, boxes, masks)
-                made = replace(made, ranker=crops, ranker_settings=cropper_settings(self.ranker_cropper))
+            regions = ImageRegions(image, boxes, masks=masks)
+            made = RegionCrops(crop_regions(self.cropper, regions), encoder_cropper=self.cropper)
+            if self.ranker_cropper:
+                crops = crop_regions(self.ranker_cropper, regions)
+                made = replace(made, ranker=crops, ranker_cropper=self.ranker_cropper)
             results["region_crops"] = made
         return results
 

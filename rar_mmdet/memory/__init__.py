@@ -1,6 +1,7 @@
 """Category names and exemplars as vectors, searched for the closest categories."""
 
 from rar_mmdet.files.vocabulary import clean_name
+from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_rgb, sample_exemplars
 from rar_mmdet.memory.index import IndexSpec
@@ -15,6 +16,8 @@ __all__ = [
     "Exemplar",
     "IndexSpec",
     "MemoryInfo",
+    "MemorySource",
+    "Shortlister",
     "TEMPLATE_SETS",
     "TextMemory",
     "clean_name",

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rar_mmdet.errors import VocabularyError
+from rar_mmdet.errors import MemoryMismatchError, VocabularyError
+from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.exact import CategoryScorer, search_exactly
 from rar_mmdet.memory.index import FaissSearch, IndexSpec
@@ -101,6 +102,24 @@ class CategoryMemory:
             f"CategoryMemory({self.num_categories} categories, {texts} text and {len(self.entries) - texts} image "
             f"entries of {self.dim}, encoder {self.info.encoder})"
         )
+
+    def prepare(self, encoder: Any, category_names: Sequence[str]) -> CategoryMemory:
+        """This memory, once it is known to be of these names and this encoder.
+
+        Raises:
+            MemoryMismatchError: it is not.
+        """
+        if encoder.fingerprint != self.info.encoder:
+            raise MemoryMismatchError(
+                f"this memory was made by encoder {self.info.encoder}, the recogniser has {encoder.fingerprint}. "
+                "Use that encoder, or TextMemory() to build a memory by this one"
+            )
+        if [clean_name(name) for name in self.category_names] != [clean_name(name) for name in category_names]:
+            raise MemoryMismatchError(
+                f"this memory holds {self.num_categories} categories, the recogniser has {len(category_names)} other "
+                "names. Use TextMemory() to build a memory of these names"
+            )
+        return self
 
     @torch.inference_mode()
     def search(self, queries: Tensor, depth: int, temperature: float | None = None) -> Shortlist:

@@ -1,8 +1,8 @@
 """The MMDetection face; importing this package registers its models."""
 
 import rar_mmdet.registry  # noqa: F401  # first: it checks that MMDetection can be used here
+from rar_mmdet.components import build_component, build_recognizer
 from rar_mmdet.files.vocabulary import read_vocabulary
-from rar_mmdet.models.components import build_component, build_recognizer
 from rar_mmdet.models.detectors import ProposalRecognizer, RARDetector
 from rar_mmdet.models.hooks import RecognitionHook, collect_reports
 from rar_mmdet.models.preflight import missing_assets

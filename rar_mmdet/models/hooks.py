@@ -59,7 +59,7 @@ def judge_rankers(model: nn.Module) -> None:
     """
     for recognizer in find_recognizers(model):
         ranker = recognizer.ranker
-        if hasattr(ranker, "judge"):
+        if ranker is not None:
             ranker.judge(sum((Counter(counts) for counts in all_gather_object(dict(ranker.counts))), Counter()))
 
 

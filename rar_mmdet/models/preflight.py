@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.fileio import join_path
 from mmengine.utils import is_abs
 
-from rar_mmdet.models.components import build_component
+from rar_mmdet.components import build_component
 
 __all__ = ["missing_assets"]
 

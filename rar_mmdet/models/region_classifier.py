@@ -12,12 +12,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import nms
 
+from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import Emission
 from rar_mmdet.errors import ConfigError, InvalidBoxError
-from rar_mmdet.models.components import build_recognizer
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image
-from rar_mmdet.structures import RankStatus, Recognition
+from rar_mmdet.structures import ImageRegions, RankStatus, Recognition
 
 __all__ = ["RegionClassifier", "RegionSelection"]
 
@@ -71,12 +71,14 @@ class RegionClassifier:
     Args:
         recognizer: config of a `RegionRecognizer`, or the object.
         where: the path of that config, for errors.
-        emission: the emission when the config has none.
+        default_emission: the emission when the config has none.
         backend_args: MMEngine file backend of the vocabulary and of images that were not packed.
     """
 
-    def __init__(self, recognizer: Any, *, where: str, emission: Emission, backend_args: dict | None = None) -> None:
-        self.recognizer = build_recognizer(recognizer, where, emission, backend_args)
+    def __init__(
+        self, recognizer: Any, *, where: str, default_emission: Emission, backend_args: dict | None = None
+    ) -> None:
+        self.recognizer = build_recognizer(recognizer, where, default_emission, backend_args)
         self.backend_args = backend_args
 
     def __call__(
@@ -103,7 +105,12 @@ class RegionClassifier:
             for sample, ready, boxes in zip(samples, crops, boxes_xyxy, strict=True)
         ]
         try:
-            recognitions = self.recognizer.recognize(images, boxes_xyxy, box_scores, crops)
+            recognitions = self.recognizer.recognize(
+                [
+                    ImageRegions(image, boxes, None if box_scores is None else box_scores[i], crops=crops[i])
+                    for i, (image, boxes) in enumerate(zip(images, boxes_xyxy, strict=True))
+                ]
+            )
         except InvalidBoxError as error:
             names = ", ".join(f"{s.metainfo.get('img_id')} ({s.metainfo.get('img_path')})" for s in samples)
             raise InvalidBoxError(f"{error}. Images of this batch: {names}") from error

@@ -157,9 +157,7 @@ class AskingRanker(ABC):
         """The largest K it can rank; `None`: any."""
         return len(LETTERS) if self.prompt.has_letters else None
 
-    def rank(
-        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
-    ) -> Ranking:
+    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
         """See `Ranker.rank`.
 
         Raises:
@@ -167,7 +165,7 @@ class AskingRanker(ABC):
         """
         started = time.perf_counter()
         self._check_input(crops, shortlist)
-        rows = self._whom_to_ask(shortlist, ask).nonzero().flatten().tolist()
+        rows = self._whom_to_ask(shortlist).nonzero().flatten().tolist()
         shown, questions = self._questions(crops, shortlist, category_names, rows)
         answers = self._resolve(questions)
         ranking = self._interpret(len(shortlist), shortlist.depth, rows, shown, questions, answers)
@@ -238,10 +236,8 @@ class AskingRanker(ABC):
         ]
         return shown, questions
 
-    def _whom_to_ask(self, shortlist: Shortlist, ask: Tensor | None) -> Tensor:
-        wanted = torch.ones(len(shortlist), dtype=torch.bool) if ask is None else ask.to("cpu", torch.bool).clone()
-        if wanted.shape != (len(shortlist),):
-            raise ValueError(f"ask must have one entry for each of {len(shortlist)} regions, got {tuple(wanted.shape)}")
+    def _whom_to_ask(self, shortlist: Shortlist) -> Tensor:
+        wanted = torch.ones(len(shortlist), dtype=torch.bool)
         if shortlist.depth < 2:
             wanted[:] = False  # nothing to order
         elif self.decisive_margin is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -15,23 +17,43 @@ __all__ = ["IdentityRanker", "Ranker", "ScriptedRanker"]
 
 
 class Ranker(Protocol):
-    """Re-orders the K candidates of each region. A plain object that loads at the first prediction."""
+    """Re-orders the K candidates of each region. A plain object that loads at the first prediction.
 
-    @property
-    def crop_size(self) -> int:
-        """S, the side in pixels of the crops it wants."""
-        ...
+    Inherit from it and write `rank`; the other members have answers that suit a ranker without files.
+    """
 
-    def rank(
-        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
-    ) -> Ranking:
+    crop_size: int  # S, the side in pixels of the crops it wants
+    max_candidates: int | None = None  # the largest K it can rank; `None`: any
+    counts: Mapping[str, int] = MappingProxyType({})  # what `judge` looks at, of this process
+
+    def missing_assets(self) -> list[str]:
+        """What has to be fetched before it can run, one line each."""
+        return []
+
+    def load(self, device: torch.device | str | None = None) -> None:
+        """Say where it is to run."""
+
+    def report(self) -> dict[str, Any]:
+        """What was done so far, to be stored with the results."""
+        return {}
+
+    def judge(self, counts: Mapping[str, int] | None = None) -> None:
+        """Refuse results that are not the ranker's; by default there is no ground to.
+
+        Args:
+            counts: of all processes; `None` for this one's.
+
+        Raises:
+            RankerError: too many answers were unusable.
+        """
+
+    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
         """An order of the shortlist's K columns for each region.
 
         Args:
             crops: (R, 3, S, S) uint8 RGB, on the CPU.
             shortlist: K candidates per region, best first.
             category_names: prompt name of every category of the vocabulary, by index.
-            ask: (R,) bool; regions that are `False` are skipped and keep retrieval order. `None` asks about all.
 
         Returns:
             Ranking of shape (R, K); `log_probs` column j belongs to shortlist column j, logsumexp of a row is 0.
@@ -39,22 +61,13 @@ class Ranker(Protocol):
         ...
 
 
-class IdentityRanker:
+class IdentityRanker(Ranker):
     """Keeps retrieval order; the ablation that leaves ranking out."""
 
     def __init__(self, *, crop_size: int = 224) -> None:
         self.crop_size = crop_size
 
-    def missing_assets(self) -> list[str]:
-        """Nothing to download."""
-        return []
-
-    def load(self, device: torch.device | str | None = None) -> None:
-        """Nothing to load."""
-
-    def rank(
-        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
-    ) -> Ranking:
+    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
         """Every region is skipped."""
         return Ranking.identity(len(shortlist), shortlist.depth)
 
@@ -63,7 +76,7 @@ class IdentityRanker:
         return {"ask": "identity"}
 
 
-class ScriptedRanker:
+class ScriptedRanker(Ranker):
     """Reads prepared replies instead of asking a model, in turn and from the start again; for tests.
 
     Args:
@@ -75,28 +88,18 @@ class ScriptedRanker:
         if isinstance(replies, str) or not replies:
             raise ValueError(f"ScriptedRanker.replies must be a non-empty list of texts, got {replies!r}")
         self.replies, self.crop_size = list(replies), crop_size
-        self.counts = {status.name.lower(): 0 for status in RankStatus}
+        self.counts: Counter[str] = Counter({status.name.lower(): 0 for status in RankStatus})
         self._turn = 0
 
-    def missing_assets(self) -> list[str]:
-        """Nothing to download."""
-        return []
-
-    def load(self, device: torch.device | str | None = None) -> None:
-        """Nothing to load."""
-
-    def rank(
-        self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], ask: Tensor | None = None
-    ) -> Ranking:
-        """Parse the next reply for every region that is asked about."""
+    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
+        """Parse the next reply for every region."""
         ranking = Ranking.identity(len(shortlist), shortlist.depth)
         order, status = ranking.order, ranking.status
         for row, ids in enumerate(shortlist.category_ids.tolist()):
-            if ask is None or ask[row]:
-                reply = self.replies[self._turn % len(self.replies)]
-                self._turn += 1
-                parsed = parse_ranking(reply, [category_names[i] for i in ids])
-                order[row], status[row] = torch.tensor(parsed.order, dtype=torch.int64), int(parsed.status)
+            reply = self.replies[self._turn % len(self.replies)]
+            self._turn += 1
+            parsed = parse_ranking(reply, [category_names[i] for i in ids])
+            order[row], status[row] = torch.tensor(parsed.order, dtype=torch.int64), int(parsed.status)
             self.counts[RankStatus(int(status[row])).name.lower()] += 1
         return Ranking(order, None, status)
 

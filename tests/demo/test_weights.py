@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from world import CLASS_NAMES
 
 import rar_mmdet.rankers.tiny_vision  # noqa: F401  registers the ranker's vision tower with transformers
-from rar_mmdet.models.components import build_component
+from rar_mmdet.components import build_component
 from rar_mmdet.rankers.asking import DEFAULT_PROMPTS
 
 CROPS = 60

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rar_mmdet import registry
+from rar_mmdet.components import build_component
 from rar_mmdet.errors import RankerError
-from rar_mmdet.models.components import build_component
 from rar_mmdet.rankers import Answer, AskingRanker, IdentityRanker, ScriptedRanker, TransformersRanker
 from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
@@ -86,18 +86,16 @@ def test_permuting_the_shortlist_permutes_the_answer(ask):
         assert torch.equal(one[:, permutation], other)
 
 
-def test_who_is_not_asked_keeps_retrieval_order():
-    shortlist = make_shortlist(8, 4, 8)
-    ask = torch.tensor([True, False] * 4)
-    ranker = NoisyRanker()
-    ranking = ranker.rank(crops(8), shortlist, NAMES, ask=ask)
-    assert (ranking.status[~ask] == RankStatus.SKIPPED).all()
-    assert torch.equal(ranking.order[~ask], torch.arange(4).repeat(4, 1))
-    assert torch.allclose(ranking.log_probs[~ask].exp(), torch.full((4, 4), 0.25))
-    assert (ranking.status[ask] == RankStatus.OK).all()
+def test_a_region_alone_gets_what_it_gets_among_others():
+    shortlist, ask = make_shortlist(8, 4, 8), torch.tensor([True, False] * 4)
     everyone = NoisyRanker(batch_size=1).rank(crops(8), shortlist, NAMES)
-    alone = NoisyRanker(batch_size=1).rank(crops(8), shortlist, NAMES, ask=ask)
-    assert torch.equal(everyone.log_probs[ask], alone.log_probs[ask])
+    alone = NoisyRanker(batch_size=1).rank(crops(8)[ask], shortlist[ask], NAMES)
+    assert torch.equal(everyone.log_probs[ask], alone.log_probs)
+    spread = alone.spread(ask)
+    assert (spread.status[~ask] == RankStatus.SKIPPED).all()
+    assert torch.equal(spread.order[~ask], torch.arange(4).repeat(4, 1))
+    assert torch.allclose(spread.log_probs[~ask].exp(), torch.full((4, 4), 0.25))
+    assert torch.equal(spread[ask].order, alone.order)
 
 
 def test_decisive_margin_skips_and_counts():
@@ -374,8 +372,6 @@ def test_crops_must_match_the_shortlist():
         NoisyRanker().rank(crops(2), make_shortlist(3, 4, 8), NAMES)
     with pytest.raises(ValueError, match=r"crops must be \(2, 3, S, S\) uint8"):
         NoisyRanker().rank(crops(2)[..., :-1], make_shortlist(2, 4, 8), NAMES)
-    with pytest.raises(ValueError, match="ask must have one entry for each of 2 regions"):
-        NoisyRanker().rank(crops(2), make_shortlist(2, 4, 8), NAMES, ask=torch.tensor([True]))
     with pytest.raises(ValueError, match=r"crops must be \(3, 3, S, S\) uint8"):
         NoisyRanker(ask="yesno").evidence(crops(2), make_shortlist(3, 4, 8), NAMES)
 
@@ -391,9 +387,9 @@ def test_identity_and_scripted_rankers():
     identity = IdentityRanker().rank(crops(3), shortlist, NAMES)
     assert (identity.status == RankStatus.SKIPPED).all()
     best_last = [f"['{NAMES[int(row[-1])]}']" for row in shortlist.category_ids]
-    scripted = ScriptedRanker(replies=best_last).rank(crops(3), shortlist, NAMES, ask=torch.tensor([True, True, False]))
-    assert scripted.order[:, 0].tolist() == [3, 3, 0]
-    assert scripted.status.tolist() == [RankStatus.PARTIAL, RankStatus.PARTIAL, RankStatus.SKIPPED]
+    scripted = ScriptedRanker(replies=best_last).rank(crops(3)[:2], shortlist[:2], NAMES)
+    assert scripted.order[:, 0].tolist() == [3, 3]
+    assert scripted.status.tolist() == [RankStatus.PARTIAL, RankStatus.PARTIAL]
     with pytest.raises(ValueError, match="replies must be a non-empty list"):
         ScriptedRanker(replies="text")
     assert len(ScriptedRanker(replies=["x"]).rank(crops(0), make_shortlist(0, 4), NAMES)) == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rar_mmdet.emission import Emission
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import RarError
 from rar_mmdet.structures import Ranking, Shortlist
 
@@ -83,9 +83,9 @@ def test_an_oracle_gets_all_the_weight_and_full_top1(tool, world):
 def test_ap_of_the_truth_is_one(tool, world):
     regions, annotations = world
     certain = (regions.shortlist.category_ids == regions.truth[:, None]).float()
-    summary = tool.average_precision(regions, certain, annotations, Emission(max_per_image=300))
+    summary = tool.average_precision(regions, certain, annotations, TopPairs(max_per_image=300))
     assert summary["AP"] == pytest.approx(1.0)
-    retrieval = tool.average_precision(regions, regions.shortlist.probs, annotations, Emission(max_per_image=300))
+    retrieval = tool.average_precision(regions, regions.shortlist.probs, annotations, TopPairs(max_per_image=300))
     assert retrieval["AP"] < 1.0
 
 

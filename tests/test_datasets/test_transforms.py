@@ -121,8 +121,8 @@ class TestCropRegions:
         boxes = make_boxes(3)[[0, 2]]
         assert torch.equal(found["region_crops"].encoder, RegionCropper(size=32).crop(make_image(60, 80), boxes))
         assert torch.equal(found["region_crops"].ranker, RegionCropper(size=24).crop(make_image(60, 80), boxes))
-        assert found["region_crops"].encoder_settings == cropper_settings(RegionCropper(size=32))
-        assert found["region_crops"].ranker_settings == cropper_settings(RegionCropper(size=24))
+        assert cropper_settings(found["region_crops"].encoder_cropper) == cropper_settings(RegionCropper(size=32))
+        assert cropper_settings(found["region_crops"].ranker_cropper) == cropper_settings(RegionCropper(size=24))
         sample = PackRecognitionInputs()(found)["data_samples"]
         assert sample.region_crops is found["region_crops"]
         assert "ori_img" not in sample

@@ -28,7 +28,7 @@ def test_recognizers_are_found_and_their_counts_added():
     config.roi_head.update(type="rar_mmdet.RARRoIHead", recognizer=fake_recognizer(["a", "b", "c"]))
     config.test_cfg.rpn.max_per_img = 5
     model = MODELS.build(config).eval()
-    assert next(find_recognizers(model)).category_names == ["a", "b", "c"]
+    assert next(find_recognizers(model)).category_names == ("a", "b", "c")
     with torch.no_grad():
         samples = model.test_step(make_batch([(60, 80), (90, 70)]))
     report = collect_reports(model)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from rar_mmdet.emission import Emission
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
 from rar_mmdet.models import RegionClassifier, RegionSelection
 from rar_mmdet.models.frames import ImageFrame
@@ -18,7 +18,7 @@ FRAME = ImageFrame((1.0, 1.0), None, (60, 80))
 
 
 def classifier(**changes):
-    return RegionClassifier(fake_recognizer(NAMES, **changes), where="recognizer", emission=Emission())
+    return RegionClassifier(fake_recognizer(NAMES, **changes), where="recognizer", default_emission=TopPairs())
 
 
 class TestSelection:

@@ -85,7 +85,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scale=dict(type='AreaScale', bounds=(900, 6400)), "
         "background=dict(type='BlurBackground', feather=3)), encoder=dict(type='OpenClipEncoder', "
         "model=r'local-dir:{r}/clip'), memory=dict(type='TextMemory', cache_dir=r'{r}/cache'), num_candidates=2, "
-        "shortlist_depth=4, ranker=dict(type='NeverBuilt')))\n"
+        "ranker=dict(type='NeverBuilt')))\n"
         "test_dataloader = dict(dataset=dict(data_root=r'{r}', ann_file='ann_test.json'))\n".replace("{r}", str(root))
     )
     return root

@@ -25,7 +25,7 @@ def load(name: str, path: Path) -> ModuleType:
 
 ROOT = Path(__file__).parents[2]
 score = load("score_tool", ROOT / "tools" / "score.py")
-worlds = load("evaluation_worlds", ROOT / "tests" / "evaluation" / "conftest.py")
+worlds = load("scoring_oracles", ROOT / "tests" / "scoring_oracles.py")
 
 
 @pytest.fixture

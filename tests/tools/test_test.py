@@ -193,8 +193,8 @@ class TestBadInput:
         assert "000003.png" in said
 
     def test_misspelt_key(self, tool, boxes_config, capsys):
-        assert run(tool, boxes_config, "--cfg-options", "model.recognizer.shortlist_dept=5") == 2
-        assert "has no key 'shortlist_dept'; did you mean 'shortlist_depth'" in capsys.readouterr().err
+        assert run(tool, boxes_config, "--cfg-options", "model.recognizer.num_candidate=5") == 2
+        assert "has no key 'num_candidate'; did you mean 'num_candidates'" in capsys.readouterr().err
 
     def test_vocabulary_of_another_dataset(self, tool, boxes_config, capsys):
         Path("names.txt").write_text("cat\ndog\nbird\nfish\n")

@@ -8,7 +8,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.structures import SampleList
 from torch import Tensor
 
-from rar_mmdet.emission import Emission
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
 from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
 from rar_mmdet.models.frames import ImageFrame
@@ -36,7 +36,7 @@ class ProposalRecognizer(BaseDetector):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or {"type": "mmengine.BaseDataPreprocessor"})
         self.classifier = RegionClassifier(
-            recognizer, where="model.recognizer", emission=Emission(), backend_args=backend_args
+            recognizer, where="model.recognizer", default_emission=TopPairs(), backend_args=backend_args
         )
         self.anchor = DistributedAnchor()
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from torch import Tensor
 
-from rar_mmdet.emission import Emission
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
 from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
 from rar_mmdet.models.frames import ImageFrame
@@ -87,7 +87,7 @@ class RARDetector(BaseDetector):
         self.classifier = RegionClassifier(
             recognizer,
             where="model.recognizer",
-            emission=Emission(max_per_image=300, box_score_weight=0.5, nms_iou=0.5),
+            default_emission=TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5),
             backend_args=backend_args,
         )
         try:

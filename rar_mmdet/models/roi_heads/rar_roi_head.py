@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from rar_mmdet.emission import Emission
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
 from rar_mmdet.models.anchor import DistributedAnchor
 from rar_mmdet.models.frames import ImageFrame
@@ -24,7 +24,7 @@ from rar_mmdet.registry import MODELS
 __all__ = ["RARCascadeRoIHead", "RARRoIHead"]
 
 # (s * objectness)^0.5 and per-class NMS 0.5, as RegionCLIP and Detic do; 300 detections is what LVIS scores.
-_EMISSION = Emission(max_per_image=300, box_score_weight=0.5, nms_iou=0.5)
+_EMISSION = TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5)
 _CLASSIFICATION_KEYS = ("fc_cls", "cls_convs", "cls_fcs")
 # What a refinement stage is: rois (R, 5) in the input frame -> the stock head's results; and the head.
 _Stage = tuple[Callable[[Tensor], dict], Any]
@@ -50,7 +50,7 @@ class _RecognitionMixin:
         self, recognizer: Any, selection: dict | None, box_refinement: bool, backend_args: dict | None
     ) -> None:
         self.classifier = RegionClassifier(
-            recognizer, where="model.roi_head.recognizer", emission=_EMISSION, backend_args=backend_args
+            recognizer, where="model.roi_head.recognizer", default_emission=_EMISSION, backend_args=backend_args
         )
         try:
             self.selection = RegionSelection(**(selection or {}))

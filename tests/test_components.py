@@ -1,19 +1,18 @@
 import pytest
 
 from rar_mmdet import fusion
-from rar_mmdet.emission import Emission
+from rar_mmdet.components import build_component, build_recognizer, register
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError
-from rar_mmdet.models import build_component, build_recognizer
 from rar_mmdet.models.testing import FakeRanker, fake_recognizer
 from rar_mmdet.regions import AreaScale, RegionCropper
-from rar_mmdet.registry import TASK_UTILS
 
 NAMES = ["cat", "dog", "bird", "fish"]
 
 
 def test_every_exported_fusion_is_a_config_type():
-    for name in ("LogLikFusion", "RankFusion", "PermuteFusion", "Emission"):
-        assert TASK_UTILS.get(name) is getattr(fusion, name)
+    for name in ("LogLikFusion", "RankFusion", "PermuteFusion"):
+        assert isinstance(build_component({"type": name}, "fusion"), getattr(fusion, name))
 
 
 def test_nested_dicts_are_built():
@@ -23,22 +22,44 @@ def test_nested_dicts_are_built():
     assert isinstance(cropper.scale, AreaScale)
 
 
+def test_a_class_registered_with_mmdetection_is_found():
+    from rar_mmdet.registry import TASK_UTILS
+
+    TASK_UTILS.register_module(name="RankerOfAUser", module=FakeRanker, force=True)
+    assert isinstance(build_component({"type": "RankerOfAUser"}, "ranker"), FakeRanker)
+
+
+def test_a_class_registered_by_its_name():
+    class MyEncoder:
+        pass
+
+    register(MyEncoder)
+    assert isinstance(build_component({"type": "MyEncoder"}, "encoder"), MyEncoder)
+
+
+def test_a_path_whose_module_lacks_a_package_says_so(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="importing needs_more fails, there is no module 'not_there_at_all'"):
+        build_component({"type": "needs_more.Encoder"}, "encoder")
+
+
 def test_a_class_by_its_path():
     assert isinstance(build_component({"type": "rar_mmdet.models.testing.FakeRanker"}, "ranker"), FakeRanker)
 
 
 def test_recognizer_from_config():
     recognizer = build_recognizer(fake_recognizer(NAMES, fusion={"type": "RankFusion", "beta": 0.2}))
-    assert recognizer.category_names == NAMES
+    assert list(recognizer.category_names) == NAMES
     assert recognizer.fusion == fusion.RankFusion(0.2)
     assert isinstance(recognizer.ranker, FakeRanker)
 
 
 def test_emission_of_the_config_wins_over_the_models():
-    default = Emission(max_per_image=7)
-    assert build_recognizer(fake_recognizer(NAMES), emission=default).emission == default
+    default = TopPairs(max_per_image=7)
+    assert build_recognizer(fake_recognizer(NAMES), default_emission=default).emission == default
     config = fake_recognizer(NAMES, emission={"max_per_image": 3})
-    assert build_recognizer(config, emission=default).emission == Emission(max_per_image=3)
+    assert build_recognizer(config, default_emission=default).emission == TopPairs(max_per_image=3)
 
 
 def test_the_config_is_not_changed():
@@ -73,7 +94,7 @@ def test_the_config_is_not_changed():
             r"model\.recognizer\.fusion: RankFusion refuses its values: .*beta must be >= 0",
             id="bad-value",
         ),
-        pytest.param({"num_candidates": 0}, "1 <= num_candidates", id="bad-value-of-the-recognizer"),
+        pytest.param({"num_candidates": 0}, "num_candidates must be at least 1, got 0", id="bad-number"),
         pytest.param({"vocabulary": []}, "holds no names", id="no-names"),
     ],
 )

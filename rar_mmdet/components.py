@@ -1,38 +1,72 @@
-"""Stage classes in the registry, and a `RegionRecognizer` from a config dict.
+"""Parts by name: a `RegionRecognizer`, or any part of it, from a config dict. Needs no MMDetection.
 
-Every class that `regions`, `encoders`, `memory`, `rankers` and `fusion` export can be named as `type` in a
-recognizer config; a class of yours by its full path (`my_package.MyRanker`) or by registering it in
-`rar_mmdet.registry.TASK_UTILS`.
+Every class that `regions`, `encoders`, `memory`, `rankers`, `fusion` and `emission` export can be named as `type`; a
+class of yours by its full path (`my_package.MyRanker`), or by its name after `register(MyRanker)`.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from rar_mmdet import encoders, fusion, memory, rankers, regions
-from rar_mmdet.emission import Emission
+from rar_mmdet import emission, encoders, fusion, memory, rankers, regions
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.recognizer import RegionRecognizer
-from rar_mmdet.registry import TASK_UTILS
 
-__all__ = ["asks_a_model", "build_component", "build_recognizer"]
-
-
-def _is_component(candidate: object) -> bool:
-    return inspect.isclass(candidate) and not getattr(candidate, "_is_protocol", False)
+__all__ = ["add_lookup", "asks_a_model", "build_component", "build_recognizer", "find_recognizers", "register"]
 
 
-for _package in (regions, encoders, memory, rankers, fusion):
-    for _name in _package.__all__:
-        if _is_component(getattr(_package, _name)):
-            TASK_UTILS.register_module(name=_name, module=getattr(_package, _name), force=True)
+def _exported_classes() -> Iterator[type]:
+    for room in (regions, encoders, memory, rankers, fusion, emission):
+        for name in room.__all__:
+            candidate = getattr(room, name)
+            if inspect.isclass(candidate) and not getattr(candidate, "_is_protocol", False):
+                yield candidate
 
-# What a part is when its dict names no `type`: parts of which there is one kind only.
-_DEFAULT_TYPES = {"cropper": "RegionCropper", "ranker_cropper": "RegionCropper", "emission": "Emission"}
+
+_CLASSES: dict[str, type] = {cls.__name__: cls for cls in _exported_classes()}
+_LOOKUPS: list[Callable[[str], Any]] = []
+# What a part is when its dict names no `type`: parts of which there is one usual kind.
+_DEFAULT_TYPES = {"cropper": "RegionCropper", "ranker_cropper": "RegionCropper", "emission": "TopPairs"}
+
+
+def register(cls: type) -> type:
+    """Let a config name `cls` by its class name; returns it, so that this serves as a decorator."""
+    _CLASSES[cls.__name__] = cls
+    return cls
+
+
+def add_lookup(find: Callable[[str], Any]) -> None:
+    """Ask `find(name)` too, which returns a class or `None`; MMDetection's registry is added this way."""
+    _LOOKUPS.append(find)
+
+
+def _by_path(path: str) -> Any:
+    """The object at 'package.module.Name'; `None` where there is no such module or name."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        return None
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            return None
+        raise ConfigError(f"type={path!r}: importing {module} fails, there is no module {error.name!r}") from error
+
+
+def _find_type(name: str) -> Any:
+    short = name.removeprefix("rar_mmdet.")
+    if short in _CLASSES:
+        return _CLASSES[short]
+    found = _by_path(name)
+    if found is not None:
+        return found
+    return next((hit for hit in (find(name) for find in _LOOKUPS) if hit is not None), None)
 
 
 def _plain(value: Any) -> Any:
@@ -44,10 +78,10 @@ def _plain(value: Any) -> Any:
 
 def _nearest(word: str, words: list[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def _check_keys(target: Any, name: str, given: dict, where: str) -> None:
+def _check_keys(target: Any, name: str, given: Mapping[str, Any], where: str) -> None:
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -66,8 +100,19 @@ def _check_keys(target: Any, name: str, given: dict, where: str) -> None:
 def asks_a_model(settings: Any) -> bool:
     """Whether these are settings of a ranker that asks a model: it has a way to ask, a margin and a file of answers."""
     name = settings.get("type") if isinstance(settings, Mapping) else None
-    kind = TASK_UTILS.get(name) if isinstance(name, str) else None
+    kind = _find_type(name) if isinstance(name, str) else None
     return isinstance(kind, type) and issubclass(kind, rankers.AskingRanker)
+
+
+def find_recognizers(config: Any, where: str = "model") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and settings of every `recognizer` in a config, wherever in the model it is."""
+    if not isinstance(config, Mapping):
+        return
+    for key, value in config.items():
+        if key == "recognizer" and isinstance(value, Mapping):
+            yield f"{where}.{key}", value
+        else:
+            yield from find_recognizers(value, f"{where}.{key}")
 
 
 def build_component(config: Any, where: str, default_type: str | None = None) -> Any:
@@ -87,9 +132,9 @@ def build_component(config: Any, where: str, default_type: str | None = None) ->
     kind = arguments.pop("type", default_type)
     if kind is None:
         raise ConfigError(f"{where} needs the key 'type'")
-    target = kind if callable(kind) else TASK_UTILS.get(kind)
+    target = kind if callable(kind) else _find_type(kind)
     if target is None:
-        known = sorted(TASK_UTILS.module_dict)
+        known = sorted(_CLASSES)
         raise ConfigError(f"{where}: there is no {kind!r}{_nearest(kind, known)} Known: {', '.join(known)}")
     name = getattr(target, "__name__", str(kind))
     _check_keys(target, name, arguments, where)
@@ -107,7 +152,7 @@ def build_component(config: Any, where: str, default_type: str | None = None) ->
 
 
 def build_recognizer(
-    config: Any, where: str = "recognizer", emission: Emission | None = None, backend_args: dict | None = None
+    config: Any, where: str = "recognizer", default_emission: Any = None, backend_args: dict | None = None
 ) -> RegionRecognizer:
     """A `RegionRecognizer` from its config; nothing is loaded yet, apart from the names of the vocabulary.
 
@@ -115,8 +160,11 @@ def build_recognizer(
         config: keys of `RegionRecognizer`, each part a dict with `type`; `vocabulary` (a names file, an annotation
             file or a list, see `read_vocabulary`) in place of `category_names`.
         where: the path of the dict in the config, for errors.
-        emission: the emission of this model when the config has none.
+        default_emission: the emission of this model when the config has none.
         backend_args: MMEngine file backend of the vocabulary.
+
+    Raises:
+        ConfigError: as `build_component`, or the parts do not fit together.
     """
     if isinstance(config, RegionRecognizer):
         return config
@@ -133,8 +181,27 @@ def build_recognizer(
             arguments[key] = build_component(value, f"{where}.{key}", default_type=_DEFAULT_TYPES.get(key))
     arguments["category_names"] = read_vocabulary(vocabulary, backend_args)
     if arguments.get("emission") is None:
-        arguments["emission"] = emission
+        arguments["emission"] = default_emission
     try:
         return RegionRecognizer(**arguments)
     except ValueError as error:
         raise error if isinstance(error, RarError) else ConfigError(f"{where}: {error}") from error
+
+
+def recognizer_of(config: str | Path | Mapping[str, Any], vocabulary: Any = None) -> RegionRecognizer:
+    """The one recogniser of a config file; see `RegionRecognizer.from_config`."""
+    if isinstance(config, str | Path):
+        config = _read_config(str(config))
+    found = [config] if "encoder" in config else [settings for _, settings in find_recognizers(config)]
+    if len(found) != 1:
+        raise ConfigError(f"expected one `recognizer` in the config's model, found {len(found)}")
+    settings = dict(found[0]) | ({} if vocabulary is None else {"vocabulary": vocabulary})
+    return build_recognizer(settings)
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    from mmengine.config import Config
+
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path} does not exist (looked for in {Path.cwd()})")
+    return Config.fromfile(path)

@@ -1,0 +1,152 @@
+"""One region as one line of JSON: what a run knew about it. Tables, figures and review pages are drawn from these.
+
+A record names its candidates, so that a file of records can be read without the vocabulary or the annotations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rar_mmdet.errors import RecordFileError
+from rar_mmdet.structures import RankStatus, Recognition
+
+__all__ = ["RegionRecord", "describe_regions", "read_records", "write_records"]
+
+KEPT_COLUMNS = 20  # of the shortlist: enough for recall@20, light enough for a million regions
+
+
+@dataclass(frozen=True)
+class RegionRecord:
+    """What happened to one region.
+
+    Lists have one entry for each kept shortlist column, best of retrieval first; `order`, `log_probs` have K entries.
+    """
+
+    image: str | int  # id of the image in the annotations, or its file
+    region: int  # row of the region in its image
+    box_xyxy: tuple[float, ...]  # original, upright pixels
+    box_score: float  # in [0, 1]; 1 when the box is given
+    category_ids: tuple[int, ...]  # labels: rows of the vocabulary
+    names: tuple[str, ...]
+    probs: tuple[float, ...]  # retrieval: softmax over the full vocabulary
+    fused: tuple[float, ...]  # after ranking
+    status: str  # name of a RankStatus in lower case; 'skipped' where no ranker was asked
+    order: tuple[int, ...] = ()  # columns as the ranker ordered them
+    log_probs: tuple[float, ...] | None = None  # of the K candidates, as the ranker sees them
+    label_mass: float | None = None  # probability the model gave to any label
+    reply: str | None = None  # what the model wrote
+    truth: int | None = None  # label of the annotated object, if known
+    truth_name: str | None = None
+    file: str | None = None  # the image's file, if known
+
+    def to_json(self) -> str:
+        """One line; fields that are `None` are left out."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps({k: v for k, v in fields.items() if v is not None}, ensure_ascii=False, allow_nan=False)
+
+    @staticmethod
+    def from_json(line: str) -> RegionRecord:
+        """From `to_json`.
+
+        Raises:
+            RecordFileError: the line is no record.
+        """
+        try:
+            content = json.loads(line)
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            return RegionRecord(**fields)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RecordFileError(f"not a region record: {line[:80]!r} ({error})") from error
+
+
+def _numbers(values: torch.Tensor) -> list[Any]:
+    """Nested lists of numbers, floats at the 7 digits that a float32 has."""
+    nested = values.tolist()
+    return [[float(f"{value:.7g}") for value in row] for row in nested]
+
+
+def describe_regions(
+    recognition: Recognition,
+    image: str | int,
+    *,
+    truth: Sequence[int] | None = None,
+    file: str | None = None,
+) -> list[RegionRecord]:
+    """Records of the R regions of one image.
+
+    Args:
+        recognition: what the recogniser found.
+        image: id or file of the image.
+        truth: R labels of the annotated objects, -1 where there is none; `None` when nothing is annotated.
+        file: the image's file.
+    """
+    best, ranking = recognition.shortlist.head(KEPT_COLUMNS), recognition.ranking
+    ids, probs = best.category_ids.tolist(), _numbers(best.probs)
+    fused = _numbers(recognition.fused[:, :KEPT_COLUMNS])
+    boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
+    log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
+    mass = [None] * len(recognition) if ranking.label_mass is None else ranking.label_mass.tolist()
+    names, opinion = recognition.category_names, ranking.has_opinion.tolist()
+    records = []
+    for region, status in enumerate(ranking.status.tolist()):
+        label = None if truth is None or truth[region] < 0 else int(truth[region])
+        asked = status != RankStatus.SKIPPED
+        records.append(
+            RegionRecord(
+                image=image,
+                region=region,
+                box_xyxy=tuple(boxes[region]),
+                box_score=round(float(recognition.box_scores[region]), 6),
+                category_ids=tuple(ids[region]),
+                names=tuple(names[i] for i in ids[region]),
+                probs=tuple(probs[region]),
+                fused=tuple(fused[region]),
+                status=RankStatus(status).name.lower(),
+                order=tuple(ranking.order[region].tolist()) if asked else (),
+                log_probs=tuple(log_probs[region]) if log_probs and opinion[region] else None,
+                label_mass=None if mass[region] is None or mass[region] != mass[region] else mass[region],
+                reply=ranking.replies[region] if ranking.replies else None,
+                truth=label,
+                truth_name=None if label is None else names[label],
+                file=file,
+            )
+        )
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[RegionRecord], append: bool = False) -> int:
+    """Write records, one a line; how many."""
+    count = 0
+    with open(path, "a" if append else "w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(record.to_json() + "\n")
+            count += 1
+    return count
+
+
+def read_records(path: str | Path) -> Iterator[RegionRecord]:
+    """The records of a file, one at a time.
+
+    Raises:
+        RecordFileError: a line is no record; the file and the line are named.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    yield RegionRecord.from_json(line)
+                except RecordFileError as error:
+                    raise RecordFileError(
+                        f"{path}, line {number}: {error}. Was the run stopped while writing? Run it again"
+                    ) from error
+    except UnicodeDecodeError as error:
+        raise RecordFileError(f"{path} is not UTF-8 text; expected the regions.jsonl of a run") from error
+    except OSError as error:
+        raise RecordFileError(f"{path} cannot be read: {error.strerror}") from error
