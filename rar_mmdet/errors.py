@@ -3,6 +3,7 @@
 __all__ = [
     "AnnotationFileError",
     "CategoryTreeError",
+    "CheckpointError",
     "ConfigError",
     "DetectionError",
     "EncoderLoadError",
@@ -55,7 +56,11 @@ class VocabularyError(RarError, ValueError):
     """Category names are missing, empty or of the wrong kind."""
 
 
-class EncoderLoadError(RarError, RuntimeError):
+class CheckpointError(RarError, RuntimeError):
+    """A file of a model is damaged or not what it should be."""
+
+
+class EncoderLoadError(CheckpointError):
     """An encoder could not be loaded completely."""
 
 
@@ -63,7 +68,7 @@ class MemoryMismatchError(RarError, ValueError):
     """A memory on disk was made by another encoder, template set or vocabulary, or is damaged."""
 
 
-class RankerLoadError(RarError, RuntimeError):
+class RankerLoadError(CheckpointError):
     """A ranker's model could not be loaded completely, or does not fit the device."""
 
 

@@ -1,9 +1,9 @@
-"""What an encoder is."""
+"""What a retriever's encoder is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,11 @@ __all__ = ["Encoder"]
 
 
 class Encoder(Protocol):
-    """Crops and texts to unit vectors of one space. Loads at the first prediction."""
+    """Crops and texts to unit vectors of one space, so that cosines between them mean something.
+
+    A class of yours needs these members and no others; it need not inherit anything. Several threads may call it at
+    once.
+    """
 
     @property
     def dim(self) -> int:
@@ -21,31 +25,34 @@ class Encoder(Protocol):
 
     @property
     def logit_scale(self) -> float:
-        """The learned scale of cosines, 1 / temperature."""
+        """1 / τ, what cosines are multiplied by before the softmax (100 for OpenAI's CLIP)."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that changes a vector."""
+        """Equal for encoders that give equal vectors, and only for these: a memory of another one is refused.
+
+        It follows weights, preprocessing, tokenizer and precision, and not the place of the files.
+        """
         ...
 
     @property
     def image_size(self) -> int:
-        """S, the side in pixels of the crops it takes."""
+        """S, side in pixels of the crops it is made for."""
         ...
 
     def missing_assets(self) -> list[str]:
-        """What has to be fetched before it can load, one line each."""
+        """What must be fetched before it can load: what, where it is looked for, how to get it. Cheap."""
         ...
 
-    def load(self, device: torch.device | str | None = None) -> Any:
-        """Load on a device, or move there; doing so again costs nothing."""
+    def load(self, device: torch.device | str | None = None) -> object:
+        """Be ready on `device`; `None` leaves the choice to the encoder. What it returns is not used."""
         ...
 
     def encode_images(self, crops: Tensor) -> Tensor:
-        """(R, 3, S, S) uint8 RGB -> (R, D) float32 unit vectors."""
+        """(R, 3, S, S) uint8 RGB -> (R, D) float32 unit vectors; R may be 0."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """T texts -> (T, D) float32 unit vectors."""
+        """T texts -> (T, D) float32 unit vectors; T may be 0."""
         ...

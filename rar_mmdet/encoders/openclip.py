@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from rar_mmdet.encoders.weights import (
     LOCAL_PREFIX,
     WeightsSource,
     check_weights_fit,
+    fetch,
     locate,
     root_logging_untouched,
 )
@@ -43,7 +45,8 @@ class OpenClipEncoder:
     """Crops and texts to unit vectors, by any model open_clip knows, with the model's own preprocessing.
 
     A plain object: it loads at first use, stays outside `nn.Module` registration (DDP, `state_dict` and `.to` must not
-    touch it), and copies or pickles as its arguments alone.
+    touch it), and copies or pickles as its arguments alone. Threads may share it. An autocast around it changes
+    nothing: the precision is the one it was given.
 
     Args:
         model: an open_clip name ('ViT-B-16'), 'local-dir:FOLDER' (open_clip_config.json + weights + tokenizer), or
@@ -78,12 +81,16 @@ class OpenClipEncoder:
             cache_dir,
             allow_download,
         )
-        self.num_truncated = 0  # texts cut to the model's context length so far
         self._loaded: _Loaded | None = None
         self._source: WeightsSource | None = None
+        self._told_of_cut_texts = False
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None, "_source": None}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_source", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loaded=None, _source=None, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"OpenClipEncoder(model={self.model!r}, pretrained={self.pretrained!r}, precision={self.precision!r})"
@@ -100,9 +107,10 @@ class OpenClipEncoder:
             MissingAssetError: the weights are not on this machine.
             EncoderLoadError: the weights do not fill the model completely, or are damaged.
         """
-        wanted = torch.device(device or self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self._loaded is None or self._loaded.device != wanted:
-            self._loaded = self._load(wanted)
+        wanted = torch.device(device) if device is not None else self._default_device()
+        with self._lock:
+            if self._loaded is None or self._loaded.device != wanted:
+                self._loaded = self._load(wanted)
         return self
 
     @property
@@ -133,9 +141,14 @@ class OpenClipEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Model and hash of its architecture, preprocessing, weights and tokenizer; the same wherever they lie."""
-        source = self._ready_source()
-        return f"{source.label}@{source.digest()}"
+        """Model, hash of its architecture, preprocessing, weights and tokenizer, and precision; free of places.
+
+        Precision is part of it because half precision moves vectors a little. Before it is loaded, this is the
+        precision on the device that `load` chooses without being told.
+        """
+        source, loaded = self._ready_source(), self._loaded
+        precision = self._precision_on(loaded.device if loaded is not None else self._default_device())
+        return f"{source.label}@{source.digest()}:{precision}"
 
     @torch.inference_mode()
     def encode_images(self, crops: Tensor) -> Tensor:
@@ -151,78 +164,71 @@ class OpenClipEncoder:
             raise ValueError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
         state = self._ready()
         vectors = [torch.zeros((0, self.dim), device=state.device)]
-        for batch in crops.split(self.batch_size) if len(crops) else ():
-            pixels = self._preprocess(batch, state)
-            vectors.append(self._unit(state.model.encode_image(pixels)))
+        with torch.autocast(state.device.type, enabled=False):
+            for batch in crops.split(self.batch_size) if len(crops) else ():
+                pixels = self._preprocess(batch, state)
+                vectors.append(self._unit(state.model.encode_image(pixels)))
         return torch.cat(vectors)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """(T, D) float32 unit vectors of T texts; those beyond the context length are cut, counted and warned of."""
+        """(T, D) float32 unit vectors of T texts; those beyond the context length are cut, and warned of once."""
         state = self._ready()
         texts = list(texts)
-        self._count_truncated(texts, state)
         # Texts of like length share a batch: `_encode_tokens` drops the columns that are padding throughout.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = torch.zeros((len(texts), self.dim), device=state.device)
-        for start in range(0, len(texts), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            tokens = state.tokenizer([texts[i] for i in rows])
-            out[rows] = self._unit(_encode_tokens(state, tokens.to(state.device)))
+        # One thread at a time: tokenizers, and a model whose tensors are exchanged for a call, hold state.
+        with self._lock, torch.autocast(state.device.type, enabled=False):
+            self._warn_of_cut_texts(texts, state)
+            for start in range(0, len(texts), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                tokens = state.tokenizer([texts[i] for i in rows])
+                out[rows] = self._unit(_encode_tokens(state, tokens.to(state.device)))
         return out
 
+    def _default_device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def _precision_on(self, device: torch.device) -> str:
+        return self.precision or ("fp16" if device.type == "cuda" else "fp32")
+
     def _ready_source(self) -> WeightsSource:
-        if self._source is None:
-            source = locate(self.model, self.pretrained, self.cache_dir)
-            if source.missing and self.allow_download and self._loaded is None:
-                self._loaded = self._load(torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        with self._lock:
+            if self._source is None:
                 source = locate(self.model, self.pretrained, self.cache_dir)
-            if source.missing:
-                raise MissingAssetError("missing:\n" + "\n".join(source.missing))
-            self._source = source
-        return self._source
+                if source.missing and self.allow_download:
+                    fetch(self.model, self.pretrained, self.cache_dir)
+                    source = locate(self.model, self.pretrained, self.cache_dir)
+                if source.missing:
+                    raise MissingAssetError("missing:\n" + "\n".join(source.missing))
+                self._source = source
+            return self._source
 
     def _ready(self) -> _Loaded:
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None:
             self.load()
-        assert self._loaded is not None
-        return self._loaded
+            loaded = self._loaded
+        assert loaded is not None
+        return loaded
 
     def _image_hw(self) -> tuple[int, int]:
         size = self._ready_source().config["model_cfg"]["vision_cfg"].get("image_size", 224)
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def _load(self, device: torch.device) -> _Loaded:
-        import open_clip
-
-        if not self.allow_download:
-            self._ready_source()
-        precision = self.precision or ("fp16" if device.type == "cuda" else "fp32")
-        # Weights trained with QuickGELU need it whatever the model's name says; open_clip 3 only warns of a mismatch,
-        # so that "ViT-B-16" with OpenAI's weights would run with another activation than they were trained with.
-        tag = locate(self.model, self.pretrained, self.cache_dir).config.get("tag", {})
+        source, precision = self._ready_source(), self._precision_on(device)
+        assert source.checkpoint is not None
         try:
             with root_logging_untouched():
-                model = open_clip.create_model(
-                    self.model,
-                    pretrained=self.pretrained,
-                    precision=precision,
-                    device=device,
-                    force_quick_gelu=bool(tag.get("quick_gelu")),
-                    pretrained_text=False,
-                    require_pretrained=True,
-                    weights_only=True,
-                    cache_dir=self.cache_dir,
-                )
-                tokenizer = open_clip.get_tokenizer(self.model, cache_dir=self.cache_dir)
+                model, tokenizer = _create(source, self.model, device, precision)
         except Exception as error:  # open_clip re-raises everything from OSError to pickle errors in its own words
             raise EncoderLoadError(f"{self.model} ({self.pretrained}) could not be loaded: {error}") from error
-        source = self._ready_source()
-        assert source.checkpoint is not None
         check_weights_fit(source.checkpoint, model, source.label)
         model.eval().requires_grad_(False)
         preprocess = model.visual.preprocess_cfg
-        logger.info("encoder %s on %s in %s, %s", source.label, device, precision, self.fingerprint)
+        logger.info("encoder %s on %s in %s, %s", source.label, device, precision, source.digest())
         return _Loaded(
             model=model,
             tokenizer=tokenizer,
@@ -250,16 +256,53 @@ class OpenClipEncoder:
             raise EncoderLoadError(f"{self.model} gave vectors that are not finite; use precision='bf16' or 'fp32'")
         return unit
 
-    def _count_truncated(self, texts: list[str], state: _Loaded) -> None:
+    def _warn_of_cut_texts(self, texts: Sequence[str], state: _Loaded) -> None:
+        if self._told_of_cut_texts:
+            return
         limit = state.tokenizer.context_length
         # A token covers at least one byte, so only texts of more bytes than tokens allowed need counting.
         suspects = [text for text in texts if len(text.encode()) + 2 > limit]
         cut = [text for text in suspects if _num_tokens(state.tokenizer, text) > limit]
-        if cut and not self.num_truncated:
+        if cut:
+            self._told_of_cut_texts = True
             logger.warning(
                 "%d of %d texts exceed %d tokens and are cut, e.g. %.80r", len(cut), len(texts), limit, cut[0]
             )
-        self.num_truncated += len(cut)
+
+
+def _create(source: WeightsSource, name: str, device: torch.device, precision: str) -> tuple[Any, Any]:
+    """Model and tokenizer from the files that were found, so that nothing is fetched and nothing else is read."""
+    import open_clip
+    from open_clip.tokenizer import HFTokenizer
+
+    # Weights trained with QuickGELU need it whatever the model's name says; open_clip 3 only warns of a mismatch, so
+    # that "ViT-B-16" with OpenAI's weights would run with another activation than they were trained with.
+    tag, text = source.config.get("tag", {}), dict(source.text_config)
+    settings: dict[str, Any] = {}
+    if source.text_tower is not None:
+        settings["text_cfg"] = text | {"hf_model_name": str(source.text_tower), "hf_model_pretrained": False}
+    model = open_clip.create_model(
+        f"{LOCAL_PREFIX}{source.folder}" if source.folder is not None else name,
+        pretrained=None if source.folder is not None else str(source.checkpoint),
+        precision=precision,
+        device=device,
+        force_quick_gelu=bool(tag.get("quick_gelu")),
+        force_preprocess_cfg={key: value for key, value in tag.items() if key != "size"},
+        pretrained_text=False,
+        require_pretrained=True,
+        weights_only=True,
+        **settings,
+    )
+    if source.tokenizer is None:
+        return model, open_clip.get_tokenizer(name if source.folder is None else f"{LOCAL_PREFIX}{source.folder}")
+    tokenizer = HFTokenizer(
+        str(source.tokenizer),
+        context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        local_files_only=True,
+        **text.get("tokenizer_kwargs", {}),
+    )
+    return model, tokenizer
 
 
 def _num_tokens(tokenizer: Any, text: str) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,23 @@ from typing import Any
 import torch
 
 from rar_mmdet.errors import EncoderLoadError
+from rar_mmdet.files.checkpoints import file_sha256
+from rar_mmdet.files.text import parse_json
 
-__all__ = ["WeightsSource", "check_weights_fit", "locate", "root_logging_untouched"]
+__all__ = ["WeightsSource", "check_weights_fit", "fetch", "locate", "root_logging_untouched"]
 
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
-# Files open_clip writes for, or accepts from, a hub repository (open_clip/constants.py, 3.3.0).
-HUB_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-)
+CONFIG = "open_clip_config.json"
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
+# A tokenizer is there if one of these is: the files of transformers that hold its vocabulary.
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,34 @@ class WeightsSource:
     label: str  # how messages and fingerprints call the model; free of folders, so that files may be moved
     checkpoint: Path | None = None  # the file of weights, if it is here
     config: dict[str, Any] = field(default_factory=dict)  # the model's architecture and preprocessing
-    tokenizer_files: tuple[Path, ...] = ()
+    folder: Path | None = None  # the folder that holds all of the model, if it is one in open_clip's layout
+    tokenizer: Path | None = None  # the folder of a tokenizer of transformers; None: open_clip's own
+    text_tower: Path | None = None  # the folder of the config of a text tower of transformers, where it has one
     missing: tuple[str, ...] = ()  # per missing file: what, where it is looked for, how to get it
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """Open_clip's settings of the text side."""
+        text: Mapping[str, Any] = self.config.get("model_cfg", {}).get("text_cfg", {})
+        return text
 
     def digest(self) -> str:
         """16 hex digits over architecture, preprocessing, weights and tokenizer: what decides the vectors."""
         assert self.checkpoint is not None, "digest() of a model that is not here"
         total = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
-        for path in (self.checkpoint, *self.tokenizer_files):
-            total.update(_file_sha256(path).encode())
+        files = [self.checkpoint, *_tokenizer_files(self.tokenizer)]
+        if self.text_tower is not None:
+            files.append(self.text_tower / "config.json")
+        for path in files:
+            total.update(file_sha256(path).encode())
         return total.hexdigest()[:16]
+
+
+def _tokenizer_files(folder: Path | None) -> list[Path]:
+    """Everything in the folder that a tokenizer may be made of."""
+    if folder is None:
+        return []
+    return [p for p in sorted(folder.iterdir()) if p.suffix in TOKENIZER_SUFFIXES and p.name != CONFIG]
 
 
 def locate(model: str, pretrained: str | None, cache_dir: str | None = None) -> WeightsSource:
@@ -56,13 +79,13 @@ def locate(model: str, pretrained: str | None, cache_dir: str | None = None) -> 
     Raises:
         EncoderLoadError: the model's name or tag does not exist, or the two arguments contradict each other.
     """
-    if model.startswith((LOCAL_PREFIX, HUB_PREFIX)):
-        if pretrained is not None:
-            raise EncoderLoadError(f"model={model!r} brings its own weights; drop `pretrained` (given: {pretrained!r})")
-        if model.startswith(LOCAL_PREFIX):
-            return _locate_folder(Path(model.removeprefix(LOCAL_PREFIX)).expanduser())
-        return _locate_hub(model, cache_dir)
-    return _locate_builtin(model, pretrained, cache_dir)
+    if not model.startswith((LOCAL_PREFIX, HUB_PREFIX)):
+        return _with_text_side(_locate_builtin(model, pretrained, cache_dir), cache_dir)
+    if pretrained is not None:
+        raise EncoderLoadError(f"model={model!r} brings its own weights; drop `pretrained` (given: {pretrained!r})")
+    if model.startswith(LOCAL_PREFIX):
+        return _with_text_side(_locate_folder(Path(model.removeprefix(LOCAL_PREFIX)).expanduser()), cache_dir)
+    return _with_text_side(_locate_hub(model, cache_dir), cache_dir)
 
 
 def check_weights_fit(checkpoint: Path, model: torch.nn.Module, label: str) -> None:
@@ -91,57 +114,115 @@ def check_weights_fit(checkpoint: Path, model: torch.nn.Module, label: str) -> N
         )
 
 
-def _locate_folder(folder: Path) -> WeightsSource:
-    label = "local-dir"
-    how = "copy the whole model folder there, or correct `model='local-dir:...'`"
+def fetch(model: str, pretrained: str | None, cache_dir: str | None = None) -> None:
+    """Download what `locate` finds missing, into the hub's cache or open_clip's.
+
+    Raises:
+        EncoderLoadError: it could not be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+    from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+
+    try:
+        with root_logging_untouched():
+            tag = locate(model, pretrained, cache_dir).config.get("tag")
+            if model.startswith(HUB_PREFIX):
+                repo = model.removeprefix(HUB_PREFIX)
+                download_pretrained_from_hf(repo, filename=CONFIG, cache_dir=cache_dir)
+                download_pretrained_from_hf(repo, cache_dir=cache_dir)
+            elif tag:
+                download_pretrained(tag, cache_dir=cache_dir)
+            text = locate(model, pretrained, cache_dir).text_config
+            if text.get("hf_tokenizer_name") and not model.startswith(LOCAL_PREFIX):
+                wanted = [f"*{suffix}" for suffix in TOKENIZER_SUFFIXES]
+                snapshot_download(text["hf_tokenizer_name"], allow_patterns=wanted, cache_dir=cache_dir)
+            if text.get("hf_model_name"):
+                snapshot_download(text["hf_model_name"], allow_patterns=["config.json"], cache_dir=cache_dir)
+    except EncoderLoadError:
+        raise
+    except Exception as error:  # the hub, the network and open_clip raise anything from OSError to their own classes
+        raise EncoderLoadError(f"{model} ({pretrained}) could not be downloaded: {error}") from error
+
+
+def _locate_folder(folder: Path, label: str = "local-dir", how: str | None = None) -> WeightsSource:
+    """A folder in open_clip's layout; `how` says how to get it anew."""
+    how = how or "copy the whole model folder there, or correct `model='local-dir:...'`"
     if not folder.is_dir():
         return WeightsSource(label, missing=(f"open_clip model folder {folder.absolute()}\n  {how}",))
-    config_file = folder / "open_clip_config.json"
+    config_file = folder / CONFIG
     if not config_file.is_file():
         return WeightsSource(label, missing=(f"{config_file.absolute()} (the model's architecture)\n  {how}",))
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EncoderLoadError(f"{config_file} is not JSON ({error}); copy the model folder anew") from error
-    if "model_cfg" not in config:
+    config = parse_json(config_file.read_bytes(), str(config_file), EncoderLoadError)
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise EncoderLoadError(f"{config_file}: no `model_cfg`; expected the file open_clip's push_to_hf_hub writes")
     # The private helper decides which of several files open_clip loads; hashing must follow it exactly.
     from open_clip.factory import _find_checkpoint_in_dir
 
     with root_logging_untouched():
         found = _find_checkpoint_in_dir(folder)
-    missing: tuple[str, ...] = () if found else (f"weights in {folder.absolute()} (*.safetensors)\n  {how}",)
-    tokenizer: tuple[Path, ...] = ()
-    if config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
-        tokenizer = tuple(
-            path
-            for path in sorted(folder.iterdir())
-            if path.suffix in TOKENIZER_SUFFIXES and path.name != config_file.name
-        )
-        if not tokenizer:
-            missing += (f"tokenizer files in {folder.absolute()} (tokenizer.json ...)\n  {how}",)
-    return WeightsSource(label, Path(found) if found else None, config, tokenizer, missing)
+    missing = () if found else (f"weights in {folder.absolute()} (*.safetensors)\n  {how}",)
+    return WeightsSource(label, Path(found) if found else None, config, folder, missing=missing)
 
 
 def _locate_hub(model: str, cache_dir: str | None) -> WeightsSource:
-    from huggingface_hub import try_to_load_from_cache
+    repo = model.removeprefix(HUB_PREFIX)
+    how = f"looked for in {_cache(cache_dir)}\n  {_download(repo)}"
+    config_file = _cached(repo, CONFIG, cache_dir)
+    if config_file is None:
+        return WeightsSource(model, missing=(f"{model}: {CONFIG}, weights and tokenizer, {how}",))
+    return _locate_folder(config_file.parent, model, how)
+
+
+def _cache(cache_dir: str | None) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repo = model.removeprefix(HUB_PREFIX)
-    cache = cache_dir or HF_HUB_CACHE
-    how = f"looked for in {cache}\n  on a machine with network: hf download {repo}  (copy the cache, or set HF_HOME)"
-    config_file = try_to_load_from_cache(repo, "open_clip_config.json", cache_dir=cache)
-    hits = (try_to_load_from_cache(repo, name, cache_dir=cache) for name in HUB_WEIGHTS)
-    checkpoint = next((hit for hit in hits if isinstance(hit, str)), None)
-    missing = []
-    config: dict[str, Any] = {}
-    if isinstance(config_file, str):
-        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    else:
-        missing.append(f"{model}: open_clip_config.json, {how}")
-    if checkpoint is None:
-        missing.append(f"{model}: weights, {how}")
-    return WeightsSource(model, Path(checkpoint) if checkpoint else None, config, (), tuple(missing))
+    return cache_dir or HF_HUB_CACHE
+
+
+def _download(repo: str, *files: str) -> str:
+    names = "".join(f" {name}" for name in files)
+    return f"on a machine with network: hf download {repo}{names}   (then copy the cache, or set HF_HOME)"
+
+
+def _cached(repo: str, name: str, cache_dir: str | None) -> Path | None:
+    """A file of a hub repository, if it is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, name, cache_dir=_cache(cache_dir))
+    except HFValidationError:  # a path is no hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _with_text_side(source: WeightsSource, cache_dir: str | None) -> WeightsSource:
+    """The source and what its texts need: a tokenizer of transformers, and the config of such a text tower."""
+    tokenizer, tower, missing = None, None, list(source.missing)
+    repo = source.text_config.get("hf_tokenizer_name")
+    if repo and source.label == "local-dir":
+        assert source.folder is not None
+        tokenizer = source.folder
+        if not any((tokenizer / name).is_file() for name in VOCABULARIES):
+            how = "copy the whole model folder there, or correct `model='local-dir:...'`"
+            missing.append(f"tokenizer files in {tokenizer.absolute()} (tokenizer.json ...)\n  {how}")
+    elif repo:
+        found = [path for name in VOCABULARIES if (path := _cached(repo, name, cache_dir)) is not None]
+        tokenizer = found[0].parent if found else None
+        if tokenizer is None:
+            wanted = " ".join(f"'*{suffix}'" for suffix in TOKENIZER_SUFFIXES)
+            how = _download(repo, f"--include {wanted}")
+            missing.append(f"{source.label}: its tokenizer, {repo}: looked for in {_cache(cache_dir)}\n  {how}")
+    repo = source.text_config.get("hf_model_name")
+    if repo:
+        config = _cached(repo, "config.json", cache_dir)
+        tower = config.parent if config else None
+        if tower is None:
+            how = _download(repo, "config.json")
+            missing.append(
+                f"{source.label}: its text tower's config, {repo}: looked for in {_cache(cache_dir)}\n  {how}"
+            )
+    return replace(source, tokenizer=tokenizer, text_tower=tower, missing=tuple(missing))
 
 
 def _locate_builtin(model: str, pretrained: str | None, cache_dir: str | None) -> WeightsSource:
@@ -169,6 +250,7 @@ def _locate_builtin(model: str, pretrained: str | None, cache_dir: str | None) -
     if path.suffix or os.sep in pretrained:
         return WeightsSource(
             name,
+            config={"model_cfg": architecture},
             missing=(f"{model}: weights file {path.absolute()}\n  put it there, or correct `pretrained`",),
         )
     near = get_close_matches(pretrained, tags, n=3, cutoff=0.3) or tags
@@ -178,27 +260,19 @@ def _locate_builtin(model: str, pretrained: str | None, cache_dir: str | None) -
 def _locate_tag(label: str, config: dict[str, Any], cache_dir: str | None) -> WeightsSource:
     tag = config["tag"]
     if tag.get("hf_hub"):  # open_clip prefers the hub over the URL
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.constants import HF_HUB_CACHE
-
         repo, filename = os.path.split(tag["hf_hub"])
         wanted = filename or "open_clip_pytorch_model.bin"
-        safe = f"{os.path.splitext(wanted)[0]}.safetensors"
-        if wanted == "open_clip_pytorch_model.bin":
-            safe = "open_clip_model.safetensors"
-        cache = cache_dir or HF_HUB_CACHE
-        hits = (try_to_load_from_cache(repo, name, cache_dir=cache) for name in (safe, wanted))
-        found = next((hit for hit in hits if isinstance(hit, str)), None)
-        where, how = cache, f"hf download {repo} {safe}   (then copy the cache, or set HF_HOME)"
+        safe = "open_clip_model.safetensors" if not filename else f"{os.path.splitext(wanted)[0]}.safetensors"
+        found = _cached(repo, safe, cache_dir) or _cached(repo, wanted, cache_dir)
+        where, how = _cache(cache_dir), _download(repo, safe)
     else:
-        folder = Path(cache_dir or "~/.cache/clip").expanduser()
-        target = folder / os.path.basename(tag.get("url", ""))
-        found = str(target) if target.is_file() else None
-        where, how = str(target), f"download {tag.get('url')} to that place"
+        target = Path(cache_dir or "~/.cache/clip").expanduser() / os.path.basename(tag.get("url", ""))
+        found = target if target.is_file() else None
+        where, how = str(target), f"on a machine with network: download {tag.get('url')} to that place"
     if found:
-        return WeightsSource(label, Path(found), config)
+        return WeightsSource(label, found, config)
     model, _, name = label.partition("/")
-    text = f"weights of open_clip model {model}, tag {name}: looked for in {where}\n  on a machine with network: {how}"
+    text = f"weights of open_clip model {model}, tag {name}: looked for in {where}\n  {how}"
     return WeightsSource(label, config=config, missing=(text,))
 
 
@@ -213,28 +287,20 @@ def _checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in load_state_dict(str(path)).items() if isinstance(t, torch.Tensor)}
 
 
-def _file_sha256(path: Path) -> str:
-    stat = path.stat()
-    return _sha256_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256_of(path: str, size: int, mtime_ns: int) -> str:
-    """Hashed once per process and file; size and time are the key's part that notices an exchanged file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_root_logging = threading.RLock()  # two loads at once would each restore what the other had set
 
 
 @contextmanager
 def root_logging_untouched() -> Iterator[None]:
     """open_clip logs every step through the root logger, whose first line installs a handler that doubles others."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    if not handlers:
-        root.addHandler(logging.NullHandler())
-    root.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    with _root_logging:
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
+        if not handlers:
+            root.addHandler(logging.NullHandler())
+        root.setLevel(max(level, logging.WARNING))
+        try:
+            yield
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)

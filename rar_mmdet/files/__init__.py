@@ -1,6 +1,6 @@
 """What every stage reads: images, checkpoints, vocabularies. Knows no stage and no MMDetection."""
 
-from rar_mmdet.files.checkpoints import Checkpoint
+from rar_mmdet.files.checkpoints import Checkpoint, file_sha256
 from rar_mmdet.files.images import read_image
 from rar_mmdet.files.vocabulary import (
     check_same_vocabulary,
@@ -14,6 +14,7 @@ __all__ = [
     "Checkpoint",
     "check_same_vocabulary",
     "clean_name",
+    "file_sha256",
     "label_order",
     "read_image",
     "read_vocabulary",

@@ -1,7 +1,12 @@
-"""A model on disk: where it is, what it is, and whether it is complete, without loading it."""
+"""A model on disk: where it is, what it is, and whether it is complete, without loading it.
+
+A model's fingerprint is a hash over the content of its files, never over their place or date, so that a folder may be
+copied or moved. Which files count is said where they are listed: `_CONTENT` here, `WeightsSource.digest` for encoders.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rar_mmdet.errors import RankerLoadError
+from rar_mmdet.errors import CheckpointError
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "file_sha256"]
 
 # Everything that shapes an answer: weights, tokenizer, processor and chat template.
 _CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -23,10 +28,19 @@ class Checkpoint:
     Args:
         model: folder or hub id.
         revision: branch, tag or commit of the hub id; `None` for its main branch.
+        what: what messages call the model.
+        error: class of the errors; the room that loads the model has one of its own.
     """
 
-    def __init__(self, model: str, revision: str | None = None) -> None:
-        self.model, self.revision = model, revision
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        *,
+        what: str = "model",
+        error: type[CheckpointError] = CheckpointError,
+    ) -> None:
+        self.model, self.revision, self.what, self.error = model, revision, what, error
 
     @property
     def folder(self) -> Path:
@@ -55,19 +69,19 @@ class Checkpoint:
             looks_like_hub_id = self.model.count("/") == 1 and not self.model.startswith((".", "/", "~"))
             get = (
                 f"run `hf download {self.model}{f' --revision {self.revision}' if self.revision else ''}` "
-                "if that is a hub id, or put the model's folder there (docs/rankers.md, docs/internlm_xc2.md)"
+                "if that is a hub id, or put the model's folder there"
                 if looks_like_hub_id
                 else "give the folder of a model in the layout of transformers"
             )
-            return [f"ranker model {self.model!r}: no such folder, and not in the local hub cache; {get}"]
+            return [f"{self.what} {self.model!r}: no such folder, and not in the local hub cache; {get}"]
         lines = []
         if not (folder / "config.json").is_file():
-            lines.append(f"ranker model {self.model!r}: no config.json in {folder}; get the complete model folder")
+            lines.append(f"{self.what} {self.model!r}: no config.json in {folder}; get the complete model folder")
         index = self._json("model.safetensors.index.json")
         wanted = set(index.get("weight_map", {}).values()) if index else {"model.safetensors"}
         absent = sorted(name for name in wanted if not (folder / name).is_file())
         if absent:
-            lines.append(f"ranker model {self.model!r}: no {', '.join(absent[:3])} in {folder}; download it again")
+            lines.append(f"{self.what} {self.model!r}: no {', '.join(absent[:3])} in {folder}; download it again")
         return lines
 
     @cached_property
@@ -86,7 +100,7 @@ class Checkpoint:
         """SHA-256 over the content of every file that shapes an answer."""
         digest = hashlib.sha256()
         for file in sorted({f for pattern in _CONTENT for f in self.folder.glob(pattern)}):
-            digest.update(f"{file.name}\0{_content_hash(file)}\n".encode())
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
         return digest.hexdigest()[:32]
 
     @cached_property
@@ -105,9 +119,9 @@ class Checkpoint:
         try:
             content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except ValueError as error:
-            raise RankerLoadError(f"{file} is not JSON: {error}. Download it again") from error
+            raise self.error(f"{file} is not JSON: {error}. Download it again") from error
         if not isinstance(content, dict):
-            raise RankerLoadError(f"{file} must be one JSON object, got a {type(content).__name__}. Download it again")
+            raise self.error(f"{file} must be one JSON object, got a {type(content).__name__}. Download it again")
         return content
 
 
@@ -122,10 +136,20 @@ def _token_texts(value: Any) -> Iterator[str]:
             yield from _token_texts(entry)
 
 
-def _content_hash(file: Path) -> str:
-    # Large files of the hub cache are links to blobs named by their SHA-256.
-    target = file.resolve().name
-    if file.is_symlink() and len(target) == 64 and all(c in "0123456789abcdef" for c in target):
-        return target
-    with file.open("rb") as stream:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read once in a process while the file is unchanged.
+
+    A large file of the hub cache is a link to a blob that is named by its SHA-256; the name is taken for it.
+    """
+    target = path.resolve()
+    if path.is_symlink() and len(target.name) == 64 and all(c in "0123456789abcdef" for c in target.name):
+        return target.name
+    stat = target.stat()
+    return _sha256_of(str(target), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_of(path: str, *state: int) -> str:
+    """What else is given only tells one state of the file from another."""
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

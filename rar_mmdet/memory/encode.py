@@ -96,9 +96,6 @@ def encode_groups(
             vectors = once(parts_dir, part, len(part), partial(_encode_part, encoder, part))
             done.update(zip(part, vectors, strict=True))
             bar.update(sum(len(texts) for texts in part))
-    cut = getattr(encoder, "num_truncated", 0)
-    if cut:
-        logger.warning("%d prompts were longer than the encoder reads and were cut", cut)
     return torch.stack([done[group.texts] for group in groups])
 
 

@@ -87,7 +87,7 @@ class TransformersRanker(AskingRanker):
         expect_count("max_new_tokens", max_new_tokens, optional=True)
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {dtype!r}")
-        self.checkpoint = Checkpoint(str(model), revision)
+        self.checkpoint = Checkpoint(str(model), revision, what="ranker model", error=RankerLoadError)
         self.chat_template, self.dtype, self.batch_size = chat_template, dtype, batch_size
         self.image_size, self.max_new_tokens = image_size, max_new_tokens
         self._fixed_device = None if device is None else _as_device(device)

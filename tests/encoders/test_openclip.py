@@ -8,6 +8,8 @@ import logging
 import pickle
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +100,13 @@ def test_low_precision_stays_near_and_returns_unit_float32(folders: dict[str, Pa
         assert (a * b).sum(dim=1).min() > 0.995
 
 
-def test_truncated_texts_are_counted_and_warned_of(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_cut_texts_are_warned_of_once(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     own = encoder_of(folders["plain"])
     own.encode_texts(["cup " * (CONTEXT - 2), "cup"])
-    assert own.num_truncated == 0
-    own.encode_texts(["cup " * (CONTEXT - 1), "cup", "x" * 400, "red " * 50])
-    assert own.num_truncated == 2
-    assert f"2 of 4 texts exceed {CONTEXT} tokens" in caplog.text
+    assert "exceed" not in caplog.text
+    for _ in range(2):
+        own.encode_texts(["cup " * (CONTEXT - 1), "cup", "x" * 400, "red " * 50])
+    assert caplog.text.count(f"2 of 4 texts exceed {CONTEXT} tokens and are cut") == 1
 
 
 def test_copies_and_pickles_without_its_model(folders: dict[str, Path]) -> None:
@@ -127,6 +129,181 @@ def test_fingerprint_follows_content_not_place(folders: dict[str, Path], tmp_pat
     (moved / "open_clip_config.json").write_text(json.dumps(config))
     prints = [encoder_of(folder).fingerprint for folder in [*others, moved]]
     assert len({first, *prints}) == 4
+
+
+def test_fingerprint_names_the_precision(folders: dict[str, Path]) -> None:
+    prints = [encoder_of(folders["plain"], precision=p).fingerprint for p in ("fp32", "bf16", "fp16")]
+    assert [fingerprint.rpartition(":")[2] for fingerprint in prints] == ["fp32", "bf16", "fp16"]
+    assert len({fingerprint.rpartition(":")[0] for fingerprint in prints}) == 1
+    unsaid = encoder_of(folders["plain"], device="cpu")
+    assert unsaid.fingerprint == unsaid.load("cpu").fingerprint == prints[0]
+
+
+def test_the_tokenizer_is_part_of_the_fingerprint(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folders["plain"], tmp_path / "other"))
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"red"', '"crimson"'))
+    assert encoder_of(other).fingerprint != encoder_of(folders["plain"]).fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_autocast_around_it_changes_nothing(folders: dict[str, Path], dtype: torch.dtype) -> None:
+    own = encoder_of(folders["plain"])
+    images, texts = own.encode_images(crops(4)), own.encode_texts(TEXTS)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(own.encode_images(crops(4)), images)
+        assert torch.equal(own.encode_texts(TEXTS), texts)
+
+
+def test_eight_threads_load_once_and_get_what_one_gets(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = encoder_of(folders["plain"])
+    images, texts = alone.encode_images(crops(3)), alone.encode_texts(TEXTS)
+    loads = []
+    create = open_clip.create_model
+    monkeypatch.setattr(open_clip, "create_model", lambda *a, **k: loads.append(1) or create(*a, **k))
+    own, start = encoder_of(folders["plain"]), threading.Barrier(8)
+
+    def work(_: int) -> tuple[Tensor, Tensor]:
+        start.wait()
+        return own.encode_images(crops(3)), own.encode_texts(TEXTS)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(8)))
+    assert len(loads) == 1
+    for own_images, own_texts in results:
+        torch.testing.assert_close(own_images, images)
+        torch.testing.assert_close(own_texts, texts)
+
+
+def into_hub_cache(cache: Path, repo: str, folder: Path, *names: str) -> Path:
+    """The files of a folder where huggingface_hub keeps those of a repository."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = root / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    for name in names:
+        shutil.copy(folder / name, snapshot / name)
+    return snapshot
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+MODEL = ("open_clip_config.json", "open_clip_model.safetensors")
+
+
+def with_text_config(source: Path, target: Path, **text: object) -> Path:
+    folder = Path(shutil.copytree(source, target))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"].update(text)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("somebody reached for the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_model_of_the_hub_loads_from_the_cache_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = with_text_config(folders["plain"], tmp_path / "folder", hf_tokenizer_name="org/words")
+    snapshot = into_hub_cache(tmp_path / "hub", "org/name", folder, *MODEL)
+    own = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path / "hub"))
+    (line,) = own.missing_assets()
+    assert line.startswith("hf-hub:org/name: its tokenizer, org/words: looked for in")
+    assert "hf download org/words" in line
+    with pytest.raises(MissingAssetError, match="its tokenizer, org/words"):
+        own.load("cpu")
+    words = into_hub_cache(tmp_path / "hub", "org/words", folder, *TOKENIZER)
+    assert own.missing_assets() == []
+    torch.testing.assert_close(own.encode_texts(TEXTS), encoder_of(folders["plain"]).encode_texts(TEXTS))
+    torch.testing.assert_close(own.encode_images(crops(2)), encoder_of(folders["plain"]).encode_images(crops(2)))
+    first = own.fingerprint
+    (words / "tokenizer.json").write_text((words / "tokenizer.json").read_text().replace('"red"', '"crimson"'))
+    assert OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path / "hub")).fingerprint != first
+    (snapshot / "open_clip_model.safetensors").unlink()
+    (line,) = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path / "hub")).missing_assets()
+    assert line.startswith("weights in")
+    assert "hf download org/name" in line
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_text_towers_of_transformers_need_their_config(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = with_text_config(folders["plain"], tmp_path / "folder", hf_model_name="org/tower")
+    own = encoder_of(folder, cache_dir=str(tmp_path / "hub"))
+    (line,) = own.missing_assets()
+    assert line.startswith("local-dir: its text tower's config, org/tower: looked for in")
+    assert "hf download org/tower config.json" in line
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_siglip_lists_its_tokenizer(tmp_path: Path) -> None:
+    lines = OpenClipEncoder(model="ViT-B-16-SigLIP", pretrained="webli", cache_dir=str(tmp_path)).missing_assets()
+    assert [line.split(":")[0] for line in lines] == [
+        "weights of open_clip model ViT-B-16-SigLIP, tag webli",
+        "ViT-B-16-SigLIP/webli",
+    ]
+    assert "its tokenizer, timm/ViT-B-16-SigLIP: looked for in" in lines[1]
+
+
+def test_downloads_are_made_only_where_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_text_config(folders["plain"], tmp_path / "folder", hf_tokenizer_name="org/words")
+    hub, asked = tmp_path / "hub", []
+
+    def get(repo: str, filename: str | None = None, cache_dir: str | None = None, **_: object) -> None:
+        asked.append((repo, filename))
+        names = TOKENIZER if repo == "org/words" else MODEL
+        into_hub_cache(Path(str(cache_dir)), repo, folder, *names)
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", get)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", get)
+    with pytest.raises(MissingAssetError, match="open_clip_config.json, weights and tokenizer"):
+        OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(hub)).load("cpu")
+    assert asked == []
+    own = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(hub), allow_download=True)
+    assert own.missing_assets() == []
+    torch.testing.assert_close(own.encode_texts(TEXTS), encoder_of(folders["plain"]).encode_texts(TEXTS))
+    assert asked == [("org/name", "open_clip_config.json"), ("org/name", None), ("org/words", None)]
+
+
+def test_a_download_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained_from_hf", fail)
+    with pytest.raises(EncoderLoadError, match="hf-hub:org/name .None. could not be downloaded: no route to host"):
+        OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path), allow_download=True).load("cpu")
+
+
+@torch.inference_mode()
+def test_a_tags_preprocessing_is_kept(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a tag are loaded as a file; mean, deviation and interpolation are the tag's all the same."""
+    config = json.loads((folders["plain"] / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"]["hf_tokenizer_name"] = "org/words"
+    into_hub_cache(tmp_path, "org/words", folders["plain"], *TOKENIZER)
+    into_hub_cache(tmp_path, "org/weights", folders["plain"], *MODEL)
+    tag = {"hf_hub": "org/weights/", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bilinear"}
+    for place in ("open_clip", "open_clip.factory"):
+        monkeypatch.setattr(f"{place}.get_model_config", lambda name: copy.deepcopy(config))
+        monkeypatch.setattr(
+            f"{place}.get_pretrained_cfg", lambda model, tag_name: dict(tag) if tag_name == "own" else {}
+        )
+    own = OpenClipEncoder(model="ViT-B-16", pretrained="own", cache_dir=str(tmp_path))
+    state = own._ready()
+    assert state.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert state.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert state.interpolation == "bilinear"
+    torch.testing.assert_close(own.encode_texts(TEXTS), encoder_of(folders["plain"]).encode_texts(TEXTS))
 
 
 def test_root_logger_keeps_its_handlers(folders: dict[str, Path]) -> None:
@@ -183,9 +360,9 @@ def test_missing_files_are_listed_without_loading(tmp_path: Path, folders: dict[
     assert "ViT-B-16, tag openai" in only
     assert str(tmp_path) in only
     assert "hf download timm/vit_base_patch16_clip_224.openai" in only
-    hub = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path)).missing_assets()
-    assert len(hub) == 2
-    assert all("hf download org/name" in line for line in hub)
+    (hub,) = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path)).missing_assets()
+    assert hub.startswith("hf-hub:org/name: open_clip_config.json, weights and tokenizer, looked for in")
+    assert "hf download org/name" in hub
     (file,) = OpenClipEncoder(model="ViT-B-16", pretrained=str(tmp_path / "w.pt")).missing_assets()
     assert str(tmp_path / "w.pt") in file
     (folder,) = encoder_of(tmp_path / "none").missing_assets()
