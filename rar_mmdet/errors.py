@@ -45,11 +45,11 @@ class MissingAssetError(RarError, FileNotFoundError):
 
 
 class ImageReadError(RarError, OSError):
-    """An image file is missing, truncated or not an image."""
+    """An image is missing, damaged, too large, or of a shape or range that is no photo."""
 
 
 class InvalidBoxError(RarError, ValueError):
-    """A box is not finite, empty, inverted or outside its image."""
+    """A box is no four numbers, not finite, empty, inverted or outside its image."""
 
 
 class VocabularyError(RarError, ValueError):

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +32,6 @@ from tqdm import tqdm
 from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
-from rar_mmdet.recognizer import cropper_settings
 from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, NoBackground, find_invalid_boxes, read_image
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS, box_areas
 from rar_mmdet.scoring import LVIS, Detections, GroundTruth, evaluate, load_annotation_file, lvis_summary
@@ -94,7 +93,7 @@ class Embedder:
     def __init__(self, recognizer: Any, regions: Regions, folder: Path) -> None:
         self.cropper, self.encoder, self.regions, self.folder = recognizer.cropper, recognizer.encoder, regions, folder
         self.feather = self.cropper.background.feather
-        settings = cropper_settings(self._cropper(scale=1.0, sigma=0.0))
+        settings = repr(self._cropper(scale=1.0, sigma=0.0))
         digest = hashlib.sha256(f"{CROPS_VERSION} {settings} {self.encoder.fingerprint}".encode())
         for file in regions.files:
             stat = file.stat()
@@ -104,7 +103,7 @@ class Embedder:
         folder.mkdir(parents=True, exist_ok=True)
 
     def _cropper(self, scale: float, sigma: float) -> Any:
-        return self.cropper.with_policies(FixedScale(scale), BlurBackground(sigma, self.feather))
+        return replace(self.cropper, scale=FixedScale(scale), background=BlurBackground(sigma, self.feather))
 
     def __call__(self, scale: float, sigma: float) -> Tensor:
         """(R, D) unit vectors for a fixed scale and blur."""
@@ -180,7 +179,7 @@ def sweep(
             return found[choice]["AP"]
 
         choices = [improve((best["scale"],) * 3, scales, by_area)]
-        paper = tuple(AreaScale().factors.tolist())
+        paper = AreaScale().factors
         if set(paper) <= set(scales):
             by_area(paper)
             choices.append(paper)

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from rar_mmdet.errors import MemoryMismatchError, RarError, VocabularyError
-from rar_mmdet.memory import CategoryMemory, EntryKind, clean_name, read_rgb
+from rar_mmdet.files.images import read_image
+from rar_mmdet.memory import CategoryMemory, EntryKind, clean_name
 
 EXIT_USER_ERROR = 2
 
@@ -130,7 +131,7 @@ def text_vectors(memory: CategoryMemory, text: str, config: str | None) -> torch
 
 def image_vector(memory: CategoryMemory, path: Path, config: str | None) -> torch.Tensor:
     """The vector of a whole photo, cropped and encoded as regions are."""
-    image = read_rgb(path)
+    image = read_image(path)
     if config is None:
         raise VocabularyError("--image needs --config CONFIG, whose encoder and cropper are used")
     parts = load_parts(memory, config)

@@ -3,7 +3,7 @@
 from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_rgb, sample_exemplars
+from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, sample_exemplars
 from rar_mmdet.memory.index import IndexSpec
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
 from rar_mmdet.memory.templates import TEMPLATE_SETS, resolve_templates
@@ -22,7 +22,6 @@ __all__ = [
     "TextMemory",
     "clean_name",
     "encode_exemplars",
-    "read_rgb",
     "resolve_templates",
     "sample_exemplars",
 ]

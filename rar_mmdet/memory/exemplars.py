@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,15 +14,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.errors import ImageReadError, MissingAssetError, VocabularyError
+from rar_mmdet.errors import InvalidBoxError, MissingAssetError, VocabularyError
+from rar_mmdet.files.coco import box_of, is_object, photo_path, photo_size_hw
+from rar_mmdet.files.images import check_size, photo_hw, read_image
 from rar_mmdet.memory.encode import once
 from rar_mmdet.memory.entries import Entries, EntryKind
 
-__all__ = ["Exemplar", "encode_exemplars", "read_rgb", "sample_exemplars"]
+__all__ = ["Exemplar", "encode_exemplars", "sample_exemplars"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Exemplar:
     annotation_id: int
     category_id: int  # row of the vocabulary
     box_xyxy: tuple[float, float, float, float]  # pixels of the photo
+    photo_hw: tuple[int, int] | None = None  # the photo's size as the annotation file has it
 
 
 def sample_exemplars(
@@ -53,7 +56,8 @@ def sample_exemplars(
     """`shots` regions of each category of a COCO, LVIS or V3Det annotation file; fewer where it has fewer.
 
     The choice of one category depends on the seed and its own annotations alone, so that adding categories or
-    photos of others leaves it. Crowds, boxes without area and regions below 2 px are left out.
+    photos of others leaves it. Crowds, regions below 2 px, boxes that are no numbers or lie outside their photo, and
+    annotations of unknown photos or categories are left out.
 
     Raises:
         MissingAssetError: the file is not there.
@@ -71,18 +75,20 @@ def sample_exemplars(
             "order; take exemplars from the dataset the vocabulary is of"
         )
     row = {category["id"]: index for index, category in enumerate(content["categories"])}
-    photos = {image["id"]: _image_path(image, image_root) for image in content["images"]}
+    photos = {image["id"]: image for image in content["images"]}
     by_category: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        if min(annotation["bbox"][2:]) >= 2 and not annotation.get("iscrowd"):
-            by_category[row[annotation["category_id"]]].append(annotation)
+        photo, category = photos.get(annotation.get("image_id")), row.get(annotation.get("category_id"))
+        if photo is not None and category is not None and _is_usable(annotation, photo):
+            by_category[category].append(annotation)
     chosen = []
     for category_id in sorted(by_category):
         pool = sorted(by_category[category_id], key=lambda annotation: annotation["id"])
         for annotation in random.Random(f"{seed}/{category_id}").sample(pool, min(shots, len(pool))):
             x, y, width, height = annotation["bbox"]
-            path = photos[annotation["image_id"]]
-            chosen.append(Exemplar(path, annotation["id"], category_id, (x, y, x + width, y + height)))
+            photo = photos[annotation["image_id"]]
+            path, box = str(photo_path(photo, image_root)), (x, y, x + width, y + height)
+            chosen.append(Exemplar(path, annotation["id"], category_id, box, photo_size_hw(photo)))
     short = sum(len(by_category[c]) < shots for c in range(len(names)))
     if short:
         logger.warning("%d of %d categories have fewer than %d regions in %s", short, len(names), shots, annotations)
@@ -121,7 +127,7 @@ def encode_exemplars(
             identity = [key, encoder.fingerprint, [(e.image, e.annotation_id, e.box_xyxy) for own in part for e in own]]
 
             def compute(part: list[list[Exemplar]] = part) -> Tensor:
-                crops = [crop(read_rgb(own[0].image), torch.tensor([e.box_xyxy for e in own])) for own in part]
+                crops = [_crop_photo(crop, own) for own in part]
                 return encoder.encode_images(torch.cat(crops)).float().cpu()
 
             vectors.append(once(parts_dir, identity, size, compute))
@@ -131,18 +137,23 @@ def encode_exemplars(
     return Entries.sorted(torch.cat(vectors), ids, EntryKind.IMAGE, sources)
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file."""
-    if not Path(path).is_file():
-        raise MissingAssetError(f"image {path} does not exist; is the folder of images right?")
+def _is_usable(annotation: dict[str, Any], photo: dict[str, Any]) -> bool:
+    """Whether this is one object, of 2 px at least, with a part in its photo."""
+    box = box_of(annotation)
+    if box is None or not is_object(annotation) or min(annotation["bbox"][2:]) < 2:
+        return False
+    x1, y1, x2, y2 = box
+    height, width = photo_size_hw(photo) or (math.inf, math.inf)
+    return x1 < width and y1 < height and x2 > 0 and y2 > 0
+
+
+def _crop_photo(crop: Callable[[np.ndarray, Tensor], Tensor], exemplars: Sequence[Exemplar]) -> Tensor:
+    """(n, 3, S, S) crops of the exemplars of one photo."""
+    path = exemplars[0].image
+    photo = read_image(path)
+    check_size(photo_hw(photo), exemplars[0].photo_hw, f"photo {path}")
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageReadError(f"image {path} cannot be read ({error})") from error
-
-
-def _image_path(image: dict[str, Any], root: Path) -> str:
-    """`file_name`, or the last two parts of LVIS's `coco_url` (LVIS v1 val mixes two folders)."""
-    name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-    return str(root / name)
+        return crop(photo, torch.tensor([exemplar.box_xyxy for exemplar in exemplars]))
+    except InvalidBoxError as error:
+        ids = [exemplar.annotation_id for exemplar in exemplars]
+        raise InvalidBoxError(f"photo {path}, annotations {ids}: {error}") from error

@@ -7,13 +7,15 @@ on the photo, and it looks the same around an object of 20 px and one of 900 px.
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rar_mmdet.errors import ConfigError
 from rar_mmdet.regions.kernels import blur_outside
 
 __all__ = ["Background", "BlurBackground", "BlurOutsideMask", "GreyBackground", "NoBackground"]
@@ -27,15 +29,27 @@ MIN_REDUCED_SIGMA = 2.5
 class Background(Protocol):
     """Pixels for outside the object.
 
-    Attributes:
-        is_identity: Nothing is replaced.
-        uses_mask: Keep the mask sharp, where a sample has one, rather than the box.
-        feather: Width in output pixels of the ramp from sharp to background, outside the sharp pixels.
+    A background of yours must compare by its values, as a frozen dataclass does: croppers are told apart by theirs.
     """
 
-    is_identity: bool
-    uses_mask: bool
-    feather: float
+    @property
+    def is_identity(self) -> bool:
+        """Nothing is replaced."""
+        return False
+
+    @property
+    def uses_mask(self) -> bool:
+        """Keep the mask sharp, where a sample has one, rather than the box."""
+        return False
+
+    @property
+    def feather(self) -> float:
+        """Width in output pixels of the ramp from sharp to background, outside the sharp pixels."""
+        return 0.0
+
+    def at_size(self, ratio: float) -> Background:
+        """What looks the same in crops of `ratio` times the side: lengths in output pixels grow with it."""
+        return self
 
     def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
         """Replace what is outside of a box in a (3, S, S) crop, in place.
@@ -47,18 +61,26 @@ class Background(Protocol):
         """(n, 3, S, S) float crops in 0..255 -> pixels to show outside, the same shape and range; on any device."""
 
 
+def _check_length(where: str, name: str, value: float, what: str = "number of output pixels") -> float:
+    if not (isinstance(value, float | int | np.number) and 0 <= value < np.inf):
+        raise ConfigError(f"{where}: {name}={value!r} must be a {what} >= 0")
+    return float(value)
+
+
 def _check_feather(feather: float) -> float:
-    if not 0 <= feather < np.inf:
-        raise ValueError(f"background: feather={feather!r} must be a width in output pixels >= 0")
-    return float(feather)
+    return _check_length("background", "feather", feather, "width in output pixels")
 
 
+@dataclass(frozen=True)
 class NoBackground:
     """Leave the surroundings as they are."""
 
-    is_identity = True
-    uses_mask = False
-    feather = 0.0
+    is_identity: ClassVar[bool] = True
+    uses_mask: ClassVar[bool] = False
+    feather: ClassVar[float] = 0.0
+
+    def at_size(self, ratio: float) -> Self:
+        return self
 
     def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
         pass
@@ -67,6 +89,7 @@ class NoBackground:
         return crops
 
 
+@dataclass(frozen=True)
 class BlurBackground:
     """A Gaussian blur of everything outside the box.
 
@@ -77,14 +100,20 @@ class BlurBackground:
         feather: Width in output pixels of a linear ramp from sharp to blurred, outside the box; 0 is a hard edge.
     """
 
-    uses_mask = False
+    sigma: float = 10.0
+    feather: float = 0.0
+    uses_mask: ClassVar[bool] = False
 
-    def __init__(self, sigma: float = 10.0, feather: float = 0.0) -> None:
-        if not 0 <= sigma < np.inf:
-            raise ValueError(f"{type(self).__name__}: sigma={sigma!r} must be a number of output pixels >= 0")
-        self.sigma = float(sigma)
-        self.feather = _check_feather(feather)
-        self.is_identity = self.sigma < 0.1  # the next pixel weighs less than exp(-50)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", _check_length(type(self).__name__, "sigma", self.sigma))
+        object.__setattr__(self, "feather", _check_feather(self.feather))
+
+    @property
+    def is_identity(self) -> bool:
+        return self.sigma < 0.1  # the next pixel weighs less than exp(-50)
+
+    def at_size(self, ratio: float) -> Self:
+        return replace(self, sigma=self.sigma * ratio, feather=self.feather * ratio)
 
     def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
         blur_outside(crop, inside, *reduced_blur(crop.shape[-1], self.sigma))
@@ -94,15 +123,17 @@ class BlurBackground:
         return matrix @ crops @ matrix.T
 
 
+@dataclass(frozen=True)
 class BlurOutsideMask(BlurBackground):
     """`BlurBackground` that keeps an object's mask sharp rather than its box ("CLIP w/ mask", paper Table 3).
 
     Samples without masks, and masks with no pixel in the window, fall back to the box.
     """
 
-    uses_mask = True
+    uses_mask: ClassVar[bool] = True
 
 
+@dataclass(frozen=True)
 class GreyBackground:
     """One grey everywhere outside the box.
 
@@ -111,14 +142,19 @@ class GreyBackground:
         feather: Width in output pixels of a linear ramp from the crop to grey, outside the box.
     """
 
-    is_identity = False
-    uses_mask = False
+    level: int = 128
+    feather: float = 0.0
+    is_identity: ClassVar[bool] = False
+    uses_mask: ClassVar[bool] = False
 
-    def __init__(self, level: int = 128, feather: float = 0.0) -> None:
-        if not 0 <= level <= 255:
-            raise ValueError(f"GreyBackground: level={level!r} must be in 0..255")
-        self.level = int(level)
-        self.feather = _check_feather(feather)
+    def __post_init__(self) -> None:
+        if not (isinstance(self.level, float | int | np.number) and 0 <= self.level <= 255):
+            raise ConfigError(f"GreyBackground: level={self.level!r} must be in 0..255")
+        object.__setattr__(self, "level", int(self.level))
+        object.__setattr__(self, "feather", _check_feather(self.feather))
+
+    def at_size(self, ratio: float) -> Self:
+        return replace(self, feather=self.feather * ratio)
 
     def paint(self, crop: NDArray[np.uint8], inside: NDArray[np.int64]) -> None:
         x1, y1, x2, y2 = inside

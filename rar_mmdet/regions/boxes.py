@@ -1,6 +1,9 @@
-"""Which boxes can be cropped, and what is wrong with those that cannot."""
+"""Which boxes can be cropped, what is wrong with the others, and what looks wrong about the boxes of a data set."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,22 +11,74 @@ from torch import Tensor
 
 from rar_mmdet.errors import InvalidBoxError
 
-__all__ = ["boxes_to_array", "find_invalid_boxes", "validate_boxes"]
+__all__ = ["boxes_to_array", "find_invalid_boxes", "find_suspicious_boxes", "validate_boxes"]
 
-Boxes = Tensor | NDArray | list
+Boxes = Tensor | NDArray | Sequence
 NUM_NAMED = 5  # boxes a message spells out before it only counts
+
+# Boxes that all lie in the first pixel (and half of one around it, for predictions) of a photo at least so large are
+# taken for boxes in 0..1. Ours.
+FIRST_PIXEL = (-0.5, 1.5)
+NORMALISED_MIN_SIDE = 16
+# When the boxes of a data set are worth a warning. Ours.
+FEW_BOXES = 10  # below that a share means nothing
+SHARE_LEAVING = 0.2
+LEAVING_BY = 2.0  # pixels; annotations are often rounded outwards
+# What speaks for another format: nearly all boxes fit in it, and some do not fit in the one they should be in.
+SHARE_FITTING, SHARE_OTHER_FORMAT = 0.98, 0.05
 
 
 def boxes_to_array(boxes_xyxy: Boxes) -> NDArray[np.float64]:
-    """Boxes of any float or integer dtype and any device as a float64 (R, 4) array; no boxes is (0, 4)."""
-    if isinstance(boxes_xyxy, Tensor):
-        boxes_xyxy = boxes_xyxy.detach().cpu().double().numpy()
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
-    if boxes.size == 0 and boxes.ndim <= 2:
-        return boxes.reshape(0, 4)
+    """Boxes of any float or integer dtype and any device as a float64 (R, 4) array; no boxes is (0, 4).
+
+    Raises:
+        InvalidBoxError: They are no numbers, or not four to a box; the message says what they look like.
+    """
+    boxes = boxes_xyxy.detach().cpu().double().numpy() if isinstance(boxes_xyxy, Tensor) else _numbers(boxes_xyxy)
+    if boxes.shape in ((0,), (0, 0), (1, 0)):
+        return np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InvalidBoxError(f"boxes_xyxy must have shape (R, 4), got {tuple(boxes.shape)}; wrap a single box: [box]")
+        raise InvalidBoxError(f"boxes_xyxy must have shape (R, 4), got {boxes.shape}; {_advice(boxes)}")
     return boxes
+
+
+def _numbers(boxes: Any) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(boxes)
+    except (TypeError, ValueError) as error:  # rows of different lengths; a list of tensors on a GPU
+        raise InvalidBoxError(
+            f"boxes_xyxy must be (R, 4) numbers, four to a box; this {type(boxes).__name__} makes no array: {error}"
+        ) from error
+    if array.size == 0 or array.dtype.kind in "iuf":
+        return array.astype(np.float64)
+    for index, row in enumerate(array if array.ndim else ()):
+        wrong = [value for value in np.ravel(np.asarray(row, object)) if not _is_number(value)]
+        if wrong:
+            raise InvalidBoxError(
+                f"boxes_xyxy must be (R, 4) numbers; row {index} is {row!r}, which holds {type(wrong[0]).__name__}. "
+                "Convert text to numbers, and drop regions without a box"
+            )
+    raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {type(boxes).__name__}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _advice(boxes: NDArray[np.float64]) -> str:
+    """What boxes of another shape probably are."""
+    if boxes.ndim == 1:
+        return "wrap a single box: [box]"
+    if boxes.ndim == 3 and boxes.shape[-1] == 4:
+        return "give the boxes of one image at a time: boxes[0]"
+    if boxes.ndim != 2 or boxes.shape[1] < 5:
+        return "a box is x1, y1, x2, y2"
+    first, last = boxes[:, 0], boxes[:, 4:]
+    if boxes.shape[1] == 5 and len(boxes) and (first == first.astype(int)).all() and first.max() < 64 <= last.max():
+        return "if the first column is the number of an image in a batch, the boxes are boxes[:, 1:]"
+    if ((last[:, 0] >= 0) & (last[:, 0] <= 1)).all():
+        return "the fifth column looks like scores: give boxes[:, :4], and boxes[:, 4] as box_scores"
+    return "the boxes are probably boxes[:, :4], and what follows are scores or labels"
 
 
 def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int, str]:
@@ -35,7 +90,10 @@ def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int
 
     Returns:
         Index of the box -> reason. Empty when every box is finite, has a positive width and height and shares a
-        positive area with the photo. Boxes that stick out are fine.
+        positive area with the photo, and they do not all lie in 0..1. Boxes that stick out are fine.
+
+    Raises:
+        InvalidBoxError: they are no (R, 4) numbers.
     """
     boxes = boxes_to_array(boxes_xyxy)
     height, width = image_hw
@@ -44,10 +102,16 @@ def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int
     inverted = (x2 < x1) | (y2 < y1)
     empty = (x2 == x1) | (y2 == y1)
     outside = (x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height)
+    normalised = finite & are_normalised(boxes[finite], image_hw)
     reasons = {}
-    for index in np.flatnonzero(~finite | inverted | empty | outside).tolist():
+    for index in np.flatnonzero(~finite | inverted | empty | outside | normalised).tolist():
         if not finite[index]:
             reasons[index] = "not finite"
+        elif normalised[index]:
+            reasons[index] = (
+                f"normalised: all boxes lie in 0..1, and the photo has {width} x {height} px; multiply x by {width} "
+                f"and y by {height}"
+            )
         elif inverted[index]:
             reasons[index] = "inverted: expected x1 < x2 and y1 < y2 (is it x, y, width, height?)"
         elif empty[index]:
@@ -57,11 +121,22 @@ def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int
     return reasons
 
 
+def are_normalised(boxes_xyxy: NDArray[np.float64], image_hw: tuple[int, int]) -> bool:
+    """Whether finite boxes (R, 4) all lie in the first pixel of a photo that is larger than a few: they are in 0..1."""
+    low, high = FIRST_PIXEL
+    return bool(
+        len(boxes_xyxy)
+        and min(image_hw) >= NORMALISED_MIN_SIDE
+        and ((boxes_xyxy >= low) & (boxes_xyxy <= high)).all()
+        and (boxes_xyxy != 0).any()
+    )
+
+
 def validate_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> NDArray[np.float64]:
     """The boxes as a float64 (R, 4) array, or an error that names each unusable one.
 
     Raises:
-        InvalidBoxError: Some box is not finite, inverted, empty or entirely outside the photo.
+        InvalidBoxError: Some box is not finite, inverted, empty or entirely outside the photo; or all lie in 0..1.
     """
     boxes = boxes_to_array(boxes_xyxy)
     reasons = find_invalid_boxes(boxes, image_hw)
@@ -73,3 +148,68 @@ def validate_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> NDArray[np.f
             "Expected finite (x1, y1, x2, y2) in pixels of this image; drop the boxes listed by `find_invalid_boxes`."
         )
     return boxes
+
+
+def _from_xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _from_cxcywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+# Ways in which four numbers are a box -> the same as x1, y1, x2, y2.
+BOX_FORMATS = {"xyxy": lambda boxes: boxes, "xywh": _from_xywh, "cxcywh": _from_cxcywh}
+SPELT_OUT = {"xyxy": "x1, y1, x2, y2", "xywh": "x, y, width, height", "cxcywh": "centre x, centre y, width, height"}
+
+
+def find_suspicious_boxes(
+    boxes: Sequence[Boxes], image_hws: Sequence[tuple[int, int]], box_format: str = "xyxy"
+) -> list[str]:
+    """What looks wrong about the boxes of many images, each as one sentence for a warning; empty when nothing does.
+
+    No box needs to be unusable for that: xyxy boxes in a file that stores xywh can all be cropped, at wrong places.
+
+    Args:
+        boxes: for each image (R, 4) boxes, as they are stored.
+        image_hws: height and width of each image.
+        box_format: how the boxes are meant to be stored: `xyxy`, `xywh` (as in COCO files) or `cxcywh`.
+
+    Raises:
+        InvalidBoxError: the boxes of an image are no (R, 4) numbers.
+    """
+    arrays = [boxes_to_array(own) for own in boxes]
+    if not any(map(len, arrays)):
+        images = f"the {len(arrays)} images" if len(arrays) != 1 else "the image"
+        return [f"there is no box in {images}: nothing will be recognised. Are annotations or proposals missing?"]
+    stored = np.concatenate(arrays)
+    hw = np.repeat(np.asarray(image_hws, dtype=np.float64).reshape(-1, 2), [len(own) for own in arrays], axis=0)
+    finite = np.isfinite(stored).all(axis=1)
+    stored, hw = stored[finite], hw[finite]
+    if len(stored) and hw.min() >= NORMALISED_MIN_SIDE and are_normalised(stored, (NORMALISED_MIN_SIDE,) * 2):
+        return [
+            f"all {len(stored)} boxes lie in 0..1, so they are no pixels: multiply x by the width and y by the height "
+            "of each image"
+        ]
+    if len(stored) < FEW_BOXES:
+        return []
+    fits = {name: _fits(to_xyxy(stored), hw) for name, to_xyxy in BOX_FORMATS.items()}
+    num_wrong = int((~fits[box_format]).sum())
+    said = (
+        f"{num_wrong} of {len(stored)} boxes ({100 * num_wrong / len(stored):.0f} %) are inverted or leave their image"
+    )
+    better = next((name for name in BOX_FORMATS if fits[name].mean() >= SHARE_FITTING), None)
+    if better is not None and num_wrong > SHARE_OTHER_FORMAT * len(stored):
+        return [
+            f"{said} when read as {SPELT_OUT[box_format]}, but {100 * fits[better].mean():.0f} % fit as "
+            f"{SPELT_OUT[better]}: they seem to be {better}, where {box_format} is expected"
+        ]
+    if num_wrong > SHARE_LEAVING * len(stored):
+        return [f"{said}. Are they in pixels of another size of the images, or of an image before it was turned?"]
+    return []
+
+
+def _fits(boxes_xyxy: NDArray[np.float64], hw: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(R,) which boxes are not inverted and lie within their images, but for a rounding error."""
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    return np.all((low <= high) & (low >= -LEAVING_BY) & (high <= hw[:, ::-1] + LEAVING_BY), axis=1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rar_mmdet.errors import ConfigError, InvalidBoxError
+from rar_mmdet.files.images import ImageSource, as_photo, photo_hw
 from rar_mmdet.regions.background import Background, NoBackground
 from rar_mmdet.regions.boxes import Boxes, validate_boxes
 from rar_mmdet.regions.cpu import CpuBackend
@@ -21,13 +23,15 @@ __all__ = ["RegionCropper"]
 BACKENDS = ("auto", "cpu", "torch")
 
 
+@dataclass(frozen=True, kw_only=True)
 class RegionCropper:
     """Crop, rescale by object size, and blur what is not the object (paper sections 3.2 and C.3).
 
-    Holds settings only: cheap to build, to pickle and to copy to data-loader workers.
+    Holds settings only: cheap to build, to pickle and to copy to data-loader workers. Two croppers are equal, and their
+    `repr` is the same, when they give the same crops; `backend` and `chunk_mib` therefore take no part in either.
 
     Args:
-        size: S, the side of the crops in pixels.
+        size: S, the side of the crops in pixels. `None`: the side its encoder takes; a recognizer fills that in.
         scale: How much larger than the box the window is; `None` is the box itself (`FixedScale(1)`).
         background: What is shown outside the box; `None` is the photo (`NoBackground`).
         window: `square` around the box centre with side = scale x longer box side; `pad`: the scaled box with its
@@ -41,134 +45,119 @@ class RegionCropper:
             within 2 grey levels of PIL's `resize` of the full photo but for single pixels at hard edges; at 2 a few in
             ten thousand values are up to 8 off, and the largest windows take less time.
         chunk_mib: Working memory of the torch backend in MiB; regions are done in chunks that fit.
+
+    Raises:
+        ConfigError: a value is of no use; the message names it.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int = 224,
-        scale: ScalePolicy | None = None,
-        background: Background | None = None,
-        window: str = "square",
-        fill: str = "mean",
-        backend: str = "auto",
-        reducing_gap: float = 4.0,
-        chunk_mib: float = 256,
-    ) -> None:
-        for name, value, known in (("window", window, WINDOWS), ("fill", fill, FILLS), ("backend", backend, BACKENDS)):
-            if value not in known:
-                raise ValueError(f"RegionCropper: {name}={value!r} is not one of {', '.join(known)}")
-        if not chunk_mib > 0:
-            raise ValueError(f"RegionCropper: chunk_mib={chunk_mib!r} must be > 0")
-        if not reducing_gap >= 1:
-            raise ValueError(f"RegionCropper: reducing_gap={reducing_gap!r} must be >= 1")
-        self.size = _check_size(size)
-        self.scale = FixedScale(1.0) if scale is None else scale
-        self.background = NoBackground() if background is None else background
-        self.window, self.fill, self.backend = window, fill, backend
-        self.reducing_gap, self.chunk_mib = reducing_gap, chunk_mib
+    size: int | None = 224
+    scale: ScalePolicy = field(default_factory=FixedScale)
+    background: Background = field(default_factory=NoBackground)
+    window: str = "square"
+    fill: str = "mean"
+    backend: str = field(default="auto", compare=False, repr=False)
+    reducing_gap: float = 4.0
+    chunk_mib: float = field(default=256, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        known = {"window": WINDOWS, "fill": FILLS, "backend": BACKENDS}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"RegionCropper: {name}={getattr(self, name)!r} is not one of {', '.join(values)}")
+        if not self.chunk_mib > 0:
+            raise ConfigError(f"RegionCropper: chunk_mib={self.chunk_mib!r} must be > 0")
+        if not self.reducing_gap >= 1:
+            raise ConfigError(f"RegionCropper: reducing_gap={self.reducing_gap!r} must be >= 1")
+        object.__setattr__(self, "reducing_gap", float(self.reducing_gap))
+        object.__setattr__(self, "size", None if self.size is None else _check_size(self.size))
+        if self.scale is None:  # as configs write it
+            object.__setattr__(self, "scale", FixedScale())
+        if self.background is None:
+            object.__setattr__(self, "background", NoBackground())
 
     def with_size(self, size: int) -> RegionCropper:
-        """The same policies at another side; σ and feather, which are in output pixels, stay."""
-        other = copy.copy(self)
-        other.size = _check_size(size)
-        return other
+        """The same picture at another side: σ and feather of the background grow and shrink with it.
 
-    def with_policies(self, scale: ScalePolicy, background: Background) -> RegionCropper:
-        """The same size, window and fill with another scale policy and background."""
-        other = copy.copy(self)
-        other.scale, other.background = scale, background
-        return other
+        They are in output pixels, so that what is blurred to a colour at 224 px would show stripes again at 490 px if
+        they stayed. A cropper without a size takes this one; its σ and feather are in pixels of it already.
+        """
+        size = _check_size(size)
+        if self.size is None:
+            return replace(self, size=size)
+        return replace(self, size=size, background=self.background.at_size(size / self.size))
 
-    def crop(self, image: NDArray | Tensor, boxes_xyxy: Boxes, masks: NDArray | Tensor | None = None) -> Tensor:
+    def crop(self, image: ImageSource, boxes_xyxy: Boxes, masks: NDArray | Tensor | None = None) -> Tensor:
         """Cut, rescale and blur the regions of one photo.
 
         Args:
-            image: (H, W, 3) array or (3, H, W) tensor, RGB; uint8, or floats in [0, 1].
-            boxes_xyxy: (R, 4) boxes in pixels of `image`, which must be the original photo for the scale policies to
-                see original areas.
+            image: what `rar_mmdet.files.images.read_image` takes: an (H, W, 3) RGB array, a (3, H, W) RGB tensor, a
+                path, ... It must be the original photo for the scale policies to see original areas.
+            boxes_xyxy: (R, 4) boxes in pixels of `image`.
             masks: (R, H, W) boolean masks, used by a background that `uses_mask`.
 
         Returns:
             (R, 3, S, S) uint8 RGB crops; on `image`'s device with the torch backend, else in main memory.
 
         Raises:
-            InvalidBoxError: A box is not finite, inverted, empty or entirely outside the photo.
-            ValueError: The image or the masks have another shape or range.
+            ImageReadError: The image is missing, damaged, or of another shape or range.
+            InvalidBoxError: A box is not finite, inverted, empty or entirely outside the photo, or the masks are not
+                one for each box.
+            ConfigError: The cropper has no size yet.
         """
-        photo_hw = _photo_hw(image)
-        boxes = validate_boxes(boxes_xyxy, photo_hw)
-        masks = self._check_masks(masks, len(boxes), photo_hw)
+        if self.size is None:
+            raise ConfigError(
+                "RegionCropper(size=None) takes the side of an encoder and has none yet; give size=224, or use "
+                "cropper.with_size(encoder.image_size)"
+            )
+        photo = as_photo(image)
+        boxes = validate_boxes(boxes_xyxy, photo_hw(photo))
+        masks = self._check_masks(masks, len(boxes), photo_hw(photo))
         plan = plan_windows(
             boxes,
             self.scale(boxes),
-            photo_hw[::-1],
+            photo_hw(photo)[::-1],
             size=self.size,
             window=self.window,
             fill=self.fill,
             reducing_gap=self.reducing_gap,
         )
-        on_accelerator = isinstance(image, Tensor) and image.device.type != "cpu"
+        on_accelerator = isinstance(photo, Tensor) and photo.device.type != "cpu"
         if self.backend == "torch" or (self.backend == "auto" and on_accelerator):
-            backend = TorchBackend(_to_tensor(image), int(self.chunk_mib * 2**20))
-            return backend.crop(plan, self.background, masks)
+            return TorchBackend(_to_tensor(photo), int(self.chunk_mib * 2**20)).crop(plan, self.background, masks)
         out = np.empty((len(boxes), 3, self.size, self.size), dtype=np.uint8)
-        CpuBackend(_to_array(image)).crop(plan, self.background, masks, out)
+        CpuBackend(_to_array(photo)).crop(plan, self.background, masks, out)
         return torch.from_numpy(out)
 
     def _check_masks(self, masks: NDArray | Tensor | None, num_boxes: int, photo_hw: tuple[int, int]) -> NDArray | None:
         if masks is None or not self.background.uses_mask or self.background.is_identity:
             return None
-        if tuple(masks.shape) != (num_boxes, *photo_hw):
-            raise ValueError(
-                f"masks must be (R, H, W) = {(num_boxes, *photo_hw)}, one per box, got {tuple(masks.shape)}"
-            )
-        return masks.cpu().numpy() if isinstance(masks, Tensor) else masks
-
-    def __repr__(self) -> str:
-        return (
-            f"RegionCropper(size={self.size}, window={self.window!r}, fill={self.fill!r}, backend={self.backend!r}, "
-            f"reducing_gap={self.reducing_gap:g})"
-        )
+        masks = masks.cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+        if masks.shape != (num_boxes, *photo_hw):
+            raise InvalidBoxError(f"masks must be (R, H, W) = {(num_boxes, *photo_hw)}, one per box, got {masks.shape}")
+        if masks.dtype.kind == "f" and not ((masks == 0) | (masks == 1)).all():
+            raise InvalidBoxError("masks must be true inside and false outside, got floats; give masks > 0.5")
+        return masks
 
 
 def _check_size(size: int) -> int:
-    if int(size) != size or size < 1:
-        raise ValueError(f"RegionCropper: size={size!r} must be a whole number of pixels >= 1")
+    try:
+        whole = int(size) == size and size >= 1
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"RegionCropper: size={size!r} must be a whole number of pixels >= 1")
     return int(size)
 
 
-def _photo_hw(image: NDArray | Tensor) -> tuple[int, int]:
-    shape = tuple(image.shape)
-    channels = shape[0 if isinstance(image, Tensor) else -1] if len(shape) == 3 else None
-    if channels != 3 or min(shape) < 1:
-        raise ValueError(
-            f"image must be an (H, W, 3) RGB array or a (3, H, W) RGB tensor, got {type(image).__name__} {shape}; "
-            "rar_mmdet.regions.read_image reads grey, RGBA and 16-bit files as RGB"
-        )
-    return shape[1:] if isinstance(image, Tensor) else shape[:2]
+def _to_array(photo: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
+    """(H, W, 3) in main memory."""
+    if isinstance(photo, Tensor):
+        photo = photo.permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(photo)
 
 
-def _to_array(image: NDArray | Tensor) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 in main memory."""
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).permute(1, 2, 0).numpy()
-    pixels = image
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(
-            f"image must be uint8, or floats in [0, 1], got {pixels.dtype} in {pixels.min()}..{pixels.max()}"
-        )
-    return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
-
-
-def _to_tensor(image: NDArray | Tensor) -> Tensor:
-    """(3, H, W) uint8 on the device the image is on."""
-    if isinstance(image, Tensor) and image.dtype == torch.uint8:
-        return image
-    if isinstance(image, Tensor) and image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all()):
-        return (image.float() * 255).round().to(torch.uint8)
-    pixels = _to_array(image)  # also refuses what cannot be a photo
-    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
+def _to_tensor(photo: NDArray[np.uint8] | Tensor) -> Tensor:
+    """(3, H, W) on the device the photo is on."""
+    if isinstance(photo, Tensor):
+        return photo
+    return torch.from_numpy(np.array(photo, order="C")).permute(2, 0, 1)

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from rar_mmdet.errors import ImageReadError, MemoryMismatchError, MissingAssetError, VocabularyError
-from rar_mmdet.memory import EntryKind, TextMemory, encode_exemplars, exemplars, read_rgb, sample_exemplars
+from rar_mmdet.errors import ImageReadError, InvalidBoxError, MemoryMismatchError, MissingAssetError, VocabularyError
+from rar_mmdet.files.images import read_image
+from rar_mmdet.memory import EntryKind, TextMemory, encode_exemplars, exemplars, sample_exemplars
+from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper
 from rar_mmdet.testing import FakeEncoder, make_image
 
 NAMES = ["cup", "red star", "bow_(weapon)", "never seen"]
@@ -72,7 +75,7 @@ def test_exemplars_equal_encoding_each_region_alone(dataset: Path, tmp_path: Pat
     for vector, category_id, source in zip(entries.vectors, entries.category_ids, entries.sources, strict=True):
         own = by_source[source]
         assert own.category_id == category_id
-        alone = encoder.encode_images(crop(read_rgb(own.image), torch.tensor([own.box_xyxy])))
+        alone = encoder.encode_images(crop(read_image(own.image), torch.tensor([own.box_xyxy])))
         torch.testing.assert_close(vector, alone[0])
 
 
@@ -104,13 +107,91 @@ def test_bad_exemplar_input_is_refused(dataset: Path, tmp_path: Path) -> None:
         sample_exemplars(dataset, tmp_path, ["cup", "x"], shots=1)
     with pytest.raises(ValueError, match="shots must be at least 1"):
         sample_exemplars(dataset, tmp_path, NAMES, shots=0)
-    with pytest.raises(MissingAssetError, match="is the folder of images right"):
+    with pytest.raises(ImageReadError, match="Cannot open image .*png: No such file.*Check the path"):
         encode_exemplars(FakeEncoder(), crop, sample_exemplars(dataset, tmp_path / "x", NAMES, shots=1))
     with pytest.raises(VocabularyError, match="no exemplars"):
         encode_exemplars(FakeEncoder(), crop, [])
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageReadError, match=r"broken.png cannot be read"):
-        read_rgb(tmp_path / "broken.png")
+
+
+def write_photo(path: Path, kind: str, orientation: int) -> None:
+    """A photo of three channels with an orientation, or of one with 16 bits."""
+    pixels = make_image(height=120, width=160, seed=3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if kind == "16 bit":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 250 + 40).save(path, "PNG", exif=exif)
+    else:
+        Image.fromarray(pixels).save(path, kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "16 bit"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exemplar_is_the_region_that_mmdetection_will_ask_about(tmp_path: Path, orientation: int, kind: str) -> None:
+    """One photo, read as a few-shot exemplar and by MMDetection's loader: the same crop, so a cosine of 1."""
+    path = tmp_path / "photo"
+    write_photo(path, kind, orientation)
+    cropper = RegionCropper(size=32, scale=AreaScale(), background=BlurBackground(3))
+    box = (20.0, 30.0, 70.0, 95.0)
+    hw = (120, 160) if orientation < 5 else (160, 120)
+    taken: list[torch.Tensor] = []
+
+    def crop_and_keep(photo: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
+        taken.append(cropper.crop(photo, boxes))
+        return taken[-1]
+
+    entries = encode_exemplars(FakeEncoder(), crop_and_keep, [exemplars.Exemplar(str(path), 1, 0, box, hw)])
+    loaded = LoadImageFromFile().transform({"img_path": str(path)})["img"]
+    asked = cropper.crop(loaded[..., ::-1], [box])
+    assert torch.equal(taken[0], asked)
+    torch.testing.assert_close(entries.vectors @ FakeEncoder().encode_images(asked).T, torch.ones(1, 1))
+    torch.testing.assert_close(cropper.crop(path, [box]), asked)  # and in Python, by its path
+    with Image.open(path) as picture:
+        assert (cropper.crop(picture, [box]).int() - asked.int()).abs().max() <= (1 if kind == "JPEG" else 0)
+
+
+def test_an_exemplar_of_a_photo_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Boxes that were drawn before the photo was turned upright lie elsewhere."""
+    write_photo(tmp_path / "photo", "JPEG", 6)
+    wrong = exemplars.Exemplar(str(tmp_path / "photo"), 1, 0, (5.0, 5.0, 50.0, 50.0), (120, 160))
+    with pytest.raises(ImageReadError, match="photo .*photo is 120x160 px but its annotation says 160x120"):
+        encode_exemplars(FakeEncoder(), crop, [wrong])
+
+
+def test_a_box_outside_the_photo_is_named_with_it(tmp_path: Path) -> None:
+    write_photo(tmp_path / "photo", "PNG", 1)
+    wrong = exemplars.Exemplar(str(tmp_path / "photo"), 77, 0, (500.0, 5.0, 550.0, 50.0))
+    with pytest.raises(InvalidBoxError, match=r"photo .*photo, annotations \[77\]: .*entirely outside"):
+        encode_exemplars(FakeEncoder(), RegionCropper(size=16).crop, [wrong])
+
+
+def test_odd_annotations_are_left_out(dataset: Path) -> None:
+    content = json.loads(dataset.read_text())
+    before = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
+    for image in content["images"]:
+        image |= {"height": 96, "width": 128}
+    odd: list[dict] = [
+        {"bbox": None},
+        {},
+        {"bbox": []},
+        {"bbox": [1, 2, 3]},
+        {"bbox": ["1", "2", "30", "40"]},
+        {"bbox": [1, 2, float("nan"), 40]},
+        {"bbox": [1, 2, 0, 40]},
+        {"bbox": [1, 2, -30, 40]},
+        {"bbox": [128, 2, 30, 40]},
+        {"bbox": [1, -50, 30, 40]},
+        {"bbox": [1, 2, 30, 40], "ignore": 1},
+        {"bbox": [1, 2, 30, 40], "image_id": 999},
+        {"bbox": [1, 2, 30, 40], "category_id": 999},
+    ]
+    content["annotations"] += [{"id": 500 + i, "image_id": 10, "category_id": 103, **a} for i, a in enumerate(odd)]
+    dataset.write_text(json.dumps(content))
+    after = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
+    assert [(e.image, e.annotation_id, e.box_xyxy) for e in after] == [
+        (e.image, e.annotation_id, e.box_xyxy) for e in before
+    ]
+    assert {e.photo_hw for e in before} == {None}
+    assert {e.photo_hw for e in after} == {(96, 128)}
 
 
 def test_synonyms_and_descriptions_become_entries(dataset: Path, tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from skimage import data
 
-from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, FixedScale, GreyBackground, RegionCropper
+from rar_mmdet.errors import ConfigError, InvalidBoxError
+from rar_mmdet.regions import (
+    AreaScale,
+    BlurBackground,
+    BlurOutsideMask,
+    FixedScale,
+    GreyBackground,
+    NoBackground,
+    RegionCropper,
+)
 from rar_mmdet.regions.background import blur_matrix
 
 BACKENDS = ("cpu", "torch")
@@ -138,12 +147,57 @@ def test_backends_agree_on_masks(feather):
     assert (by_cpu.int() - by_torch.int()).abs().max() <= 2
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, bool, list])
+def test_masks_of_any_kind(kind):
+    mask = np.zeros((1, 512, 512), dtype=bool)
+    mask[0, 60:160, 150:225] = True
+    masks = list(mask) if kind is list else mask.astype(kind)
+    assert torch.equal(crop(BlurOutsideMask(4), masks=masks), crop(BlurOutsideMask(4), masks=mask))
+
+
+def contrast_outside(image, cropper):
+    """Grey levels between the darkest and the brightest pixel above an object, away from the borders of the crop."""
+    above = cropper.crop(image, [[250.0, 250.0, 550.0, 550.0]])[0, 0, cropper.size // 16].float()
+    middle = above[cropper.size // 8 : -(cropper.size // 8)]
+    return float(middle.max() - middle.min())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("background", [BlurBackground(10), BlurBackground(10, feather=6)])
+def test_the_ranker_sees_as_much_of_the_surround_as_the_encoder(backend, background):
+    """Stripes of 56 px around an object of 300 px: what is left of them depends on the side of the crop no more."""
+    stripes = np.where(np.arange(800) // 28 % 2, 255, 0).astype(np.uint8)
+    image = np.repeat(np.tile(stripes, (800, 1))[..., None], 3, axis=2)
+    encoder = RegionCropper(size=224, scale=FixedScale(1.6), background=background, backend=backend)
+    left = {side: contrast_outside(image, encoder.with_size(side)) for side in (224, 336, 490)}
+    assert contrast_outside(image, encoder) == left[224]
+    assert left[224] < 25
+    assert max(left.values()) - min(left.values()) <= 3
+    sharp = RegionCropper(size=490, scale=FixedScale(1.6), background=background, backend=backend)
+    assert contrast_outside(image, sharp) > 150  # the same σ in pixels is another blur
+    assert contrast_outside(image, RegionCropper(size=490, scale=FixedScale(1.6), backend=backend)) > 240
+
+
+@pytest.mark.parametrize("background", [BlurBackground(8, feather=4), GreyBackground(90, feather=8), NoBackground()])
+def test_a_background_at_twice_the_size_is_twice_as_wide(background):
+    cropper = RegionCropper(size=64, scale=FixedScale(1.6), background=background)
+    small = cropper.crop(data.astronaut(), BOX).float()
+    large = cropper.with_size(128).crop(data.astronaut(), BOX).float()
+    difference = (torch.nn.functional.avg_pool2d(large, 2) - small).abs()
+    assert difference.mean() < 3
+    if not background.is_identity:
+        unscaled = RegionCropper(size=128, scale=FixedScale(1.6), background=background).crop(data.astronaut(), BOX)
+        assert (torch.nn.functional.avg_pool2d(unscaled.float(), 2) - small).abs().mean() > 1.2 * difference.mean()
+
+
 def test_masks_are_ignored_by_other_backgrounds():
     assert torch.equal(crop(BlurBackground(4), masks=np.zeros((7, 1, 1))), crop(BlurBackground(4)))
 
 
 def test_wrong_masks_are_refused():
-    with pytest.raises(ValueError, match=r"masks must be \(R, H, W\) = \(1, 512, 512\).*got \(1, 64, 64\)"):
+    with pytest.raises(InvalidBoxError, match=r"true inside and false outside, got floats; give masks > 0.5"):
+        crop(BlurOutsideMask(4), masks=np.full((1, 512, 512), 0.3))
+    with pytest.raises(InvalidBoxError, match=r"masks must be \(R, H, W\) = \(1, 512, 512\).*got \(1, 64, 64\)"):
         crop(BlurOutsideMask(4), masks=np.zeros((1, 64, 64), dtype=bool))
 
 
@@ -152,10 +206,13 @@ def test_wrong_masks_are_refused():
     [
         (lambda: BlurBackground(-1), "BlurBackground: sigma=-1"),
         (lambda: BlurOutsideMask(float("nan")), "BlurOutsideMask: sigma=nan"),
-        (lambda: BlurBackground(5, feather=-2), "feather=-2"),
-        (lambda: GreyBackground(300), "level=300"),
+        (lambda: BlurBackground("10"), "sigma='10' must be a number of output pixels >= 0"),
+        (lambda: BlurBackground(5, feather=-2), "background: feather=-2 must be a width in output pixels >= 0"),
+        (lambda: BlurBackground(5, feather=None), "feather=None"),
+        (lambda: GreyBackground(300), "level=300 must be in 0..255"),
+        (lambda: GreyBackground("grey"), "level='grey'"),
     ],
 )
 def test_wrong_values_are_refused(build, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ConfigError, match=match):
         build()

@@ -1,6 +1,8 @@
 """Crops against PIL's resize on photographs, and what must hold for every box."""
 
+import copy
 import pickle
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -10,8 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from rar_mmdet.errors import InvalidBoxError
-from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, RegionCropper
+from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
+from rar_mmdet.regions import (
+    AreaScale,
+    BlurBackground,
+    BlurOutsideMask,
+    FixedScale,
+    GreyBackground,
+    NoBackground,
+    RegionCropper,
+    SmoothAreaScale,
+)
 
 BACKENDS = ("cpu", "torch")
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -242,6 +253,19 @@ def test_image_kinds(backend):
     for kind in (tensor, floats.half(), floats, floats.requires_grad_(), image / 255.0, image[:, ::-1][:, ::-1]):
         crop = RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]])
         assert torch.equal(crop, expected_crop(image, backend))
+    for kind in (tensor.float(), image.astype(np.float16), image.astype(np.int32), Image.fromarray(image)):
+        assert torch.equal(RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]]), crop)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grey_and_rgba_photos(backend):
+    image = photo()
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    rgba = np.dstack([image, image[..., 0]])
+    cropper, box = RegionCropper(size=32, backend=backend), [[16, 32, 80, 96]]
+    assert torch.equal(cropper.crop(image[..., 0], box), cropper.crop(grey, box))
+    assert torch.equal(cropper.crop(torch.from_numpy(image[..., 0].copy()), box), cropper.crop(grey, box))
+    assert torch.equal(cropper.crop(rgba, box), cropper.crop(image, box))
 
 
 def expected_crop(image, backend):
@@ -291,7 +315,10 @@ def test_any_box_is_cropped_or_named(x, y, width, height, scale, window):
     image = photo("coffee")[:200, :300]
     cropper = RegionCropper(size=24, scale=FixedScale(scale), window=window, background=BlurBackground(3))
     box = [[x, y, x + width, y + height]]
-    if x >= 300 or y >= 200 or x + width <= 0 or y + height <= 0:
+    if min(x, y) >= -0.5 and max(x + width, y + height) <= 1.5:
+        with pytest.raises(InvalidBoxError, match="normalised"):
+            cropper.crop(image, box)
+    elif x >= 300 or y >= 200 or x + width <= 0 or y + height <= 0:
         with pytest.raises(InvalidBoxError, match="entirely outside"):
             cropper.crop(image, box)
     else:
@@ -300,7 +327,7 @@ def test_any_box_is_cropped_or_named(x, y, width, height, scale, window):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    x=st.floats(0, 500), y=st.floats(0, 300), width=st.floats(1, 100), height=st.floats(1, 100), scale=st.floats(1, 3)
+    x=st.floats(2, 500), y=st.floats(0, 300), width=st.floats(1, 100), height=st.floats(1, 100), scale=st.floats(1, 3)
 )
 def test_window_is_centred_on_the_box(x, y, width, height, scale):
     """On a photo whose colours are its coordinates, the mean of a crop is the centre of its box."""
@@ -323,29 +350,108 @@ def test_settings_survive_pickling_and_another_size():
     assert torch.equal(copied.crop(photo(), boxes), cropper.crop(photo(), boxes))
     assert cropper.with_size(48).crop(photo(), boxes).shape == (1, 3, 48, 48)
     assert cropper.size == 32
-    with pytest.raises(ValueError, match="size=0"):
+    with pytest.raises(ConfigError, match="size=0"):
         cropper.with_size(0)
+
+
+def test_with_size_scales_what_is_in_output_pixels():
+    cropper = RegionCropper(size=224, scale=AreaScale(), background=BlurBackground(10, feather=4), fill="edge")
+    assert cropper.with_size(224) == cropper
+    assert cropper.with_size(448) == replace(cropper, size=448, background=BlurBackground(20, feather=8))
+    assert cropper.with_size(56).with_size(224) == cropper
+    masked = replace(cropper, background=BlurOutsideMask(10, feather=4))
+    assert masked.with_size(112).background == BlurOutsideMask(5, feather=2)
+    grey = replace(cropper, background=GreyBackground(90, feather=4))
+    assert grey.with_size(112).background == GreyBackground(90, feather=2)
+    assert RegionCropper(size=224).with_size(100) == RegionCropper(size=100)
+
+
+def test_a_cropper_without_a_size_takes_that_of_its_encoder():
+    cropper = RegionCropper(size=None, background=BlurBackground(7))
+    with pytest.raises(ConfigError, match=r"size=None\).*give size=224, or use cropper.with_size\(encoder.image_size"):
+        cropper.crop(photo(), [[10, 20, 90, 70]])
+    assert cropper.with_size(336) == RegionCropper(
+        size=336, background=BlurBackground(7)
+    )  # σ is in pixels of that side
+    assert "size=None" in repr(cropper)
+
+
+SETTINGS = {
+    "size": 64,
+    "scale": SmoothAreaScale(2.0, 1.5, 1.1, bounds=(900, 6400)),
+    "background": BlurOutsideMask(5, feather=2),
+    "window": "pad",
+    "fill": "edge",
+    "reducing_gap": 2,
+}
+OTHER = {
+    "size": 65,
+    "scale": AreaScale(2.0, 1.5, 1.1, bounds=(900, 6400)),
+    "background": BlurBackground(5, feather=2),
+    "window": "warp",
+    "fill": "mean",
+    "reducing_gap": 4,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_croppers_are_equal_when_every_setting_is(name):
+    cropper, same = RegionCropper(**SETTINGS), RegionCropper(**copy.deepcopy(SETTINGS))
+    assert (cropper, hash(cropper), repr(cropper)) == (same, hash(same), repr(same))
+    assert pickle.loads(pickle.dumps(cropper)) == cropper
+    assert eval(repr(cropper)) == cropper
+    other = RegionCropper(**{**SETTINGS, name: OTHER[name]})
+    assert other != cropper
+    assert repr(other) != repr(cropper)
+
+
+def test_what_changes_no_pixel_is_no_difference():
+    """Backends agree within 2 grey levels, and chunks are about memory alone."""
+    cropper = RegionCropper(**SETTINGS)
+    other = RegionCropper(**SETTINGS, backend="torch", chunk_mib=8)
+    assert (cropper, hash(cropper), repr(cropper)) == (other, hash(other), repr(other))
+    assert (other.backend, other.chunk_mib) == ("torch", 8)
+
+
+def test_croppers_and_policies_are_frozen():
+    for policy, name in [(RegionCropper(), "size"), (AreaScale(), "small"), (BlurBackground(), "sigma")]:
+        with pytest.raises(FrozenInstanceError):
+            setattr(policy, name, 3)
+
+
+def test_none_is_the_default_as_configs_write_it():
+    cropper = RegionCropper(scale=None, background=None)
+    assert cropper == RegionCropper(scale=FixedScale(1), background=NoBackground())
+    assert cropper == RegionCropper()
+    assert cropper.size == 224
 
 
 @pytest.mark.parametrize(
     ("image", "match"),
     [
-        pytest.param(np.zeros((20, 20), np.uint8), "got ndarray", id="grey"),
-        pytest.param(np.zeros((20, 20, 4), np.uint8), "read_image", id="rgba"),
-        pytest.param(torch.zeros(20, 20, 3, dtype=torch.uint8), "tensor, got Tensor", id="channels-last-tensor"),
-        pytest.param(np.full((20, 20, 3), 200.0), r"floats in \[0, 1\]", id="floats-to-255"),
-        pytest.param(np.zeros((20, 20, 3), np.uint16), "uint16", id="16-bit"),
+        pytest.param(np.zeros((3, 20, 20), np.uint8), r"transpose\(1, 2, 0\)", id="channels-first-array"),
+        pytest.param(torch.zeros(20, 20, 3, dtype=torch.uint8), r"permute\(2, 0, 1\)", id="channels-last-tensor"),
+        pytest.param(np.full((20, 20, 3), 300.0), "300..300; expected floats in 0..1 or 0..255", id="floats-above-255"),
+        pytest.param(np.full((20, 20, 3), 400), "int64 values in 400..400", id="integers-above-255"),
+        pytest.param(torch.full((3, 20, 20), torch.nan), "NaN", id="nan"),
+        pytest.param(np.zeros((20, 0, 3), np.uint8), "no pixels", id="no-pixels"),
+        pytest.param("gone.jpg", "Cannot open image gone.jpg", id="path"),
     ],
 )
-def test_wrong_images_are_refused(image, match):
-    with pytest.raises(ValueError, match=match):
-        RegionCropper(size=8).crop(image, [[1, 1, 9, 9]])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrong_images_are_refused(image, match, backend):
+    with pytest.raises(ImageReadError, match=match):
+        RegionCropper(size=8, backend=backend).crop(image, [[2, 2, 9, 9]])
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"size": 0}, "size=0"),
+        ({"size": 0}, "size=0 must be a whole number of pixels"),
+        ({"size": 33.5}, "size=33.5"),
+        ({"size": "224"}, "size='224'"),
+        ({"size": float("nan")}, "size=nan"),
+        ({"size": float("inf")}, "size=inf"),
         ({"window": "round"}, "window='round' is not one of square, pad, warp"),
         ({"fill": "black"}, "fill='black'"),
         ({"backend": "gpu"}, "backend='gpu'"),
@@ -354,7 +460,7 @@ def test_wrong_images_are_refused(image, match):
     ],
 )
 def test_wrong_settings_are_refused(arguments, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ConfigError, match=match):
         RegionCropper(**arguments)
 
 

@@ -115,11 +115,12 @@ def test_recognition_of_masks_from_file_to_scores(world, tmp_path, poly2mask):
         annotation["segmentation"] = [[x, y, x + w, y, x, y + h]]
     world.write_text(json.dumps(content))
     cropper = {"type": "RegionCropper", "size": 32, "background": {"type": "BlurOutsideMask", "sigma": 3}}
+    smaller = {"type": "RegionCropper", "size": 24, "background": {"type": "BlurOutsideMask", "sigma": 2.25}}
     pipeline = [
         PIPELINE[0],
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": poly2mask},
         {"type": "rar_mmdet.ProposalsFromAnnotations", "with_masks": True},
-        {"type": "rar_mmdet.CropRegions", "cropper": cropper, "ranker_cropper": {**cropper, "size": 24}},
+        {"type": "rar_mmdet.CropRegions", "cropper": cropper, "ranker_cropper": smaller},
         PIPELINE[-1],
     ]
     dataset = build("CocoVocabularyDataset", tmp_path, pipeline=pipeline)

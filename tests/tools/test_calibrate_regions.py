@@ -169,7 +169,7 @@ def test_scale_by_area_is_picked_from_fixed_scales(
 ) -> None:
     """The rows taken from the cells are what cropping with `AreaScale` gives, with the config's bounds and feather."""
     recognizer, regions = build(tool, world)
-    cropper = recognizer.cropper.with_policies(AreaScale(bounds=(900, 6400)), BlurBackground(2, feather=3))
+    cropper = replace(recognizer.cropper, scale=AreaScale(bounds=(900, 6400)), background=BlurBackground(2, feather=3))
     whole = [
         recognizer.encoder.encode_images(cropper.crop(read_image(file), regions.boxes_xyxy[regions.image_of == row]))
         for row, file in enumerate(regions.files)
@@ -206,7 +206,7 @@ def test_embeddings_on_disk_are_those_of_these_pixels(
     assert len(list((tmp_path / "kept").iterdir())) == 3
     monkeypatch.setattr(tool, "CROPS_VERSION", tool.CROPS_VERSION + 1)
     embed()
-    recognizer.cropper.background.feather = 4.0
+    recognizer.cropper = replace(recognizer.cropper, background=BlurBackground(10, feather=4))
     embed()
     assert len(list((tmp_path / "kept").iterdir())) == 5
 
