@@ -318,7 +318,7 @@ class RegionRecognizer:
                     vectors.append(self.encoder.encode_images(torch.cat(pending)))
                     pending = []
         if pending or not vectors:
-            size = self.cropper.size
+            size = self.encoder.image_size
             empty = torch.zeros((0, 3, size, size), dtype=torch.uint8, device=self.device)
             vectors.append(self.encoder.encode_images(torch.cat([empty, *pending])))
         return torch.cat(vectors)

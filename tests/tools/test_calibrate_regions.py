@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,8 @@ def test_embeddings_on_disk_are_those_of_these_pixels(
     assert len(list((tmp_path / "kept").iterdir())) == 3
     monkeypatch.setattr(tool, "CROPS_VERSION", tool.CROPS_VERSION + 1)
     embed()
-    recognizer.cropper = replace(recognizer.cropper, background=BlurBackground(10, feather=4))
+    other = replace(recognizer.cropper, background=BlurBackground(10, feather=4))
+    recognizer = SimpleNamespace(cropper=other, encoder=recognizer.encoder)
     embed()
     assert len(list((tmp_path / "kept").iterdir())) == 5
 
