@@ -107,7 +107,7 @@ def add_test_time_augmentation(config: Config) -> None:
     """As MMDetection's tool does, but keeping the config's own packing step and number of detections."""
     if "tta_model" not in config:
         config.tta_model = {
-            "type": "DetTTAModel",
+            "type": "rar_mmdet.RecognitionTTAModel",
             "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 300},
         }
     if "tta_pipeline" not in config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
-from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
 
 from rar_mmdet.components import build_component
+from rar_mmdet.datasets.original_frame import (
+    annotated_boxes,
+    describe,
+    give_boxes,
+    given_boxes,
+    keep_proposals,
+    with_original_objects,
+)
 from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.files.images import check_complete
+from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.registry import TRANSFORMS
@@ -24,16 +34,13 @@ from rar_mmdet.structures import ImageRegions, RegionCrops
 __all__ = ["CropRegions", "KeepOriginalImage", "PackRecognitionInputs", "ProposalsFromAnnotations"]
 
 
-def _describe(results: dict) -> str:
-    return f"image {results.get('img_id')} ({results.get('img_path')})"
-
-
 @TRANSFORMS.register_module()
 class KeepOriginalImage(BaseTransform):
     """Keep the pixels as loaded, for cutting regions. Put it after loading and before every other transform.
 
     Required keys: `img` (BGR, as MMDetection loads it). Added keys: `ori_img`, the same array (no copy is made; the
-    stock transforms replace `img`, they do not write into it).
+    stock transforms replace `img`, they do not write into it); `given_boxes` and `given_scores`, the boxes of the
+    dataset's proposal file where there is one.
 
     Args:
         check: refuse a truncated local JPEG or PNG, and an image whose size is not the annotation's `height` and
@@ -48,8 +55,14 @@ class KeepOriginalImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Add `ori_img`."""
+        if not ImageFrame.from_metainfo(results).is_identity:
+            raise ConfigError(
+                f"{describe(results)} was resized, flipped or cut before KeepOriginalImage; put it right after the "
+                "loading transform"
+            )
         if self.check:
             self._check(results)
+        keep_proposals(results)
         results["ori_img"] = results["img"]
         return results
 
@@ -57,12 +70,12 @@ class KeepOriginalImage(BaseTransform):
     def _check(results: dict) -> None:
         path = results.get("img_path")
         if isinstance(path, str) and os.path.isfile(path):
-            check_complete(Path(path).read_bytes(), _describe(results))
+            check_complete(Path(path).read_bytes(), describe(results))
         found_hw = results["img"].shape[:2]
         said_hw = (results.get("height"), results.get("width"))
         if None not in said_hw and tuple(said_hw) != tuple(found_hw):
             raise ImageReadError(
-                f"{_describe(results)} is {found_hw[1]}x{found_hw[0]} px but its annotation says "
+                f"{describe(results)} is {found_hw[1]}x{found_hw[0]} px but its annotation says "
                 f"{said_hw[1]}x{said_hw[0]}; boxes would fall on wrong pixels. Another file of that name, or an EXIF "
                 "rotation (then load with color_type='color_ignore_orientation')? check=False goes on all the same"
             )
@@ -75,8 +88,9 @@ class KeepOriginalImage(BaseTransform):
 class ProposalsFromAnnotations(BaseTransform):
     """The annotated boxes as proposals with score 1: recognition of given regions, the paper's protocol.
 
-    Required keys: `gt_bboxes`, `gt_ignore_flags` (from `LoadAnnotations`). Added keys: `proposals`,
-    `proposals_scores`; `proposal_masks` in place of `gt_masks` (large, and only cropping looks at them).
+    Required keys: `gt_bboxes`, `gt_ignore_flags` (from `LoadAnnotations`). Added keys: `given_boxes`, `given_scores` in
+    original pixels, which no later transform moves; `proposals`, `proposals_scores`, the same for MMDetection's own
+    transforms; `proposal_masks` in place of `gt_masks` (large, and only cropping looks at them).
 
     Args:
         with_ignored: take crowd and ignored boxes too. Off: they are no objects of one category, and MMDetection keeps
@@ -88,27 +102,37 @@ class ProposalsFromAnnotations(BaseTransform):
         self.with_ignored, self.with_masks = with_ignored, with_masks
 
     def transform(self, results: dict) -> dict:
-        """Add `proposals` (R, 4) float32 xyxy, `proposals_scores` (R,) ones, `proposal_masks` (R, H, W) uint8."""
+        """Add `given_boxes` (R, 4) float32 xyxy, `given_scores` (R,) ones, `proposal_masks` (R, H, W) uint8.
+
+        Raises:
+            ConfigError: there are no annotations, or what is known of the image does not say where they are in it.
+        """
         if "gt_bboxes" not in results:
             raise ConfigError(
                 "ProposalsFromAnnotations found no `gt_bboxes`; put LoadAnnotations(with_bbox=True) before it"
             )
-        boxes = (
-            get_box_tensor(results["gt_bboxes"])
-            if not isinstance(results["gt_bboxes"], np.ndarray)
-            else (torch.from_numpy(results["gt_bboxes"]))
-        )
-        keep = self.with_ignored | ~np.asarray(results["gt_ignore_flags"], dtype=bool)
-        results["proposals"] = boxes.numpy().astype(np.float32).reshape(-1, 4)[keep]
-        results["proposals_scores"] = np.ones(len(results["proposals"]), dtype=np.float32)
+        boxes = annotated_boxes(results)
+        flags = results.get("gt_ignore_flags", np.zeros(len(boxes), dtype=bool))
+        keep = self.with_ignored | ~np.asarray(flags, dtype=bool)
+        give_boxes(results, boxes[keep], np.ones(int(keep.sum()), dtype=np.float32))
+        results["proposals"], results["proposals_scores"] = results["given_boxes"], results["given_scores"]
         if self.with_masks:
-            if "gt_masks" not in results:
-                raise ConfigError(
-                    "ProposalsFromAnnotations(with_masks=True) found no `gt_masks`; put "
-                    "LoadAnnotations(with_bbox=True, with_mask=True) before it"
-                )
-            results["proposal_masks"] = results.pop("gt_masks").to_ndarray()[keep]
+            self._keep_masks(results, keep)
         return results
+
+    @staticmethod
+    def _keep_masks(results: dict, keep: np.ndarray) -> None:
+        if "gt_masks" not in results:
+            raise ConfigError(
+                "ProposalsFromAnnotations(with_masks=True) found no `gt_masks`; put "
+                "LoadAnnotations(with_bbox=True, with_mask=True) before it"
+            )
+        if not ImageFrame.from_metainfo(results).is_identity:
+            raise ConfigError(
+                f"{describe(results)} was resized, flipped or cut before ProposalsFromAnnotations(with_masks=True), "
+                "which cannot take masks back; put it right after LoadAnnotations"
+            )
+        results["proposal_masks"] = results.pop("gt_masks").to_ndarray()[keep]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(with_ignored={self.with_ignored}, with_masks={self.with_masks})"
@@ -118,8 +142,9 @@ class ProposalsFromAnnotations(BaseTransform):
 class CropRegions(BaseTransform):
     """Cut the crops of known boxes in the dataloader workers, so that cutting overlaps with the models.
 
-    Required keys: `ori_img` or `img`, `proposals` and, for a background that keeps masks sharp, `proposal_masks` in the
-    same frame. Added keys: `region_crops`. The original image is not packed any more: crops are all the model needs.
+    Required keys: `ori_img` or an unchanged `img`, boxes from `ProposalsFromAnnotations` or `LoadProposals` and, for a
+    background that keeps masks sharp, `proposal_masks`. Added keys: `region_crops`. The original image is not packed
+    any more: crops are all the model needs.
 
     Args:
         cropper: the config of the recognizer's `cropper`.
@@ -137,12 +162,13 @@ class CropRegions(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Add `region_crops`."""
-        if "proposals" not in results or not isinstance(results["proposals"], np.ndarray):
+        given = given_boxes(results)
+        if given is None:
             raise ConfigError(
                 "CropRegions found no `proposals`; put ProposalsFromAnnotations or LoadProposals before it"
             )
-        image = np.ascontiguousarray(results.get("ori_img", results["img"])[..., ::-1])
-        boxes, masks = torch.from_numpy(results["proposals"]), results.get("proposal_masks")
+        image = np.ascontiguousarray(self._original_image(results)[..., ::-1])
+        boxes, masks = torch.from_numpy(given[0]), results.get("proposal_masks")
         if not find_invalid_boxes(boxes, image.shape[:2]):
             regions = ImageRegions(image, boxes, masks=masks)
             made = RegionCrops(crop_regions(self.cropper, regions), encoder_cropper=self.cropper)
@@ -152,24 +178,39 @@ class CropRegions(BaseTransform):
             results["region_crops"] = made
         return results
 
+    @staticmethod
+    def _original_image(results: dict) -> np.ndarray:
+        if "ori_img" in results:
+            return results["ori_img"]
+        if not ImageFrame.from_metainfo(results).is_identity:
+            raise ConfigError(
+                f"{describe(results)} was resized, flipped or cut before CropRegions; put "
+                "dict(type='rar_mmdet.KeepOriginalImage') right after the loading transform"
+            )
+        return results["img"]
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cropper={self.cropper!r}, ranker_cropper={self.ranker_cropper!r})"
 
 
 @TRANSFORMS.register_module()
 class PackRecognitionInputs(PackDetInputs):
-    """`PackDetInputs` that also packs `ori_img` (RGB) or `region_crops` on the data sample.
+    """`PackDetInputs` that also packs `ori_img` (RGB) or `region_crops`, and boxes where the model looks for them.
 
-    They are fields, not metainfo, so that they travel to the model's device with the data sample; the model drops them
-    after use, so that they never reach metrics and result files.
+    On the data sample: `given_boxes`, in original pixels, are what `ProposalRecognizer` names; `proposals` are the same
+    boxes in the frame of the network input, as MMDetection's detectors expect them, whatever moved the image;
+    `gt_instances` are in original pixels, which is where they are drawn and compared with predictions.
+
+    Pixels are fields, not metainfo, so that they travel to the model's device with the data sample; the model drops
+    them after use, so that they never reach metrics and result files.
 
     Args:
-        meta_keys: as in `PackDetInputs`.
+        meta_keys: as in `PackDetInputs`; `homography_matrix` is added where the image was moved.
     """
 
     def __init__(
         self,
-        meta_keys: tuple[str, ...] = (
+        meta_keys: Sequence[str] = (
             "img_id",
             "img_path",
             "ori_shape",
@@ -182,12 +223,29 @@ class PackRecognitionInputs(PackDetInputs):
         super().__init__(meta_keys=meta_keys)
 
     def transform(self, results: dict) -> dict:
-        """Pack."""
-        packed: dict[str, Any] = super().transform(results)
+        """Pack.
+
+        Raises:
+            ConfigError: the image was moved in a way that boxes cannot follow, such as a rotation.
+        """
+        frame = ImageFrame.from_metainfo(results)
+        given = given_boxes(results) if _tells_frames_apart(results, frame) else None
+        packed: dict[str, Any] = super().transform(with_original_objects(results, frame))
         sample = packed["data_samples"]
+        if not frame.is_identity and "homography_matrix" in results:
+            sample.set_metainfo({"homography_matrix": results["homography_matrix"]})
+        if given is not None:
+            boxes, scores = (torch.from_numpy(values) for values in given)
+            sample.given_boxes = InstanceData(bboxes=boxes, scores=scores)
+            sample.proposals = InstanceData(bboxes=frame.to_input(boxes), scores=scores)
         if "region_crops" in results:
             sample.set_field(results["region_crops"], "region_crops")
         elif "ori_img" in results:
             rgb = np.ascontiguousarray(results["ori_img"][..., ::-1])
             sample.set_field(torch.from_numpy(rgb), "ori_img")
         return packed
+
+
+def _tells_frames_apart(results: dict, frame: ImageFrame) -> bool:
+    """Whether it is known which boxes are given: else they are MMDetection's `proposals`, and the model decides."""
+    return "given_boxes" in results or frame.is_identity

@@ -8,6 +8,7 @@ from rar_mmdet.models.hooks import RecognitionHook, collect_reports
 from rar_mmdet.models.preflight import missing_assets
 from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection
 from rar_mmdet.models.roi_heads import RARCascadeRoIHead, RARRoIHead
+from rar_mmdet.models.test_time_augmentation import RecognitionTTAModel
 
 __all__ = [
     "ProposalRecognizer",
@@ -15,6 +16,7 @@ __all__ = [
     "RARDetector",
     "RARRoIHead",
     "RecognitionHook",
+    "RecognitionTTAModel",
     "RegionClassifier",
     "RegionSelection",
     "build_component",

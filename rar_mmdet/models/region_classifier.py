@@ -116,7 +116,7 @@ class RegionClassifier:
             raise InvalidBoxError(f"{error}. Images of this batch: {names}") from error
         for sample, recognition in zip(samples, recognitions, strict=True):
             sample.recognition = _summary(recognition)
-            for field in ("ori_img", "region_crops"):
+            for field in ("ori_img", "region_crops", "given_boxes"):
                 if field in sample:
                     delattr(sample, field)
         return recognitions

@@ -14,7 +14,7 @@ from rar_mmdet.testing import make_boxes, make_image
 
 NAMES = [f"thing {i}" for i in range(12)]
 CPU = torch.device("cpu")
-FRAME = ImageFrame((1.0, 1.0), None, (60, 80))
+FRAME = ImageFrame.from_metainfo({"ori_shape": (60, 80)})
 
 
 def classifier(**changes):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mmdet.models.detectors import BaseDetector
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from rar_mmdet.emission import TopPairs
@@ -20,7 +21,7 @@ __all__ = ["ProposalRecognizer"]
 
 @MODELS.register_module()
 class ProposalRecognizer(BaseDetector):
-    """Names for the boxes of `data_sample.proposals`: annotated ones or those of a proposal file.
+    """Names for the boxes of `data_sample.given_boxes`: annotated ones or those of a proposal file.
 
     With annotated boxes this is the paper's zero-shot recognition (arXiv 2403.13805, section 4.4).
 
@@ -47,7 +48,8 @@ class ProposalRecognizer(BaseDetector):
 
         Args:
             batch_inputs: network input; not used but for its device.
-            batch_data_samples: B data samples with `proposals` in the frame of the input.
+            batch_data_samples: B data samples with `given_boxes` in original pixels, or with `proposals` where the
+                image was not moved.
             rescale: boxes in the size of the original image.
 
         Returns:
@@ -56,14 +58,9 @@ class ProposalRecognizer(BaseDetector):
         frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in batch_data_samples]
         boxes, scores = [], []
         for sample, frame in zip(batch_data_samples, frames, strict=True):
-            proposals = sample.get("proposals", None)
-            if proposals is None:
-                raise ConfigError(
-                    f"image {sample.metainfo.get('img_id')} ({sample.metainfo.get('img_path')}) has no proposals; put "
-                    "dict(type='rar_mmdet.ProposalsFromAnnotations') or dict(type='LoadProposals') into the pipeline"
-                )
-            boxes.append(frame.to_original(proposals.bboxes))
-            scores.append(proposals.scores)
+            given = _given_boxes(sample, frame)
+            boxes.append(given.bboxes)
+            scores.append(given.scores)
         device = self.anchor.device
         recognitions = self.classifier(batch_data_samples, boxes, scores, device)
         results = [
@@ -82,3 +79,21 @@ class ProposalRecognizer(BaseDetector):
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> tuple:
         return ()
+
+
+def _given_boxes(sample: DetDataSample, frame: ImageFrame) -> InstanceData:
+    """The boxes to recognise, original frame, with their scores."""
+    given = sample.get("given_boxes", sample.get("proposals", None))
+    image = f"image {sample.metainfo.get('img_id')} ({sample.metainfo.get('img_path')})"
+    if given is None:
+        raise ConfigError(
+            f"{image} has no proposals; put dict(type='rar_mmdet.ProposalsFromAnnotations') or "
+            "dict(type='LoadProposals') into the pipeline"
+        )
+    if "given_boxes" not in sample and not frame.is_identity:
+        raise ConfigError(
+            f"{image} was resized, flipped or cut, and whether its proposals were moved with it cannot be told; put "
+            "dict(type='rar_mmdet.KeepOriginalImage') right after the loading transform and end the pipeline with "
+            "dict(type='rar_mmdet.PackRecognitionInputs')"
+        )
+    return given

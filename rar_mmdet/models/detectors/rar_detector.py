@@ -126,7 +126,7 @@ class RARDetector(BaseDetector):
         boxes, scores, sources = [], [], []
         for sample, frame in zip(batch_data_samples, frames, strict=True):
             found = sample.pred_instances
-            selected, rows = self.selection(frame.from_output(found.bboxes), found.scores, frame)
+            selected, rows = self.selection(frame.from_detector(found.bboxes), found.scores, frame)
             boxes.append(selected)
             scores.append(found.scores[rows])
             sources.append(rows)
