@@ -82,7 +82,7 @@ def own_share(args: argparse.Namespace) -> dict[str, float]:
     """Seconds per image by part, and our share."""
     model, dataset = build(args.data, args.proposals, with_ranker=not args.no_ranker)
     clock = Clock()
-    recognizer = model.roi_head.classifier.recognizer
+    recognizer = model.roi_head.branch.recognizer
     rpn = model.rpn_head.predict
 
     def predict_rpn(x: Any, samples: Any, rescale: bool = False) -> list[InstanceData]:

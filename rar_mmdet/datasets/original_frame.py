@@ -14,14 +14,9 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from numpy.typing import NDArray
 
 from rar_mmdet.errors import ConfigError
-from rar_mmdet.models.frames import ImageFrame
+from rar_mmdet.models.frames import ImageFrame, describe
 
-__all__ = ["annotated_boxes", "describe", "give_boxes", "given_boxes", "keep_proposals", "with_original_objects"]
-
-
-def describe(results: dict) -> str:
-    """The image, for a message."""
-    return f"image {results.get('img_id')} ({results.get('img_path')})"
+__all__ = ["annotated_boxes", "give_boxes", "given_boxes", "keep_proposals", "with_original_objects"]
 
 
 def _as_array(boxes: Any) -> NDArray[np.float32]:

@@ -17,7 +17,6 @@ from mmengine.structures import InstanceData
 from rar_mmdet.components import build_component
 from rar_mmdet.datasets.original_frame import (
     annotated_boxes,
-    describe,
     give_boxes,
     given_boxes,
     keep_proposals,
@@ -25,7 +24,7 @@ from rar_mmdet.datasets.original_frame import (
 )
 from rar_mmdet.errors import ConfigError, ImageReadError
 from rar_mmdet.files.images import check_complete
-from rar_mmdet.models.frames import ImageFrame
+from rar_mmdet.models.frames import ImageFrame, describe
 from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
 from rar_mmdet.registry import TRANSFORMS

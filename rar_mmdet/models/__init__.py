@@ -6,7 +6,8 @@ from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.models.detectors import ProposalRecognizer, RARDetector
 from rar_mmdet.models.hooks import RecognitionHook, collect_reports
 from rar_mmdet.models.preflight import missing_assets
-from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection
+from rar_mmdet.models.recognition_branch import RecognitionBranch
+from rar_mmdet.models.region_selection import RegionSelection
 from rar_mmdet.models.roi_heads import RARCascadeRoIHead, RARRoIHead
 from rar_mmdet.models.test_time_augmentation import RecognitionTTAModel
 
@@ -15,9 +16,9 @@ __all__ = [
     "RARCascadeRoIHead",
     "RARDetector",
     "RARRoIHead",
+    "RecognitionBranch",
     "RecognitionHook",
     "RecognitionTTAModel",
-    "RegionClassifier",
     "RegionSelection",
     "build_component",
     "build_recognizer",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rar_mmdet.errors import ConfigError
 
-__all__ = ["ImageFrame"]
+__all__ = ["ImageFrame", "describe"]
 
 _ADVICE = "a test pipeline may resize, flip, crop and pad with MMDetection's own transforms, and nothing else"
 _SLACK = 2.0  # px by which sizes rounded to whole pixels may differ from exact ones
@@ -23,15 +23,14 @@ _SLACK = 2.0  # px by which sizes rounded to whole pixels may differ from exact 
 class ImageFrame:
     """How one image became network input: each axis was scaled, perhaps mirrored, and moved.
 
-    Three frames meet here. *original*: pixels of the photo. *input*: pixels of the network input. *output*: what
-    MMDetection expects of `predict`: with `rescale` the original size but still flipped (its test-time augmentation
-    flips back by itself), otherwise *input*.
+    *original*: pixels of the photo. *input*: pixels of the network input. What MMDetection's own detectors predict with
+    `rescale` is neither: of the photo's size, but still flipped (its test-time augmentation flips back by itself).
 
     Args:
         scale_wh: pixels of the input for one pixel of the photo; positive.
         mirrored_wh: whether x and y run backwards in the input.
         offset_wh: where the photo's origin lies in the input, in pixels of the input.
-        flip_direction: the flip that *output* still has; `None` for none.
+        flip_direction: the flip that MMDetection knows of; `None` for none.
         original_hw: size of the photo.
     """
 
@@ -90,20 +89,28 @@ class ImageFrame:
         scaled = boxes_xyxy * self._for_corners(boxes_xyxy, self._signed_scale_wh)
         return self._in_order(scaled + self._for_corners(boxes_xyxy, self.offset_wh))
 
-    def from_output(self, boxes_xyxy: Tensor) -> Tensor:
-        """(R, 4) boxes, *output* with `rescale` to *original*; the inverse of `to_output`."""
-        return self._flip(boxes_xyxy)
-
     def from_detector(self, boxes_xyxy: Tensor) -> Tensor:
         """(R, 4) boxes as an MMDetection detector's `predict` with `rescale` gives them, to *original*."""
-        if self.is_plain:
-            return self._flip(boxes_xyxy)
-        # MMDetection divides by the scale and does nothing else: what moved the photo is still in its boxes.
-        return self.to_original(boxes_xyxy * self._for_corners(boxes_xyxy, self.scale_wh))
+        if not self.is_plain:
+            # MMDetection divides by the scale and does nothing else: what moved the photo is still in its boxes.
+            return self.to_original(boxes_xyxy * self._for_corners(boxes_xyxy, self.scale_wh))
+        if self.flip_direction is None or len(boxes_xyxy) == 0:
+            return boxes_xyxy
+        return bbox_flip(boxes_xyxy, self.original_hw, self.flip_direction)
 
-    def to_output(self, boxes_xyxy: Tensor, rescale: bool) -> Tensor:
-        """(R, 4) boxes, *original* to *output*."""
-        return self._flip(boxes_xyxy) if rescale else self.to_input(boxes_xyxy)
+    def masks_from_detector(self, masks: Tensor) -> Tensor:
+        """(R, H, W) masks as an MMDetection detector's `predict` with `rescale` gives them, to *original*.
+
+        Raises:
+            ConfigError: the image was cut, or flipped after it was padded.
+        """
+        if not self.is_plain:
+            raise ConfigError(
+                "masks cannot be taken back to the photo where the image was cut, or flipped after it was padded; "
+                "leave cropping out of the test pipeline and put RandomFlip before Pad"
+            )
+        flipped = [axis for axis, mirrored in ((-1, self.mirrored_wh[0]), (-2, self.mirrored_wh[1])) if mirrored]
+        return masks.flip(flipped) if flipped else masks
 
     def clip(self, boxes_xyxy: Tensor) -> Tensor:
         """(R, 4) boxes, *original*, cut at the borders of the image."""
@@ -125,11 +132,6 @@ class ImageFrame:
         top, bottom = (3, 1) if self.mirrored_wh[1] else (1, 3)
         return boxes_xyxy[:, [left, top, right, bottom]] if any(self.mirrored_wh) else boxes_xyxy
 
-    def _flip(self, boxes_xyxy: Tensor) -> Tensor:
-        if self.flip_direction is None or len(boxes_xyxy) == 0:
-            return boxes_xyxy
-        return bbox_flip(boxes_xyxy, self.original_hw, self.flip_direction)
-
 
 def _as_mmdetection_maps(
     scale_wh: tuple[float, float], direction: str | None, original_hw: tuple[int, int]
@@ -150,11 +152,11 @@ def _read_matrix(
     rest[:2, 2] = 0
     if np.abs(rest).max() > 1e-4 or abs(matrix[2, 2] - 1) > 1e-4:
         raise ConfigError(
-            f"{_image(metainfo)} was rotated or sheared, so boxes cannot be mapped to the photo; {_ADVICE}"
+            f"{describe(metainfo)} was rotated or sheared, so boxes cannot be mapped to the photo; {_ADVICE}"
         )
     if not np.allclose(np.abs(sides), scale_wh, rtol=2e-3):
         raise ConfigError(
-            f"{_image(metainfo)} was resized by {np.abs(sides).tolist()} in all, but its scale_factor is "
+            f"{describe(metainfo)} was resized by {np.abs(sides).tolist()} in all, but its scale_factor is "
             f"{list(scale_wh)}, which MMDetection goes by; leave one Resize in the pipeline, of MMDetection's own"
         )
     return (bool(sides[0] < 0), bool(sides[1] < 0)), (float(matrix[0, 2]), float(matrix[1, 2]))
@@ -168,12 +170,13 @@ def _check_size(metainfo: Mapping[str, Any], scale_wh: tuple[float, float], orig
     expected_hw = (original_hw[0] * scale_wh[1], original_hw[1] * scale_wh[0])
     if any(found < expected - _SLACK for found, expected in zip(input_hw[:2], expected_hw, strict=True)):
         raise ConfigError(
-            f"{_image(metainfo)}: the network input is {input_hw[1]}x{input_hw[0]} px, but the photo of "
+            f"{describe(metainfo)}: the network input is {input_hw[1]}x{input_hw[0]} px, but the photo of "
             f"{original_hw[1]}x{original_hw[0]} px with scale_factor {list(scale_wh)} would need more: it was cut, and "
             "no homography_matrix says where. End the pipeline with dict(type='rar_mmdet.PackRecognitionInputs'); "
             + _ADVICE
         )
 
 
-def _image(metainfo: Mapping[str, Any]) -> str:
+def describe(metainfo: Mapping[str, Any]) -> str:
+    """An image by id and file, for messages; of a sample's metainfo or a pipeline's results."""
     return f"image {metainfo.get('img_id')} ({metainfo.get('img_path')})"

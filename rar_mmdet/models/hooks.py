@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from rar_mmdet.errors import VocabularyError
-from rar_mmdet.models.region_classifier import RegionClassifier
+from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.rankers.asking import COUNTS
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.registry import HOOKS
@@ -25,9 +25,9 @@ __all__ = ["RecognitionHook", "check_vocabulary", "collect_reports", "find_recog
 def find_recognizers(model: nn.Module) -> Iterator[RegionRecognizer]:
     """The recognizers inside a model, wherever they sit."""
     for module in model.modules():
-        classifier = module.__dict__.get("classifier")
-        if isinstance(classifier, RegionClassifier):
-            yield classifier.recognizer
+        branch = module.__dict__.get("branch")
+        if isinstance(branch, RecognitionBranch):
+            yield branch.recognizer
 
 
 def _add_up(reports: Sequence[Mapping[str, Any]], counts: Collection[str] | None = None) -> dict[str, Any]:

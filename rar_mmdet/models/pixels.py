@@ -10,6 +10,7 @@ from mmengine import fileio
 from torch import Tensor
 
 from rar_mmdet.errors import ImageReadError
+from rar_mmdet.models.frames import describe
 
 __all__ = ["original_image"]
 
@@ -34,31 +35,27 @@ def original_image(
     expected_hw = sample.metainfo.get("ori_shape")
     if expected_hw is not None and tuple(packed.shape[:2]) != tuple(expected_hw[:2]):
         raise ImageReadError(
-            f"{_describe(sample)}: the original image is {packed.shape[1]}x{packed.shape[0]} px, but ori_shape says "
-            f"{expected_hw[1]}x{expected_hw[0]}; put KeepOriginalImage before every transform that changes the size"
+            f"{describe(sample.metainfo)}: the original image is {packed.shape[1]}x{packed.shape[0]} px, but ori_shape "
+            f"says {expected_hw[1]}x{expected_hw[0]}; put KeepOriginalImage before every transform that changes the size"
         )
     if device.type == "cpu":
         return packed.cpu().numpy()
     return packed.to(device, non_blocking=True).permute(2, 0, 1)
 
 
-def _describe(sample: DetDataSample) -> str:
-    return f"image {sample.metainfo.get('img_id')} ({sample.metainfo.get('img_path')})"
-
-
 def _read_rgb(sample: DetDataSample, backend_args: dict | None) -> np.ndarray:
     path = sample.metainfo.get("img_path")
     if path is None:
         raise ImageReadError(
-            f"{_describe(sample)} came as an array, so there is no file to cut regions from; add "
+            f"{describe(sample.metainfo)} came as an array, so there is no file to cut regions from; add "
             "dict(type='rar_mmdet.KeepOriginalImage') after the loading transform and end the pipeline with "
             "dict(type='rar_mmdet.PackRecognitionInputs')"
         )
     try:
         data = fileio.get(path, backend_args=backend_args)
     except OSError as error:
-        raise ImageReadError(f"{_describe(sample)} cannot be read: {error}") from error
+        raise ImageReadError(f"{describe(sample.metainfo)} cannot be read: {error}") from error
     image = mmcv.imfrombytes(data, flag="color")  # BGR: asked for RGB, mmcv converts before anyone can look for None
     if image is None:
-        raise ImageReadError(f"{_describe(sample)} is not an image that OpenCV can decode")
+        raise ImageReadError(f"{describe(sample.metainfo)} is not an image that OpenCV can decode")
     return np.ascontiguousarray(image[..., ::-1])

@@ -131,7 +131,7 @@ def test_recognition_of_masks_from_file_to_scores(world, tmp_path, poly2mask):
     (sample,) = model.test_step(pseudo_collate([dataset[0]]))
     triangles = [[np.array(a["segmentation"][0])] for a in content["annotations"][1:3]]
     masks, boxes = PolygonMasks(triangles, 60, 80).to_ndarray(), dataset[0]["data_samples"].proposals.bboxes
-    image, recognizer = make_image(60, 80, seed=0), model.classifier.recognizer
+    image, recognizer = make_image(60, 80, seed=0), model.branch.recognizer
     expected = recognizer(image, boxes, masks=masks)
     assert torch.equal(sample.pred_instances.scores, expected.scores)
     assert torch.equal(sample.pred_instances.labels, expected.category_ids)

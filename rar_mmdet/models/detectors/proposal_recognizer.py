@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
-from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
-from rar_mmdet.models.frames import ImageFrame
-from rar_mmdet.models.region_classifier import RegionClassifier
+from rar_mmdet.models.dataset_meta import VocabularyMeta
+from rar_mmdet.models.frames import ImageFrame, describe
+from rar_mmdet.models.placeholder import PlaceholderParameter
+from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.registry import MODELS
 
 __all__ = ["ProposalRecognizer"]
@@ -36,12 +37,12 @@ class ProposalRecognizer(BaseDetector):
         self, *, recognizer: Any, data_preprocessor: dict | None = None, backend_args: dict | None = None
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or {"type": "mmengine.BaseDataPreprocessor"})
-        self.classifier = RegionClassifier(
+        self.branch = RecognitionBranch(
             recognizer, where="model.recognizer", default_emission=TopPairs(), backend_args=backend_args
         )
-        self.anchor = DistributedAnchor()
+        self.placeholder = PlaceholderParameter()
 
-    dataset_meta = with_vocabulary()
+    dataset_meta = VocabularyMeta()
 
     def predict(self, batch_inputs: Any, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Recognise the proposals of a batch.
@@ -55,18 +56,14 @@ class ProposalRecognizer(BaseDetector):
         Returns:
             The data samples with `pred_instances` and `recognition`.
         """
-        frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in batch_data_samples]
-        boxes, scores = [], []
-        for sample, frame in zip(batch_data_samples, frames, strict=True):
-            given = _given_boxes(sample, frame)
-            boxes.append(given.bboxes)
-            scores.append(given.scores)
-        device = self.anchor.device
-        recognitions = self.classifier(batch_data_samples, boxes, scores, device)
-        results = [
-            self.classifier.to_instances(recognition, frame, rescale, device)
-            for recognition, frame in zip(recognitions, frames, strict=True)
-        ]
+        given = [_given_boxes(sample) for sample in batch_data_samples]
+        results = self.branch.predict(
+            batch_data_samples,
+            [instances.bboxes for instances in given],
+            [instances.scores for instances in given],
+            rescale=rescale,
+            device=self.placeholder.device,
+        )
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
@@ -81,16 +78,16 @@ class ProposalRecognizer(BaseDetector):
         return ()
 
 
-def _given_boxes(sample: DetDataSample, frame: ImageFrame) -> InstanceData:
+def _given_boxes(sample: DetDataSample) -> InstanceData:
     """The boxes to recognise, original frame, with their scores."""
     given = sample.get("given_boxes", sample.get("proposals", None))
-    image = f"image {sample.metainfo.get('img_id')} ({sample.metainfo.get('img_path')})"
+    image = describe(sample.metainfo)
     if given is None:
         raise ConfigError(
             f"{image} has no proposals; put dict(type='rar_mmdet.ProposalsFromAnnotations') or "
             "dict(type='LoadProposals') into the pipeline"
         )
-    if "given_boxes" not in sample and not frame.is_identity:
+    if "given_boxes" not in sample and not ImageFrame.from_metainfo(sample.metainfo).is_identity:
         raise ConfigError(
             f"{image} was resized, flipped or cut, and whether its proposals were moved with it cannot be told; put "
             "dict(type='rar_mmdet.KeepOriginalImage') right after the loading transform and end the pipeline with "

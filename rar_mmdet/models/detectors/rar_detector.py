@@ -13,9 +13,11 @@ from torch import Tensor
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
-from rar_mmdet.models.anchor import DistributedAnchor, with_vocabulary
+from rar_mmdet.models.dataset_meta import VocabularyMeta
 from rar_mmdet.models.frames import ImageFrame
-from rar_mmdet.models.region_classifier import RegionClassifier, RegionSelection
+from rar_mmdet.models.placeholder import PlaceholderParameter
+from rar_mmdet.models.recognition_branch import RecognitionBranch
+from rar_mmdet.models.region_selection import RegionSelection
 from rar_mmdet.registry import MODELS
 
 __all__ = ["RARDetector"]
@@ -84,20 +86,27 @@ class RARDetector(BaseDetector):
         self.text_prompt = text_prompt
         if isinstance(getattr(inner, "language_model", None), BertModel):
             _mend_language_model(inner.language_model)
-        self.classifier = RegionClassifier(
+        self.branch = RecognitionBranch(
             recognizer,
             where="model.recognizer",
             default_emission=TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5),
             backend_args=backend_args,
         )
-        try:
-            self.selection = RegionSelection(**{"max_regions": 300, "nms_iou": 0.7, **(selection or {})})
-        except TypeError as error:
-            raise ConfigError(f"model.selection: {error}") from error
-        self.anchor = DistributedAnchor()
+        self.selection = RegionSelection.from_config(selection, "model.selection", max_regions=300, nms_iou=0.7)
+        self.placeholder = PlaceholderParameter()
         self._register_load_state_dict_pre_hook(self._add_prefix)
 
-    dataset_meta = with_vocabulary()
+    dataset_meta = VocabularyMeta()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper itself has not is the inner detector's: `backbone`, `neck`, `bbox_head`, `with_rpn`, ..."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            detector = self.__dict__.get("_modules", {}).get("detector")
+            if detector is None or name.startswith("_"):
+                raise
+            return getattr(detector, name)
 
     @staticmethod
     def _add_prefix(state_dict: dict, prefix: str, *_: Any) -> None:
@@ -130,13 +139,11 @@ class RARDetector(BaseDetector):
             boxes.append(selected)
             scores.append(found.scores[rows])
             sources.append(rows)
-        recognitions = self.classifier(batch_data_samples, boxes, scores, batch_inputs.device)
-        results = []
-        for sample, recognition, frame, rows in zip(batch_data_samples, recognitions, frames, sources, strict=True):
-            result = self.classifier.to_instances(recognition, frame, rescale, batch_inputs.device)
+        results = self.branch.predict(batch_data_samples, boxes, scores, rescale=rescale, device=batch_inputs.device)
+        for sample, result, frame, rows in zip(batch_data_samples, results, frames, sources, strict=True):
             if "masks" in sample.pred_instances and rescale:
-                result.masks = sample.pred_instances.masks[rows[result.region_ids]]
-            results.append(result)
+                masks = frame.masks_from_detector(sample.pred_instances.masks)
+                result.masks = masks[rows[result.region_ids]]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:

@@ -35,7 +35,7 @@ def test_equals_the_recognizer_on_each_image():
     image_hws = [(60, 80), (64, 64), (90, 70)]
     recognizer = model()
     for i, sample in enumerate(predict(recognizer, batch(boxes, image_hws))):
-        expected = recognizer.classifier.recognizer(make_image(*image_hws[i], seed=i), boxes[i])
+        expected = recognizer.branch.recognizer(make_image(*image_hws[i], seed=i), boxes[i])
         assert torch.allclose(sample.pred_instances.scores, expected.scores, atol=1e-6)
         assert torch.equal(sample.pred_instances.labels, expected.category_ids)
         assert torch.equal(sample.pred_instances.bboxes, boxes[i][expected.region_ids])

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["DistributedAnchor", "with_vocabulary"]
+__all__ = ["PlaceholderParameter"]
 
 
-class DistributedAnchor(nn.Module):
+class PlaceholderParameter(nn.Module):
     """One scalar that asks for a gradient and never gets one.
 
     `DistributedDataParallel` refuses a model without trainable parameters. The scalar is no part of a checkpoint:
@@ -31,21 +31,3 @@ class DistributedAnchor(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Miss nothing."""
-
-
-def with_vocabulary() -> property:
-    """`dataset_meta` of a model, whose `classes` are always the recognizer's vocabulary.
-
-    MMDetection's inference helpers set the classes of the detector's checkpoint, or COCO's; labels index neither.
-    """
-
-    def read(model: Any) -> dict | None:
-        return model.__dict__.get("_dataset_meta")
-
-    def write(model: Any, meta: dict | None) -> None:
-        model.__dict__["_dataset_meta"] = {
-            **(meta or {}),
-            "classes": tuple(model.classifier.recognizer.category_names),
-        }
-
-    return property(read, write)

@@ -1,72 +1,29 @@
-"""What heads, wrapper and proposal recogniser share: data samples and boxes in, labelled detections out."""
+"""What all models of this project share: data samples and boxes in, labelled detections out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torchvision.ops import nms
 
 from rar_mmdet.components import build_recognizer
-from rar_mmdet.emission import Emission
-from rar_mmdet.errors import ConfigError, InvalidBoxError
-from rar_mmdet.models.frames import ImageFrame
+from rar_mmdet.emission import Emission, TopPairs
+from rar_mmdet.errors import ConfigError
+from rar_mmdet.models.frames import ImageFrame, describe
 from rar_mmdet.models.pixels import original_image
 from rar_mmdet.structures import ImageRegions, RankStatus, Recognition
 
-__all__ = ["RegionClassifier", "RegionSelection"]
+__all__ = ["RecognitionBranch"]
 
 _KEPT_DEPTH = 20  # columns of the shortlist kept in `data_sample.recognition`: enough for recall@20, light to dump
 
 
-@dataclass(frozen=True)
-class RegionSelection:
-    """Which of a detector's boxes are recognised.
-
-    Args:
-        max_regions: the best so many of an image, by box score.
-        nms_iou: class-agnostic NMS over the boxes first; `None` for none.
-        min_size: boxes narrower or lower than this, in original pixels and after cutting at the image's border, are
-            dropped; 1 is what MMDetection asks of annotated boxes.
-    """
-
-    max_regions: int = 1000
-    nms_iou: float | None = None
-    min_size: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_regions < 1:
-            raise ConfigError(f"RegionSelection.max_regions must be >= 1, got {self.max_regions}")
-        if self.nms_iou is not None and not 0 < self.nms_iou <= 1:
-            raise ConfigError(f"RegionSelection.nms_iou must be in (0, 1] or None, got {self.nms_iou}")
-        if not self.min_size > 0:
-            raise ConfigError(f"RegionSelection.min_size must be > 0, got {self.min_size}")
-
-    def __call__(self, boxes_xyxy: Tensor, box_scores: Tensor, frame: ImageFrame) -> tuple[Tensor, Tensor]:
-        """Select among boxes (P, 4) in original pixels with scores (P,).
-
-        Returns:
-            (R, 4) boxes cut at the image's border, best first; their (R,) int64 rows among the P.
-        """
-        boxes_xyxy = frame.clip(boxes_xyxy)
-        # A box that is not finite fails the comparison as well.
-        large = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= self.min_size).all(dim=1).nonzero()[:, 0]
-        rows = large[box_scores[large].sort(descending=True, stable=True).indices]
-        if self.nms_iou is not None and len(rows):
-            # Stand-in scores keep our order of ties; torchvision does not sort stably.
-            order = torch.arange(len(rows), 0, -1, device=rows.device).float()
-            rows = rows[nms(boxes_xyxy[rows], order, self.nms_iou)]
-        rows = rows[: self.max_regions]
-        return boxes_xyxy[rows], rows
-
-
-class RegionClassifier:
-    """A recognizer at work on MMDetection's data samples. A plain object: never part of `state_dict`, DDP or `.to()`.
+class RecognitionBranch:
+    """A recogniser at work on MMDetection's data samples. A plain object: never part of `state_dict`, DDP or `.to()`.
 
     Args:
         recognizer: config of a `RegionRecognizer`, or the object.
@@ -81,39 +38,56 @@ class RegionClassifier:
         self.recognizer = build_recognizer(recognizer, where, default_emission, backend_args)
         self.backend_args = backend_args
 
-    def __call__(
+    def predict(
+        self,
+        samples: Sequence[DetDataSample],
+        boxes_xyxy: Sequence[Tensor],
+        box_scores: Sequence[Tensor] | None,
+        *,
+        rescale: bool,
+        device: torch.device,
+    ) -> list[InstanceData]:
+        """Recognise the boxes of a batch and write `recognition` on its data samples.
+
+        With `rescale` detections are in original pixels, and the samples' metainfo no longer says that they were
+        flipped: MMDetection's test-time augmentation would flip them back.
+
+        Args:
+            samples: B data samples; their pixel fields are dropped after use.
+            boxes_xyxy: B times (R_b, 4), original pixels.
+            box_scores: B times (R_b,) or `None` for given boxes.
+            rescale: detections in original pixels; else in those of the network input.
+            device: where encoder and ranker run.
+
+        Returns:
+            B times the fields of `to_instances`.
+        """
+        frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in samples]
+        recognitions = self.recognize(samples, boxes_xyxy, box_scores, device)
+        for sample in samples:
+            if rescale and sample.metainfo.get("flip"):
+                sample.set_metainfo({"flip": False, "flip_direction": None})
+        return [
+            self.to_instances(recognition, frame, rescale, device)
+            for recognition, frame in zip(recognitions, frames, strict=True)
+        ]
+
+    def recognize(
         self,
         samples: Sequence[DetDataSample],
         boxes_xyxy: Sequence[Tensor],
         box_scores: Sequence[Tensor] | None,
         device: torch.device,
     ) -> list[Recognition]:
-        """Recognise the boxes of a batch and write `recognition` on its data samples.
-
-        Args:
-            samples: B data samples; their pixel fields are dropped after use.
-            boxes_xyxy: B times (R_b, 4), original pixels.
-            box_scores: B times (R_b,) or `None` for given boxes.
-            device: where encoder and ranker run.
-        """
+        """As `predict`, but the whole `Recognition` of each image."""
         if self.recognizer.device != device:
             self.recognizer.to(device)
-        crops = [sample.get("region_crops", None) for sample in samples]
-        # Without boxes, or with all crops made ahead, no pixel is looked at: `None` spares the decoding.
-        images = [
-            None if self._has_all(ready) or not len(boxes) else original_image(sample, device, self.backend_args)
-            for sample, ready, boxes in zip(samples, crops, boxes_xyxy, strict=True)
+        scores: Sequence[Tensor | None] = [None] * len(samples) if box_scores is None else box_scores
+        batch = [
+            self._regions(sample, boxes, image_scores, device)
+            for sample, boxes, image_scores in zip(samples, boxes_xyxy, scores, strict=True)
         ]
-        try:
-            recognitions = self.recognizer.recognize(
-                [
-                    ImageRegions(image, boxes, None if box_scores is None else box_scores[i], crops=crops[i])
-                    for i, (image, boxes) in enumerate(zip(images, boxes_xyxy, strict=True))
-                ]
-            )
-        except InvalidBoxError as error:
-            names = ", ".join(f"{s.metainfo.get('img_id')} ({s.metainfo.get('img_path')})" for s in samples)
-            raise InvalidBoxError(f"{error}. Images of this batch: {names}") from error
+        recognitions = self.recognizer.recognize(batch)
         for sample, recognition in zip(samples, recognitions, strict=True):
             sample.recognition = _summary(recognition)
             for field in ("ori_img", "region_crops", "given_boxes"):
@@ -121,8 +95,19 @@ class RegionClassifier:
                     delattr(sample, field)
         return recognitions
 
-    def _has_all(self, crops: Any) -> bool:
-        return crops is not None and (self.recognizer.ranker is None or crops.ranker is not None)
+    def _regions(
+        self, sample: DetDataSample, boxes_xyxy: Tensor, box_scores: Tensor | None, device: torch.device
+    ) -> ImageRegions:
+        """The boxes of one image with its pixels, or with its crops where these are all that is needed."""
+        name = describe(sample.metainfo)
+        emission = self.recognizer.emission
+        if box_scores is not None and isinstance(emission, TopPairs) and emission.box_score_weight > 0:
+            _refuse_scores_of_zero(box_scores, emission.box_score_weight, name)
+        crops = sample.get("region_crops", None)
+        complete = crops is not None and (self.recognizer.ranker is None or crops.ranker is not None)
+        # `None` spares the decoding of an image nobody looks at.
+        image = None if complete or not len(boxes_xyxy) else original_image(sample, device, self.backend_args)
+        return ImageRegions(image, boxes_xyxy, box_scores, crops=crops, name=name)
 
     def to_instances(
         self, recognition: Recognition, frame: ImageFrame, rescale: bool, device: torch.device
@@ -134,9 +119,9 @@ class RegionClassifier:
         the best category of the region and this is it.
         """
         regions = recognition.region_ids.cpu()
-        boxes = frame.to_output(recognition.boxes_xyxy[regions], rescale).reshape(-1, 4)
+        boxes = recognition.boxes_xyxy[regions].reshape(-1, 4)
         return InstanceData(
-            bboxes=boxes.to(device),
+            bboxes=(boxes if rescale else frame.to_input(boxes)).to(device),
             scores=recognition.scores.to(device),
             labels=recognition.category_ids.to(device),
             region_ids=regions.to(device),
@@ -156,6 +141,15 @@ class RegionClassifier:
             arrow = before != after and category == after
             labels.append(f"{names[before]} → {names[after]}" if arrow else names[category])
         return labels
+
+
+def _refuse_scores_of_zero(box_scores: Tensor, weight: float, image: str) -> None:
+    """Scores that are all zero, as `LoadProposals` fills them in, would make every detection's score zero."""
+    if len(box_scores) and not box_scores.any():
+        raise ConfigError(
+            f"{image}: all {len(box_scores)} boxes have score 0, and box_score_weight={weight} multiplies with it. Has "
+            "the proposal file no scores? Then set recognizer.emission=dict(box_score_weight=0.0)"
+        )
 
 
 def _summary(recognition: Recognition) -> InstanceData:

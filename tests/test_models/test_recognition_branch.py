@@ -5,7 +5,7 @@ from torchvision.ops import box_iou
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
-from rar_mmdet.models import RegionClassifier, RegionSelection
+from rar_mmdet.models import RecognitionBranch, RegionSelection
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image
 from rar_mmdet.models.testing import fake_recognizer, make_batch, write_lvis_world
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 FRAME = ImageFrame.from_metainfo({"ori_shape": (60, 80)})
 
 
-def classifier(**changes):
-    return RegionClassifier(fake_recognizer(NAMES, **changes), where="recognizer", default_emission=TopPairs())
+def branch(**changes):
+    return RecognitionBranch(fake_recognizer(NAMES, **changes), where="recognizer", default_emission=TopPairs())
 
 
 class TestSelection:
@@ -93,16 +93,16 @@ class TestPixels:
 def test_a_batch_equals_its_images_one_by_one():
     samples = make_batch([(60, 80), (90, 70), (64, 64)])["data_samples"]
     boxes = [make_boxes(4, 60, 80), torch.zeros(0, 4), make_boxes(3, 64, 64, seed=2)]
-    together = classifier()(samples, boxes, None, CPU)
+    together = branch().recognize(samples, boxes, None, CPU)
     for i, sample in enumerate(make_batch([(60, 80), (90, 70), (64, 64)])["data_samples"]):
-        (alone,) = classifier()([sample], [boxes[i]], None, CPU)
+        (alone,) = branch().recognize([sample], [boxes[i]], None, CPU)
         assert torch.allclose(together[i].scores, alone.scores, atol=1e-6)
         assert torch.equal(together[i].category_ids, alone.category_ids)
 
 
 def test_recognition_is_written_and_pixels_are_dropped():
     (sample,) = make_batch([(60, 80)])["data_samples"]
-    (recognition,) = classifier()([sample], [make_boxes(4)], None, CPU)
+    (recognition,) = branch().recognize([sample], [make_boxes(4)], None, CPU)
     found = sample.recognition
     assert set(found.keys()) == {
         *("bboxes", "box_scores", "shortlist_ids", "shortlist_probs", "ranked_ids", "status", "asked")
@@ -115,8 +115,8 @@ def test_recognition_is_written_and_pixels_are_dropped():
 
 def test_label_names_show_what_the_ranker_changed():
     (sample,) = make_batch([(60, 80)])["data_samples"]
-    head = classifier()
-    (recognition,) = head([sample], [make_boxes(8)], None, CPU)
+    head = branch()
+    (recognition,) = head.recognize([sample], [make_boxes(8)], None, CPU)
     found = head.to_instances(recognition, FRAME, True, CPU)
     retrieved = recognition.shortlist.category_ids[:, 0]
     arrows = {
@@ -130,7 +130,7 @@ def test_label_names_show_what_the_ranker_changed():
 def test_an_image_without_boxes_is_not_read():
     (sample,) = make_batch([(60, 80)])["data_samples"]
     del sample.ori_img
-    (recognition,) = classifier()([sample], [torch.zeros(0, 4)], None, CPU)
+    (recognition,) = branch().recognize([sample], [torch.zeros(0, 4)], None, CPU)
     assert recognition.scores.shape == (0,)
     assert sample.recognition.ranked_ids.shape[0] == 0
 
@@ -139,18 +139,18 @@ def test_a_bad_box_is_named_with_its_image():
     (sample,) = make_batch([(60, 80)])["data_samples"]
     boxes = torch.tensor([[0.0, 0, 10, 10], [9, 9, 3, 3]])
     with pytest.raises(InvalidBoxError, match=r"box 1 = \[9.0, 9.0, 3.0, 3.0\].*Images of this batch: 0"):
-        classifier()([sample], [boxes], None, CPU)
-    skipping = classifier(on_bad_box="skip")
+        branch().recognize([sample], [boxes], None, CPU)
+    skipping = branch(on_bad_box="skip")
     (sample,) = make_batch([(60, 80)])["data_samples"]
-    (recognition,) = skipping([sample], [boxes], None, CPU)
+    (recognition,) = skipping.recognize([sample], [boxes], None, CPU)
     assert len(recognition.boxes_xyxy) == 1
     assert sum(v for k, v in skipping.recognizer.report().items() if k.startswith("skipped")) == 1
 
 
 def test_the_face_adds_nothing_to_the_recognizer():
     (sample,) = make_batch([(60, 80)])["data_samples"]
-    head = classifier()
-    (ours,) = head([sample], [make_boxes(5)], None, CPU)
+    head = branch()
+    (ours,) = head.recognize([sample], [make_boxes(5)], None, CPU)
     plain: RegionRecognizer = head.recognizer
     theirs = plain(make_image(60, 80, seed=0), make_boxes(5))
     assert torch.equal(ours.scores, theirs.scores)
