@@ -36,7 +36,7 @@ def original_image(
     if expected_hw is not None and tuple(packed.shape[:2]) != tuple(expected_hw[:2]):
         raise ImageReadError(
             f"{describe(sample.metainfo)}: the original image is {packed.shape[1]}x{packed.shape[0]} px, but ori_shape "
-            f"says {expected_hw[1]}x{expected_hw[0]}; put KeepOriginalImage before every transform that changes the size"
+            f"says {expected_hw[1]}x{expected_hw[0]}; put KeepOriginalImage before every transform that resizes"
         )
     if device.type == "cpu":
         return packed.cpu().numpy()
