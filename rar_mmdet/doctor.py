@@ -23,7 +23,7 @@ from rar_mmdet import __version__
 from rar_mmdet._host import CORE, HOST, PYTHON, is_supported, line_for, mmcv_has_ops
 from rar_mmdet.errors import RarError
 
-__all__ = ["Copy", "Finding", "Gpu", "Machine", "examine", "look", "main"]
+__all__ = ["Copy", "Finding", "Gpu", "Machine", "examine", "look", "main", "read_probe"]
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 # Other packages that bring a module `mmcv` or `mmdet`.
@@ -316,19 +316,24 @@ def weights_of_configs() -> list[tuple[str, list[str]]]:
     return found
 
 
-def render(findings: Sequence[Finding]) -> str:
-    """The table, then each problem with the line to type."""
+def render_table(findings: Sequence[Finding]) -> str:
+    """What is here against what is supported, one row for each finding."""
     name, found = (max(len(getattr(f, key)) for f in findings) for key in ("name", "found"))
     found = min(found, 40)
     lines = [f"{'':<{name}}  {'here':<{found}}  supported"]
     for f in findings:
         mark = "  <-- problem" if f.problem else ""
         lines.append(f"{f.name:<{name}}  {f.found:<{found}}  {f.wanted}{mark}".rstrip())
-    problems = [f for f in findings if f.problem]
-    for number, f in enumerate(problems, 1):
-        lines += ["", f"{number}. {f.problem}", f"   type: {f.line}"]
-    lines += ["", "no problem found" if not problems else f"{len(problems)} problem(s); type the lines above in order"]
     return "\n".join(lines)
+
+
+def render_problems(findings: Sequence[Finding]) -> str:
+    """Each problem with the line to type."""
+    problems = [f for f in findings if f.problem]
+    if not problems:
+        return "no problem found"
+    lines = [f"{number}. {f.problem}\n   type: {f.line}" for number, f in enumerate(problems, 1)]
+    return "\n\n".join([*lines, f"problems: {len(problems)}; type the lines above in their order"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -340,9 +345,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        print(f"rar_mmdet {__version__} in {Path(__file__).parent}\n")
+        print(f"rar_mmdet {__version__} in {Path(__file__).parent}\n\n{render_table(findings)}\n")
         print_weights(broken=any(f.problem for f in findings))
-        print(render(findings))
+        print(render_problems(findings))
     return int(any(finding.problem for finding in findings))
 
 

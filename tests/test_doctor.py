@@ -10,7 +10,7 @@ import pytest
 
 from rar_mmdet import doctor
 from rar_mmdet._host import CORE, HOST
-from rar_mmdet.doctor import Copy, Gpu, Machine, examine, read_probe, render
+from rar_mmdet.doctor import Copy, Gpu, Machine, examine, read_probe, render_problems, render_table
 
 VERSIONS = {
     "torch": "2.11.0+cu130",
@@ -53,7 +53,7 @@ def problems(of: Machine) -> list[tuple[str, str]]:
 
 def test_a_good_machine_has_no_problem():
     assert problems(machine()) == []
-    assert "no problem found" in render(examine(machine()))
+    assert "no problem found" in render_problems(examine(machine()))
     names = {finding.name for finding in examine(machine())}
     assert names >= (set(CORE) | set(HOST) | {"python", "opencv", "mmcv ops", "GPU"}) - {"opencv-python"}
 
@@ -61,7 +61,7 @@ def test_a_good_machine_has_no_problem():
 def test_the_core_alone_is_no_problem():
     without = machine(dict.fromkeys(FACE))
     assert problems(without) == []
-    assert "for MMDetection only" in render(examine(without))
+    assert "for MMDetection only" in render_table(examine(without))
 
 
 BROKEN = [
@@ -129,7 +129,7 @@ def test_each_problem_comes_alone_with_its_line(broken, problem, line):
     (found,) = problems(broken)
     assert re.search(problem, found[0]), found
     assert re.search(line, found[1]), found
-    assert found[1] in render(examine(broken))
+    assert found[1] in render_problems(examine(broken))
 
 
 def test_a_copy_in_another_folder_is_shadowed_and_no_problem():
