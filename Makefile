@@ -1,5 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
-PY := .venv/bin/python
+# `make test VENV=.venv313 PYTHON=python3.13` runs them in another environment.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench
@@ -7,7 +10,7 @@ SHELL := /bin/bash
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-install:  ## make .venv with everything in it (again: nothing to do)
+install:  ## make $(VENV) with everything in it (again: nothing to do)
 	@bash scripts/install.sh
 
 demo: install  ## recognise the embedded demo world, retrieval only and RAR, and print one table

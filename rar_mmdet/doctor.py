@@ -251,7 +251,8 @@ def look() -> Machine:
     installed = [m for m in modules if _is_installed(PACKAGE_OF.get(m, m), copies)]
     probe = subprocess.run([sys.executable, "-c", _PROBE, *installed], capture_output=True, text=True, check=False)
     broken, gpu = read_probe(probe.stdout.splitlines(), probe.returncode)
-    return Machine(sys.version_info[:3], copies, broken, mmcv_has_ops(), gpu, _folders())
+    has_ops = "mmcv" in copies and mmcv_has_ops()
+    return Machine(sys.version_info[:3], copies, broken, has_ops, gpu, _folders())
 
 
 def read_probe(lines: Sequence[str], return_code: int) -> tuple[dict[str, str], Gpu]:
@@ -302,7 +303,7 @@ def weights_of_configs() -> list[tuple[str, list[str]]]:
     """The encoders and rankers that the shipped configs name, and the lines about what each lacks on this machine."""
     from mmengine.config import Config
 
-    from rar_mmdet.models.components import build_component
+    from rar_mmdet.components import build_component
 
     package = Path(__file__).parent
     root = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
