@@ -22,8 +22,9 @@ from rar_mmdet.datasets.original_frame import (
     keep_proposals,
     with_original_objects,
 )
-from rar_mmdet.errors import ConfigError, ImageReadError
-from rar_mmdet.files.images import check_complete
+from rar_mmdet.errors import ConfigError
+from rar_mmdet.files.images import check_complete, check_size
+from rar_mmdet.files.pixels import bgr_to_rgb
 from rar_mmdet.models.frames import ImageFrame, describe
 from rar_mmdet.recognizer import crop_regions
 from rar_mmdet.regions import find_invalid_boxes
@@ -37,16 +38,16 @@ __all__ = ["CropRegions", "KeepOriginalImage", "PackRecognitionInputs", "Proposa
 class KeepOriginalImage(BaseTransform):
     """Keep the pixels as loaded, for cutting regions. Put it after loading and before every other transform.
 
-    Required keys: `img` (BGR, as MMDetection loads it). Added keys: `ori_img`, the same array (no copy is made; the
-    stock transforms replace `img`, they do not write into it); `given_boxes` and `given_scores`, the boxes of the
-    dataset's proposal file where there is one.
+    Required keys: `img` (BGR as MMDetection loads it, or grey; bytes, or floats in 0..255). Added keys: `ori_img`,
+    (H, W, 3) uint8 BGR, the same array where it is that already (the stock transforms replace `img`, they do not write
+    into it); `given_boxes` and `given_scores`, the boxes of the dataset's proposal file where there is one.
 
     Args:
         check: refuse a truncated local JPEG or PNG, and an image whose size is not the annotation's `height` and
             `width`; both would give wrong pixels without an error.
 
     Raises:
-        ImageReadError: the check failed.
+        ImageReadError: the check failed, or the values are no grey levels.
     """
 
     def __init__(self, *, check: bool = True) -> None:
@@ -59,25 +60,24 @@ class KeepOriginalImage(BaseTransform):
                 f"{describe(results)} was resized, flipped or cut before KeepOriginalImage; put it right after the "
                 "loading transform"
             )
+        name = describe(results)
         if self.check:
-            self._check(results)
+            self._check(results, name)
         keep_proposals(results)
-        results["ori_img"] = results["img"]
+        image = results["img"]
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            image = bgr_to_rgb(image, name)[..., ::-1]
+        results["ori_img"] = image
         return results
 
     @staticmethod
-    def _check(results: dict) -> None:
+    def _check(results: dict, name: str) -> None:
         path = results.get("img_path")
         if isinstance(path, str) and os.path.isfile(path):
-            check_complete(Path(path).read_bytes(), describe(results))
-        found_hw = results["img"].shape[:2]
-        said_hw = (results.get("height"), results.get("width"))
-        if None not in said_hw and tuple(said_hw) != tuple(found_hw):
-            raise ImageReadError(
-                f"{describe(results)} is {found_hw[1]}x{found_hw[0]} px but its annotation says "
-                f"{said_hw[1]}x{said_hw[0]}; boxes would fall on wrong pixels. Another file of that name, or an EXIF "
-                "rotation (then load with color_type='color_ignore_orientation')? check=False goes on all the same"
-            )
+            check_complete(Path(path).read_bytes(), name)
+        height, width = results.get("height"), results.get("width")
+        if height is not None and width is not None:
+            check_size(results["img"].shape[:2], (height, width), f"{name}, as the pipeline loads it,")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(check={self.check})"
@@ -166,7 +166,7 @@ class CropRegions(BaseTransform):
             raise ConfigError(
                 "CropRegions found no `proposals`; put ProposalsFromAnnotations or LoadProposals before it"
             )
-        image = np.ascontiguousarray(self._original_image(results)[..., ::-1])
+        image = self._original_image(results)
         boxes, masks = torch.from_numpy(given[0]), results.get("proposal_masks")
         if not find_invalid_boxes(boxes, image.shape[:2]):
             regions = ImageRegions(image, boxes, masks=masks)
@@ -179,14 +179,15 @@ class CropRegions(BaseTransform):
 
     @staticmethod
     def _original_image(results: dict) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
         if "ori_img" in results:
-            return results["ori_img"]
+            return np.ascontiguousarray(results["ori_img"][..., ::-1])
         if not ImageFrame.from_metainfo(results).is_identity:
             raise ConfigError(
                 f"{describe(results)} was resized, flipped or cut before CropRegions; put "
                 "dict(type='rar_mmdet.KeepOriginalImage') right after the loading transform"
             )
-        return results["img"]
+        return bgr_to_rgb(results["img"], describe(results))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cropper={self.cropper!r}, ranker_cropper={self.ranker_cropper!r})"

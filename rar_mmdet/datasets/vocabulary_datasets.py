@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmdet.datasets import CocoDataset, LVISV1Dataset
-from mmengine.fileio import join_path
+from mmengine.fileio import get, join_path
 from mmengine.utils import is_abs
 
-from rar_mmdet.errors import ImageReadError
+from rar_mmdet.errors import ImageReadError, RarError
+from rar_mmdet.files.images import decode_image
+from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.registry import DATASETS
 
@@ -82,17 +84,18 @@ class _VocabularyMixin:
         """
         try:
             return super().prepare_data(idx)  # type: ignore[misc]
-        except (OSError, AssertionError) as error:
-            if isinstance(error, ImageReadError) or (
-                # What mmcv's loader says when OpenCV cannot decode; any other assertion is not about the file.
-                isinstance(error, AssertionError) and "failed to load image" not in str(error)
-            ):
-                raise
+        except RarError:
+            raise
+        except (OSError, AssertionError, cv2.error) as error:  # what mmcv's loaders raise, often without a name
             info = self.get_data_info(idx)  # type: ignore[attr-defined]
-            raise ImageReadError(
-                f"image {info.get('img_id')} ({info.get('img_path')}) cannot be read: {error}. "
-                "Is the file missing, or not an image?"
-            ) from error
+            name = f"image {info.get('img_id')} ({info.get('img_path')})"
+            try:
+                decode_image(get(info.get("img_path"), backend_args=self.backend_args), name)  # type: ignore[attr-defined]
+            except ImageReadError as problem:
+                raise problem from error
+            except OSError as problem:
+                raise ImageReadError(f"{name} cannot be read: {problem}. Is the file missing?") from error
+            raise  # the file is sound, so it was about something else
 
 
 @DATASETS.register_module()

@@ -58,7 +58,7 @@ class ImageFrame:
         original_hw = (height, width)
         matrix = metainfo.get("homography_matrix")
         if matrix is None:
-            _check_size(metainfo, scale_wh, original_hw)
+            _refuse_unknown_cut(metainfo, scale_wh, original_hw)
             mirrored_wh, offset_wh = _as_mmdetection_maps(scale_wh, direction, original_hw)
         else:
             mirrored_wh, offset_wh = _read_matrix(np.asarray(matrix, dtype=np.float64), scale_wh, metainfo)
@@ -162,18 +162,18 @@ def _read_matrix(
     return (bool(sides[0] < 0), bool(sides[1] < 0)), (float(matrix[0, 2]), float(matrix[1, 2]))
 
 
-def _check_size(metainfo: Mapping[str, Any], scale_wh: tuple[float, float], original_hw: tuple[int, int]) -> None:
-    """Without a matrix, an input smaller than the scaled photo tells that something was cut off."""
+def _refuse_unknown_cut(
+    metainfo: Mapping[str, Any], scale_wh: tuple[float, float], original_hw: tuple[int, int]
+) -> None:
+    """An input smaller than a photo that was not resized was cut, and without a matrix nobody knows where."""
     input_hw = metainfo.get("img_shape")
-    if input_hw is None:
+    if input_hw is None or scale_wh != (1.0, 1.0):
         return
-    expected_hw = (original_hw[0] * scale_wh[1], original_hw[1] * scale_wh[0])
-    if any(found < expected - _SLACK for found, expected in zip(input_hw[:2], expected_hw, strict=True)):
+    if any(found < original - _SLACK for found, original in zip(input_hw[:2], original_hw, strict=True)):
         raise ConfigError(
-            f"{describe(metainfo)}: the network input is {input_hw[1]}x{input_hw[0]} px, but the photo of "
-            f"{original_hw[1]}x{original_hw[0]} px with scale_factor {list(scale_wh)} would need more: it was cut, and "
-            "no homography_matrix says where. End the pipeline with dict(type='rar_mmdet.PackRecognitionInputs'); "
-            + _ADVICE
+            f"{describe(metainfo)}: the network input is {input_hw[1]}x{input_hw[0]} px and the photo "
+            f"{original_hw[1]}x{original_hw[0]} px: it was cut, and no homography_matrix says where. End the pipeline "
+            f"with dict(type='rar_mmdet.PackRecognitionInputs'); {_ADVICE}"
         )
 
 

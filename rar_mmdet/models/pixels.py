@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
@@ -10,6 +9,7 @@ from mmengine import fileio
 from torch import Tensor
 
 from rar_mmdet.errors import ImageReadError
+from rar_mmdet.files.images import decode_image
 from rar_mmdet.models.frames import describe
 
 __all__ = ["original_image"]
@@ -51,11 +51,9 @@ def _read_rgb(sample: DetDataSample, backend_args: dict | None) -> np.ndarray:
             "dict(type='rar_mmdet.KeepOriginalImage') after the loading transform and end the pipeline with "
             "dict(type='rar_mmdet.PackRecognitionInputs')"
         )
+    name = describe(sample.metainfo)
     try:
         data = fileio.get(path, backend_args=backend_args)
     except OSError as error:
-        raise ImageReadError(f"{describe(sample.metainfo)} cannot be read: {error}") from error
-    image = mmcv.imfrombytes(data, flag="color")  # BGR: asked for RGB, mmcv converts before anyone can look for None
-    if image is None:
-        raise ImageReadError(f"{describe(sample.metainfo)} is not an image that OpenCV can decode")
-    return np.ascontiguousarray(image[..., ::-1])
+        raise ImageReadError(f"{name} cannot be read: {error}") from error
+    return decode_image(data, name)

@@ -188,7 +188,7 @@ class TestRefused:
             loaded()
         )
         del results["homography_matrix"]
-        with pytest.raises(ConfigError, match="the network input is 40x50 px, but the photo of 80x60 px"):
+        with pytest.raises(ConfigError, match="the network input is 40x50 px and the photo 80x60 px"):
             PackRecognitionInputs()(results)
 
     def test_the_original_image_kept_too_late(self):

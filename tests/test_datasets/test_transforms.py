@@ -73,6 +73,32 @@ class TestChecks:
             KeepOriginalImage()(results(height=480, width=640))
 
 
+@pytest.mark.parametrize(
+    ("loaded", "expected"),
+    [
+        pytest.param(make_image(60, 80)[..., ::-1].astype(np.float32), make_image(60, 80), id="floats"),
+        pytest.param(np.ones((60, 80, 3), np.float32), np.ones((60, 80, 3), np.uint8), id="dark-floats"),
+        pytest.param(np.full((60, 80), 7, np.uint8), np.full((60, 80, 3), 7, np.uint8), id="grey"),
+        pytest.param(np.full((60, 80, 1), 7, np.uint8), np.full((60, 80, 3), 7, np.uint8), id="grey-channel"),
+        pytest.param(
+            np.dstack([make_image(60, 80)[..., ::-1], np.ones((60, 80), np.uint8)]), make_image(60, 80), id="alpha"
+        ),
+    ],
+)
+def test_whatever_the_loader_gives_is_kept_as_rgb_bytes(loaded, expected):
+    sample = PackRecognitionInputs()(KeepOriginalImage()(results(img=loaded)))["data_samples"]
+    assert sample.ori_img.dtype == torch.uint8
+    assert np.array_equal(sample.ori_img.numpy(), expected)
+    plain = ProposalsFromAnnotations()(results(img=loaded))
+    crops = CropRegions(cropper=CROPPER)(plain)["region_crops"].encoder
+    assert torch.equal(crops, RegionCropper(size=32).crop(expected, make_boxes(3)[[0, 2]]))
+
+
+def test_normalised_pixels_are_refused():
+    with pytest.raises(ImageReadError, match=r"image 7 \(None\) holds float32 values in -1..1; .*normalised"):
+        KeepOriginalImage()(results(img=np.linspace(-1, 1, 60 * 80 * 3, dtype=np.float32).reshape(60, 80, 3)))
+
+
 class TestProposalsFromAnnotations:
     def test_ignored_boxes_stay_out(self):
         found = ProposalsFromAnnotations()(results())
