@@ -19,6 +19,7 @@ __all__ = [
     "RarError",
     "RecordFileError",
     "ResultFileError",
+    "UnknownCategoryError",
     "UnknownImageError",
     "VocabularyError",
 ]
@@ -78,6 +79,10 @@ class RankerError(RarError, RuntimeError):
 
 class UnknownImageError(RarError, ValueError):
     """A detection is of an image that the annotations do not have."""
+
+
+class UnknownCategoryError(RarError, ValueError):
+    """Detections name categories the annotations have under ids of another type."""
 
 
 class AnnotationFileError(RarError, ValueError):

@@ -170,8 +170,7 @@ class SparseCocoMetric(BaseMetric):
         summary = self._summary(result, truth)
         self._report(numbers, name, summary, "")
         if self.category_tree is not None and name != "proposal":
-            names = dict(zip(truth.category_names, truth.category_ids.tolist(), strict=True))
-            tree = CategoryTree.load(self.category_tree, names)
+            tree = CategoryTree.load(self.category_tree, truth.category_names, truth.category_ids.tolist())
             self._report(numbers, name, self._summary(evaluate(truth, detections, protocol, tree), truth), "_tree")
         rows = [["number", "value"], *([key, f"{value:.3f}"] for key, value in summary.items())]
         logger.info(f"{name}\n" + AsciiTable(rows).table)

@@ -6,8 +6,7 @@ and LVIS files hold them. An image or category is named by its row (`image`, `ca
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rar_mmdet.errors import AnnotationFileError
+from rar_mmdet.scoring.annotation_table import FREQUENCIES, AnnotationTable, read_table
+from rar_mmdet.scoring.identifiers import rows_of
+from rar_mmdet.scoring.json_files import load_json
 
-__all__ = ["Detections", "GroundTruth", "load_annotation_file", "rows_of"]
+__all__ = ["FREQUENCIES", "Detections", "GroundTruth", "load_annotation_file", "rows_of"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-FREQUENCIES = ("r", "c", "f")  # LVIS: categories seen in < 10, 10-99, >= 100 training images
+FEDERATED_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+ANNOTATION_HINT = (
+    "Expected a COCO-style annotation file: a JSON dictionary with images, annotations and categories, such as "
+    "instances_val2017.json or lvis_v1_val.json"
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class GroundTruth:
     negatives: IntArray  # sorted pair keys of categories verified absent (LVIS)
     not_exhaustive: IntArray  # sorted pair keys of categories annotated in part (LVIS)
     segmentations: tuple[Any, ...] | None = None  # G COCO segmentations, kept on request
+    notes: tuple[str, ...] = ()  # what a person should know of the file: sentences
 
     def __len__(self) -> int:
         return len(self.area)
@@ -150,6 +157,8 @@ class GroundTruth:
         image_ids: Iterable[Hashable] | None = None,
         category_ids: Iterable[Hashable] | None = None,
         keep_segmentations: bool = False,
+        need_area: bool = True,
+        where: str = "the annotation file",
     ) -> GroundTruth:
         """Arrays from a COCO-style (or, if `federated`, LVIS-style) annotation dictionary.
 
@@ -161,41 +170,47 @@ class GroundTruth:
             image_ids: Score only these images; all by default.
             category_ids: Score only these categories; all by default.
             keep_segmentations: Keep the masks; needed for segm scoring only.
+            need_area: Refuse annotations without `area`; else the box's area stands for it.
+            where: Name of the file, for messages.
 
         Raises:
-            AnnotationFileError: The dictionary lacks a key the protocol needs.
+            AnnotationFileError: The dictionary lacks something the protocol needs, or holds a record that cannot be
+                scored; the message names it.
         """
-        images = {record["id"]: record for record in _section(dataset, "images")}
-        categories = {record["id"]: record for record in _section(dataset, "categories")}
-        if image_ids is not None:
-            images = {i: images[i] for i in image_ids if i in images}
-        if category_ids is not None:
-            wanted = set(category_ids)
-            categories = {i: c for i, c in categories.items() if i in wanted}
-        image_order, category_order = _sorted_ids(images, "images"), _sorted_ids(categories, "categories")
-        annotations = _select_annotations(dataset.get("annotations", ()), images, categories, federated)
-        image = rows_of([a["image_id"] for a in annotations], image_order)
-        order = np.argsort(image, kind="stable")
-        annotations = [annotations[i] for i in order]
-        crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
-        ignore = np.array([bool(a.get("ignore", 0)) for a in annotations], bool) if federated else crowd
-        in_order = [categories[i] for i in category_order.tolist()]
+        table = read_table(dataset, where, with_masks=keep_segmentations, need_area=need_area)
+        frequencies = table.frequencies() if federated else None
+        pairs = {key: table.listed_categories(key) for key in FEDERATED_LISTS} if federated else {}
+        images = _chosen(image_ids, table.image_ids)
+        categories = _chosen(category_ids, table.category_ids)
+        image = _renumber(images, len(table.image_ids))[table.image]
+        category = _renumber(categories, len(table.category_ids))[table.category]
+        index = _as_the_references_load(table, image, category, federated)
+        crowd = table.crowd[index]
+
+        def keys(key: str) -> IntArray:
+            if key not in pairs:
+                return np.zeros(0, np.int64)
+            row = _renumber(images, len(table.image_ids))[pairs[key][0]]
+            column = _renumber(categories, len(table.category_ids))[pairs[key][1]]
+            return np.unique((row * len(categories) + column)[(row >= 0) & (column >= 0)])
+
         return GroundTruth(
-            image_ids=image_order,
-            image_hw=_image_sizes(images, image_order),
-            category_ids=category_order,
-            category_names=tuple(str(c.get("name", c["id"])) for c in in_order),
-            frequencies=_frequencies(in_order) if federated else None,
-            image=image[order],
-            category=rows_of([a["category_id"] for a in annotations], category_order),
-            boxes_xywh=_field(annotations, "bbox", (4,)),
-            area=_field(annotations, "area", ()),
-            crowd=np.zeros(len(annotations), bool) if federated else crowd,
-            ignore=ignore,
-            counts=np.array([a["id"] != 0 for a in annotations], bool),
-            negatives=_image_lists(images, image_order, category_order, "neg_category_ids", federated),
-            not_exhaustive=_image_lists(images, image_order, category_order, "not_exhaustive_category_ids", federated),
-            segmentations=tuple(a.get("segmentation") for a in annotations) if keep_segmentations else None,
+            image_ids=table.image_ids[images],
+            image_hw=table.image_hw[images],
+            category_ids=table.category_ids[categories],
+            category_names=tuple(table.category_names[k] for k in categories),
+            frequencies=None if frequencies is None else tuple(frequencies[k] for k in categories),
+            image=image[index],
+            category=category[index],
+            boxes_xywh=table.boxes_xywh[index],
+            area=table.area[index],
+            crowd=np.zeros(len(index), bool) if federated else crowd,
+            ignore=table.ignore[index] if federated else crowd,
+            counts=np.array([table.ids[i] != 0 for i in index], bool),
+            negatives=keys("neg_category_ids"),
+            not_exhaustive=keys("not_exhaustive_category_ids"),
+            segmentations=None if table.segmentations is None else tuple(table.segmentations[i] for i in index),
+            notes=tuple(table.notes),
         )
 
 
@@ -211,13 +226,7 @@ def load_annotation_file(path: str | Path, *, keep_segmentations: bool = False) 
         return record
 
     hook: Callable[[dict[str, Any]], dict[str, Any]] | None = None if keep_segmentations else drop_masks
-    try:
-        with open(path, encoding="utf-8") as file:
-            dataset = json.load(file, object_hook=hook)
-    except FileNotFoundError:
-        raise AnnotationFileError(f"annotation file {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AnnotationFileError(f"annotation file {path} is not complete JSON ({error}); download it again") from None
+    dataset = load_json(path, "annotation file", AnnotationFileError, hint=ANNOTATION_HINT, object_hook=hook)
     if not isinstance(dataset, dict):
         raise AnnotationFileError(
             f"annotation file {path} holds a {type(dataset).__name__}, expected a dictionary with "
@@ -226,111 +235,33 @@ def load_annotation_file(path: str | Path, *, keep_segmentations: bool = False) 
     return dataset
 
 
-def rows_of(values: Sequence[Any] | NDArray[Any], ids: NDArray[Any]) -> IntArray:
-    """Row of each value in `ids` (distinct, sorted if integers), -1 where it is absent."""
-    numbers = _as_integers(values)
-    if numbers is None or ids.dtype.kind not in "iu":
-        table = {value: row for row, value in enumerate(ids.tolist())}
-        return np.array(
-            [table.get(v, -1) for v in (values.tolist() if isinstance(values, np.ndarray) else values)], int
-        )
-    if len(ids) == 0:
-        return np.full(len(numbers), -1, np.int64)
-    rows = np.minimum(np.searchsorted(ids, numbers), len(ids) - 1)
-    return np.where(ids[rows] == numbers, rows, -1)
+def _chosen(wanted: Iterable[Hashable] | None, ids: NDArray[Any]) -> IntArray:
+    """Rows of the wanted ids, ascending; those that are nowhere are passed over."""
+    if wanted is None:
+        return np.arange(len(ids))
+    rows = np.unique(rows_of(list(wanted), ids))
+    return rows[rows >= 0]
 
 
-def _as_integers(values: Sequence[Any] | NDArray[Any]) -> IntArray | None:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
-        return values.astype(np.int64, copy=False)
-    return np.array(values, np.int64) if all(type(v) is int for v in values) else None
+def _renumber(rows: IntArray, count: int) -> IntArray:
+    """(count + 1,) place of each row among the chosen ones, -1 for the others and for row -1."""
+    place = np.full(count + 1, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    return place
 
 
-def _section(dataset: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    section = dataset.get(key)
-    if not isinstance(section, list):
-        raise AnnotationFileError(f"the annotation file has no list of {key!r} (it has {sorted(dataset)})")
-    return section
+def _as_the_references_load(table: AnnotationTable, image: IntArray, category: IntArray, federated: bool) -> IntArray:
+    """Rows of the annotations that take part, by image and within an image as in the file.
 
-
-def _sorted_ids(records: Mapping[Hashable, Any], what: str) -> NDArray[Any]:
-    ids: list[Any] = list(records)
-    try:
-        ids.sort()
-    except TypeError:
-        raise AnnotationFileError(f"the ids of the {what} mix numbers and text; use one kind") from None
-    numbers = _as_integers(ids)
-    return np.array(ids, object) if numbers is None else numbers
-
-
-def _select_annotations(
-    annotations: Sequence[dict[str, Any]],
-    images: Mapping[Hashable, Any],
-    categories: Mapping[Hashable, Any],
-    federated: bool,
-) -> list[dict[str, Any]]:
-    """The annotations the reference APIs would load.
-
-    Both look annotations up by id, so of two with one id the later stands in for the earlier as well.
+    Both APIs look annotations up by id, so of two with one id the later stands in for the earlier as well.
     """
-    by_id = {a["id"]: a for a in annotations}
-    kept = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]
+    taken = (image >= 0) & (category >= 0)
     if federated:
-        kept = [a for a in kept if 0 < a["area"] < float("inf")]
-    if len(by_id) < len(annotations):
-        rank = {i: n for n, i in enumerate(sorted(images))}  # type: ignore[type-var]
-        kept = [by_id[a["id"]] for a in sorted(kept, key=lambda a: rank[a["image_id"]])]
-        kept = [a for a in kept if a["image_id"] in images and a["category_id"] in categories]
-    return kept
-
-
-def _field(annotations: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...]) -> FloatArray:
-    try:
-        values = np.array([a[key] for a in annotations], np.float64).reshape(len(annotations), *shape)
-    except (KeyError, ValueError, TypeError):
-        for a in annotations:
-            value = a.get(key)
-            if value is None or np.shape(value) != shape:
-                raise AnnotationFileError(
-                    f"annotation id {a.get('id')} of image {a.get('image_id')}: {key} is {value!r}, "
-                    f"expected {'four numbers x, y, width, height' if shape else 'a number'}"
-                ) from None
-        raise
-    return values
-
-
-def _frequencies(categories: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    for category in categories:
-        if category.get("frequency") not in FREQUENCIES:
-            raise AnnotationFileError(
-                f"category {category['id']} ({category.get('name')}) has frequency {category.get('frequency')!r}; LVIS "
-                "files say 'r', 'c' or 'f'. Is this a COCO-style file? Then score it with the coco protocol."
-            )
-    return tuple(c["frequency"] for c in categories)
-
-
-def _image_sizes(images: Mapping[Hashable, Any], order: NDArray[Any]) -> IntArray:
-    sizes = [(images[i].get("height", 0), images[i].get("width", 0)) for i in order.tolist()]
-    return np.array(sizes, np.int64).reshape(len(order), 2)
-
-
-def _image_lists(
-    images: Mapping[Hashable, Any], order: NDArray[Any], categories: NDArray[Any], key: str, federated: bool
-) -> IntArray:
-    """Sorted pair keys of the (image, category) named in a list field of each image."""
-    if not federated:
-        return np.zeros(0, np.int64)
-    image: list[int] = []
-    named: list[Any] = []
-    for row, image_id in enumerate(order.tolist()):
-        ids = images[image_id].get(key)
-        if ids is None:
-            raise AnnotationFileError(
-                f"image {image_id} has no {key}, which every image of an LVIS file has. "
-                "Is this a COCO-style file? Then score it with the coco protocol."
-            )
-        image.extend([row] * len(ids))
-        named.extend(ids)
-    category = rows_of(named, categories)
-    known = category >= 0
-    return np.unique(np.array(image, np.int64)[known] * len(categories) + category[known])
+        taken &= table.area > 0
+    index = np.flatnonzero(taken)
+    last = {annotation_id: row for row, annotation_id in enumerate(table.ids)}
+    if len(last) < len(table.ids):
+        index = index[np.argsort(image[index], kind="stable")]
+        index = np.array([last[table.ids[i]] for i in index], np.int64)
+        index = index[(image[index] >= 0) & (category[index] >= 0)]
+    return index[np.argsort(image[index], kind="stable")]

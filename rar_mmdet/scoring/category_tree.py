@@ -7,8 +7,7 @@ threshold is ignored; further ones are false positives as usual.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from rar_mmdet.errors import CategoryTreeError
-from rar_mmdet.scoring.annotations import GroundTruth, IntArray, rows_of
+from rar_mmdet.scoring.annotations import GroundTruth, IntArray
+from rar_mmdet.scoring.columns import shown
+from rar_mmdet.scoring.identifiers import as_column, rows_of, some_of
+from rar_mmdet.scoring.json_files import load_json
 
 __all__ = ["CategoryTree", "add_ignored_ancestors"]
 
@@ -32,39 +34,38 @@ FORMATS = (
 class CategoryTree:
     """Descendants of each category."""
 
-    descendants: Mapping[int, tuple[int, ...]]  # category id -> category ids anywhere below it
+    descendants: Mapping[Any, tuple[Any, ...]]  # category id -> category ids anywhere below it
 
     @staticmethod
-    def load(path: str | Path, category_ids: Mapping[str, int]) -> CategoryTree:
+    def load(path: str | Path, category_names: Sequence[str], category_ids: Sequence[Any]) -> CategoryTree:
         """Read a tree file.
 
         Args:
             path: The official file, or a JSON dictionary {child: parent}.
-            category_ids: Id of each category name, for trees that are written with names.
+            category_names: K names of the annotations' categories, for trees that are written with names.
+            category_ids: K ids of these categories.
 
         Raises:
-            CategoryTreeError: The file is missing or in no known format.
+            CategoryTreeError: The file is missing, in no known format, or about other categories.
         """
-        try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CategoryTreeError(f"category tree {path} does not exist") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CategoryTreeError(f"category tree {path} is not JSON ({error}); {FORMATS}") from None
+        tree = load_json(path, "category tree", CategoryTreeError, hint=FORMATS.capitalize())
         if not isinstance(tree, dict) or not tree:
-            raise CategoryTreeError(f"category tree {path} holds a {type(tree).__name__}; {FORMATS}")
+            raise CategoryTreeError(f"category tree {path} holds {shown(tree)}, a {type(tree).__name__}; {FORMATS}")
         if "categoryid2treeid" in tree or "ancestor2descendant" in tree:
-            return _from_official(tree, path)
-        return CategoryTree.from_parents(_parents_by_id(tree, category_ids, path))
+            return _from_official(tree, category_ids, path)
+        find = _finder(category_names, category_ids, path)
+        parents = {find(child): find(parent) for child, parent in tree.items() if parent is not None}
+        _check_dataset({*parents, *parents.values()}, category_ids, path)
+        return CategoryTree.from_parents(parents)
 
     @staticmethod
-    def from_parents(parents: Mapping[int, int]) -> CategoryTree:
+    def from_parents(parents: Mapping[Any, Any]) -> CategoryTree:
         """Tree from the parent of each category that has one.
 
         Raises:
             CategoryTreeError: The parents run in a circle.
         """
-        below: dict[int, list[int]] = {}
+        below: dict[Any, list[Any]] = {}
         for child in parents:
             node, seen = child, {child}
             while node in parents:
@@ -85,9 +86,7 @@ def add_ignored_ancestors(truth: GroundTruth, tree: CategoryTree, predicted: Int
         predicted: Pair keys of all detections.
     """
     predicted = np.unique(predicted)
-    lists = [
-        rows_of(np.array(tree.descendants.get(int(c), ()), np.int64), truth.category_ids) for c in truth.category_ids
-    ]
+    lists = [rows_of(as_column(tree.descendants.get(c, ())), truth.category_ids) for c in truth.category_ids.tolist()]
     lists = [rows[rows >= 0] for rows in lists]
     counts = np.array([len(rows) for rows in lists], np.int64)
     starts = np.cumsum(counts) - counts
@@ -111,29 +110,60 @@ def add_ignored_ancestors(truth: GroundTruth, tree: CategoryTree, predicted: Int
     return truth.with_rows(truth.image[row], category, row)
 
 
-def _from_official(tree: Mapping[str, Any], path: str | Path) -> CategoryTree:
-    try:
-        tree_id_of = tree["categoryid2treeid"]
-        category_of = {tree_id: int(category) for category, tree_id in tree_id_of.items()}
-        below = tree["ancestor2descendant"]
-        descendants = {
-            category_of[ancestor]: tuple(dict.fromkeys(category_of[d] for d in nodes if d in category_of))
-            for ancestor, nodes in below.items()
-            if ancestor in category_of
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CategoryTreeError(f"category tree {path}: {type(error).__name__} {error}; {FORMATS}") from None
+def _from_official(tree: Mapping[str, Any], category_ids: Sequence[Any], path: str | Path) -> CategoryTree:
+    node_of, below = (_dictionary(tree, key, path) for key in ("categoryid2treeid", "ancestor2descendant"))
+    for ancestor, nodes in below.items():
+        if not isinstance(nodes, list):
+            raise CategoryTreeError(
+                f"category tree {path}: {ancestor!r} has {shown(nodes)}, expected a list; {FORMATS}"
+            )
+    _check_dataset(node_of, map(str, category_ids), path)
+    by_text = {str(i): i for i in category_ids}
+    category_of = {str(node): by_text[category] for category, node in node_of.items() if category in by_text}
+    descendants = {
+        category_of[ancestor]: tuple(dict.fromkeys(category_of[str(n)] for n in nodes if str(n) in category_of))
+        for ancestor, nodes in below.items()
+        if ancestor in category_of
+    }
     return CategoryTree(descendants)
 
 
-def _parents_by_id(tree: Mapping[str, Any], category_ids: Mapping[str, int], path: str | Path) -> dict[int, int]:
-    def as_id(value: Any) -> int:
+def _dictionary(tree: Mapping[str, Any], key: str, path: str | Path) -> dict[str, Any]:
+    part = tree.get(key)
+    if not isinstance(part, dict):
+        raise CategoryTreeError(f"category tree {path}: {key} is {shown(part)}, expected a dictionary; {FORMATS}")
+    return part
+
+
+def _check_dataset(mentioned: Iterable[Any], category_ids: Iterable[Any], path: str | Path) -> None:
+    mentioned, category_ids = list(mentioned), list(category_ids)
+    if not set(mentioned) & set(category_ids):
+        raise CategoryTreeError(
+            f"category tree {path}: none of its categories (such as {some_of(mentioned)}) is one of the annotations' "
+            f"(such as {some_of(category_ids)}); it is of another dataset"
+        )
+
+
+def _finder(names: Sequence[str], category_ids: Sequence[Any], path: str | Path) -> Callable[[Any], Any]:
+    """Category id that a name, a number or its text stands for."""
+    by_name: dict[str, list[Any]] = {}
+    for name, category_id in zip(names, category_ids, strict=True):
+        by_name.setdefault(name, []).append(category_id)
+    by_text = {str(i): i for i in category_ids}
+
+    def find(value: Any) -> Any:
+        if isinstance(value, str) and value in by_name:
+            if len(by_name[value]) > 1:
+                raise CategoryTreeError(
+                    f"category tree {path}: {value!r} is the name of categories {some_of(by_name[value])}; write ids"
+                )
+            return by_name[value][0]
+        if isinstance(value, (int, str)) and not isinstance(value, bool) and str(value) in by_text:
+            return by_text[str(value)]
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value in category_ids:
-            return category_ids[value]
+            return value  # a node above or beside the annotated categories
         if isinstance(value, str) and value.lstrip("-").isdigit():
             return int(value)
-        raise CategoryTreeError(f"category tree {path}: {value!r} is no category id or name; {FORMATS}")
+        raise CategoryTreeError(f"category tree {path}: {shown(value)} is no category id or name; {FORMATS}")
 
-    return {as_id(child): as_id(parent) for child, parent in tree.items() if parent is not None}
+    return find

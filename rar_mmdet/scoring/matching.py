@@ -8,15 +8,17 @@ range, and only pairs (edges) whose IoU reaches the lowest threshold are ever he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
+from rar_mmdet.errors import ResultFileError
 from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray
+from rar_mmdet.scoring.masks import as_rle
 from rar_mmdet.scoring.settings import Protocol
 
 __all__ = ["Edges", "Matches", "box_iou_xywh", "find_edges", "match"]
@@ -195,32 +197,41 @@ def _mask_iou(
     """IoU of masks by pycocotools, one call per (image, category) pair."""
     assert truth.segmentations is not None, "segm scoring needs GroundTruth with segmentations"
     iou = np.zeros(len(detection))
-    rles: dict[int, NDArray[np.bytes_]] = {}
+    rles: dict[int, Any] = {}
     for edges in np.split(np.arange(len(pair)), np.flatnonzero(np.diff(pair)) + 1):
         dets, gts = np.unique(detection[edges]), np.unique(annotation[edges])
-        hw = truth.image_hw[truth.image[gts[0]]]
+        image = truth.image[gts[0]]
+        hw = truth.image_hw[image].tolist()
+        if 0 in hw:  # the file does not say; its masks then are run lengths, which carry their size
+            hw = truth.segmentations[gts[0]]["size"]
         det_rles = [_detection_rle(detections, d, hw) for d in dets]
         for g in gts:
             if g not in rles:
                 rles[g] = as_rle(truth.segmentations[g], hw)
-        overlaps = mask_api.iou(det_rles, [rles[g] for g in gts], truth.crowd[gts].astype(np.uint8).tolist())
+        truth_rles = [rles[g] for g in gts]
+        _check_sizes(det_rles, truth_rles, truth.image_ids[image])
+        overlaps = mask_api.iou(det_rles, truth_rles, truth.crowd[gts].astype(np.uint8).tolist())
         iou[edges] = overlaps[np.searchsorted(dets, detection[edges]), np.searchsorted(gts, annotation[edges])]
     return iou
 
 
-def _detection_rle(detections: Detections, row: int, image_hw: IntArray) -> NDArray[np.bytes_]:
+def _check_sizes(detected: list[Any], annotated: list[Any], image_id: Any) -> None:
+    """pycocotools gives masks of unequal sizes an IoU of -1 without a word."""
+    found, wanted = ({tuple(rle["size"]) for rle in rles} for rles in (detected, annotated))
+    if len(found | wanted) > 1:
+        raise ResultFileError(
+            f"image {image_id}: masks of the detections are {_sizes(found)} and those of the annotations "
+            f"{_sizes(wanted)} (height x width); all must have the size of the original photo"
+        )
+
+
+def _sizes(sizes: set[tuple[int, int]]) -> str:
+    return ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+
+
+def _detection_rle(detections: Detections, row: int, image_hw: Sequence[int]) -> Any:
     segmentation = None if detections.segmentations is None else detections.segmentations[row]
     if segmentation is None:  # both APIs: a box without a mask stands for its rectangle
         x, y, w, h = detections.boxes_xywh[row].tolist()
         segmentation = [[x, y, x, y + h, x + w, y + h, x + w, y]]
     return as_rle(segmentation, image_hw)
-
-
-def as_rle(segmentation: object, image_hw: IntArray) -> NDArray[np.bytes_]:
-    """Compressed RLE of a COCO segmentation: polygons, uncompressed or compressed RLE."""
-    height, width = int(image_hw[0]), int(image_hw[1])
-    if isinstance(segmentation, list):
-        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
-        return mask_api.frPyObjects(segmentation, height, width)
-    return segmentation  # type: ignore[return-value]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from rar_mmdet.errors import ResultFileError
 from rar_mmdet.scoring.annotations import Detections, GroundTruth
 from rar_mmdet.scoring.category_tree import CategoryTree
+from rar_mmdet.scoring.pairing import notes_on_pair
 from rar_mmdet.scoring.result_files import read_results
 from rar_mmdet.scoring.settings import COCO, LVIS, V3DET, IouType, Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
 from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary
 
-__all__ = ["PROTOCOLS", "Score", "find_category_tree", "read_checked_results", "score", "without_unseen_images"]
+__all__ = ["PROTOCOLS", "Score", "find_category_tree", "explain_zero", "read_checked_results", "score"]
 
 ProtocolName = Literal["lvis", "coco", "v3det"]
 PROTOCOLS: dict[str, Protocol] = {"lvis": LVIS, "coco": COCO, "v3det": V3DET}
+CATEGORIES_ARE_WRONG = 0.1  # recall of boxes alone from which on an AP of 0 is the categories' fault
 TREE_FILE = "v3det_2023_v1_category_tree.json"
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
 MMDET_COCO_NAMES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
@@ -32,18 +34,47 @@ class Score:
 
     numbers: dict[str, float]  # "bbox_AP" and so on, at full precision; -1 where there is nothing to find
     result: SparseResult
+    notes: tuple[str, ...] = ()  # what a person should know before they read the numbers: sentences
 
 
 def score(truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None) -> Score:
     """Score detections under a protocol; with a tree, under V3Det's second protocol as well (`…_tree`).
 
     COCO and V3Det numbers come under lvis-api's names (`bbox_AP50`) and MMDet's (`bbox_mAP_50`).
+
+    Raises:
+        UnknownImageError, UnknownCategoryError, ResultFileError: The detections do not belong to the annotations; see
+            `evaluate`.
     """
+    notes = notes_on_pair(truth, detections, masks=protocol.iou_type == "segm")
     result = evaluate(truth, detections, protocol)
+    notes += [*result.matches.notes, *explain_zero(truth, detections, result)]
     numbers = _named(result, truth, "")
     if tree is not None:
         numbers |= _named(evaluate(truth, detections, protocol, tree), truth, "_tree")
-    return Score(numbers, result)
+    return Score(numbers, result, tuple(notes))
+
+
+def explain_zero(truth: GroundTruth, detections: Detections, result: SparseResult) -> list[str]:
+    """Why an average precision is 0 or -1: a sentence, or none where it is neither."""
+    to_find = int(result.matches.num_truth[:, 0].sum())
+    if not to_find:
+        why = "all are crowds, ignored or of no area" if len(truth) else "there are none"
+        return [f"no annotation counts ({why}): every number is -1"]
+    if not len(detections) or (result.precision[..., 0, -1] > 0).any() or not result.protocol.use_categories:
+        return []
+    boxes_alone = replace(result.protocol, federated=False, use_categories=False, iou_thrs=np.array([0.5]))
+    recall = float(evaluate(truth, detections, boxes_alone).recall[0, 0, 0, -1])
+    zero = "average precision is 0: no detection overlaps an annotation of its own category enough"
+    if recall >= CATEGORIES_ARE_WRONG:
+        return [
+            f"{zero}, although the boxes find {recall:.0%} of the objects when categories are left aside. Do the "
+            "category ids of the results belong to this annotation file, in this order?"
+        ]
+    return [
+        f"{zero}, and the boxes find {recall:.0%} of the objects (IoU 0.5) even when categories are left aside. Are "
+        "they x, y, width, height in pixels of the original photos, and are image ids those of this file?"
+    ]
 
 
 def read_checked_results(
@@ -55,8 +86,7 @@ def read_checked_results(
         ResultFileError: See `read_results`; or a box has a negative width or height.
     """
     detections = read_results(path, keep_segmentations=protocol.iou_type == "segm", progress=progress)
-    width, height = detections.boxes_xywh[:, 2], detections.boxes_xywh[:, 3]
-    wrong = (width < 0) | (height < 0)
+    wrong = (detections.boxes_xywh[:, 2] < 0) | (detections.boxes_xywh[:, 3] < 0)
     if protocol.federated:
         wrong &= detections.area > 0  # the rest has no area: `LVIS.get_ann_ids` skips it, and so do we, counting
     if wrong.any():
@@ -67,12 +97,6 @@ def read_checked_results(
             "Were x1, y1, x2, y2 written?"
         )
     return detections
-
-
-def without_unseen_images(dataset: dict[str, Any], detections: Detections) -> dict[str, Any]:
-    """The annotation dictionary with only those images that have a detection."""
-    seen = set(detections.image_ids.tolist())
-    return {**dataset, "images": [image for image in dataset["images"] if image["id"] in seen]}
 
 
 def find_category_tree(annotation_file: str | Path) -> Path | None:

@@ -2,21 +2,26 @@
 
 A result file is one JSON list of `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` (with `"segmentation"`
 for masks); LVIS and V3Det runs write gigabytes of it. Neither direction holds more than a few megabytes of objects.
+gzip and any Unicode encoding are read.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_api
 
 from rar_mmdet.errors import ResultFileError
 from rar_mmdet.scoring.annotations import Detections
+from rar_mmdet.scoring.columns import BOX, Records
+from rar_mmdet.scoring.identifiers import as_column
+from rar_mmdet.scoring.json_files import JsonText
+from rar_mmdet.scoring.masks import check_masks
 
 __all__ = ["read_results", "write_results"]
 
@@ -24,6 +29,10 @@ CHUNK_CHARS = 1 << 19  # about 4,000 records: their dictionaries are what costs 
 LONGEST_RECORD = 1 << 24  # characters; a mask of that size would be a mistake
 RECORD_BREAK = re.compile(r"\}\s*,\s*(?=\{)")
 SPACE = re.compile(r"[\s,]*")
+HINT = (
+    "A result file is a JSON list of detections; MMDetection writes one as PREFIX.bbox.json with --cfg-options "
+    "test_evaluator.0.outfile_prefix=PREFIX (test_evaluator.outfile_prefix where the config has one evaluator)"
+)
 
 
 def read_results(
@@ -36,27 +45,27 @@ def read_results(
 
     Args:
         path: The file.
-        keep_segmentations: Keep masks; their area is then the mask's where a record has no box.
+        keep_segmentations: Keep and check masks; their area is then the mask's where a record has no box.
         progress: Called with the number of characters read each time.
 
     Raises:
-        ResultFileError: The file is truncated or not a list, or a record lacks a field or holds NaN or infinity. The
-            message counts records from 0.
+        ResultFileError: The file is truncated or not a list, or a record lacks a field or holds something that cannot
+            be scored. The message counts records from 0.
     """
-    images: list[Any] = []
-    categories: list[Any] = []
+    images: list[np.ndarray] = []
+    categories: list[np.ndarray] = []
     boxes: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     segmentations: list[Any] = []
     count = 0
-    for records in _read_records(Path(path), progress):
-        box, score = _numbers(records, count, path, keep_segmentations)
-        boxes.append(box)
-        scores.append(score)
-        images.append(_ids(records, "image_id", count, path))
-        categories.append(_ids(records, "category_id", count, path))
+    for items in _read_records(Path(path), progress):
+        records = Records(items, f"result file {path}", ResultFileError, ("image_id",), count)
+        images.append(as_column(records.ids("image_id")))
+        categories.append(as_column(records.ids("category_id")))
+        scores.append(records.numbers("score"))
+        boxes.append(records.boxes(optional=keep_segmentations))
         if keep_segmentations:
-            segmentations.extend(r.get("segmentation") for r in records)
+            segmentations.extend(_masks(records, boxes[-1]))
         count += len(records)
     if not count:
         return Detections.empty()
@@ -87,11 +96,7 @@ def write_results(path: str | Path, per_image: Iterable[Sequence[dict[str, Any]]
 
 def _read_records(path: Path, progress: Callable[[int], None] | None) -> Iterator[list[dict[str, Any]]]:
     """The records of the list, some thousands at a time."""
-    try:
-        file = open(path, encoding="utf-8")  # noqa: SIM115 - closed by the with below
-    except FileNotFoundError:
-        raise ResultFileError(f"result file {path} does not exist") from None
-    with file:
+    with JsonText(path, "result file", ResultFileError, HINT) as file:
         buffer = _open_list(file, path)
         count = 0
         while True:
@@ -107,12 +112,28 @@ def _read_records(path: Path, progress: Callable[[int], None] | None) -> Iterato
                 return
 
 
-def _open_list(file: TextIO, path: Path) -> str:
+def _open_list(file: JsonText, path: Path) -> str:
     text = file.read(4096).lstrip("\ufeff \t\r\n")
-    if not text.startswith("["):
-        hint = "this looks like an annotation file; give the result file first" if text.startswith("{") else "is empty"
-        raise ResultFileError(f"result file {path} is not a JSON list of detections: {hint}")
-    return text[1:]
+    if text.startswith("["):
+        return text[1:]
+    raise ResultFileError(f"result file {path} is not a JSON list of detections: it {_what_it_is(text)}. {HINT}")
+
+
+def _what_it_is(text: str) -> str:
+    """What the head of a file that is no list looks like."""
+    if not text:
+        return "is empty"
+    if not text.startswith("{"):
+        return f"begins with {text[:30]!r}"
+    try:
+        first, _ = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        first = {}
+    if "image_id" in first:
+        return "holds one record after the other (JSON lines?); put [ and ] around them and commas between"
+    if any(f'"{key}"' in text for key in ("images", "categories", "annotations", "licenses", "info")):
+        return "looks like an annotation file; give the result file first, then the annotation file"
+    return "is one JSON object; if the detections stand in it under some key, write that list alone"
 
 
 def _take_records(text: str, *, final: bool, count: int, path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -128,7 +149,7 @@ def _take_records(text: str, *, final: bool, count: int, path: Path) -> tuple[li
             return [], text
         try:
             return json.loads(f"[{text[: last.start() + 1]}]"), text[last.end() :]
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             pass  # the break was inside a record, or a record is broken: go record by record
     return _take_one_by_one(text, final=final, count=count, path=path)
 
@@ -147,78 +168,33 @@ def _take_one_by_one(text: str, *, final: bool, count: int, path: Path) -> tuple
             return records, text[position:]
         try:
             record, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if not final and len(text) - position < LONGEST_RECORD:  # the rest of it is still to be read
                 return records, text[position:]
             raise ResultFileError(
-                f"result file {path}: record {count + len(records)} is not complete JSON ({error.msg}); "
+                f"result file {path}: record {count + len(records)} is not complete JSON ({error}); "
                 f"is the file truncated? It breaks near {text[position : position + 60]!r}"
             ) from None
         records.append(record)
 
 
-def _ids(records: list[dict[str, Any]], key: str, first: int, path: str | Path) -> np.ndarray:
-    try:
-        values = [r[key] for r in records]
-    except (KeyError, TypeError):
-        index = next(i for i, r in enumerate(records) if not isinstance(r, dict) or key not in r)
-        raise ResultFileError(f"result file {path}: record {first + index} has no {key}: {records[index]!r}") from None
-    if all(type(v) is int for v in values):
-        return np.array(values, np.int64)
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
-
-
-def _numbers(records: list[dict[str, Any]], first: int, path: str | Path, masks: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) and scores (n,) of some records; checked as a whole, then one by one to name the culprit."""
-    try:
-        boxes = np.array([r["bbox"] for r in records], np.float64)
-        scores = np.array([r["score"] for r in records], np.float64)
-        if boxes.shape == (len(records), 4) and np.isfinite(boxes).all() and np.isfinite(scores).all():
-            return boxes, scores
-    except (KeyError, TypeError, ValueError):
-        pass  # some record is not as expected; the loop below finds and names it
-    boxes, scores = np.full((len(records), 4), np.nan), np.zeros(len(records))
-    for i, record in enumerate(records):
-        _check_record(record, first + i, path, masks)
-        scores[i] = record["score"]
-        if record.get("bbox"):
-            boxes[i] = record["bbox"]
-    return boxes, scores
-
-
-def _check_record(record: Any, index: int, path: str | Path, masks: bool) -> None:
-    where = f"result file {path}: record {index}"
-    if not isinstance(record, dict):
-        raise ResultFileError(
-            f"{where} is {record!r}, expected a dictionary with image_id, category_id, bbox and score"
-        )
-    score = record.get("score")
-    if not _is_number(score):
-        raise ResultFileError(f"{where} (image {record.get('image_id')}) has score {score!r}, expected a finite number")
-    box = record.get("bbox")
-    if not box and masks and record.get("segmentation") is not None:
-        return
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise ResultFileError(
-            f"{where} (image {record.get('image_id')}) has bbox {box!r}, expected four finite numbers: "
-            "x, y, width, height"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _masks(records: Records, boxes: np.ndarray) -> list[Any]:
+    """The masks of some records, None where there is none and the box stands for it."""
+    masks = [r.get("segmentation") for r in records.items]
+    for i in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
+        if masks[i] is None:
+            records.refuse(i, "bbox", f"{BOX}, or a mask")
+    check_masks(masks, lambda i, why: records.refuse(i, "segmentation", f"a mask that can be used: {why}"))
+    return masks
 
 
 def _mask_areas(segmentations: list[Any], path: str | Path) -> np.ndarray:
-    from pycocotools import mask as mask_api
-
     areas = np.zeros(len(segmentations))
     for i, segmentation in enumerate(segmentations):
-        if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), (str, bytes)):
+        if not isinstance(segmentation, dict) or isinstance(segmentation["counts"], list):
             raise ResultFileError(
-                f"result file {path}: record {i} has no box and its mask is no compressed RLE (size and counts)"
+                f"result file {path}: record {i} has no compressed RLE, and some record has no box. Where boxes are "
+                "missing, every mask must be a compressed RLE (size and counts): areas are then the masks'"
             )
         areas[i] = mask_api.area(segmentation)
     return areas

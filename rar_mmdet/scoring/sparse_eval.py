@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rar_mmdet.errors import UnknownImageError
 from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
 from rar_mmdet.scoring.category_tree import CategoryTree, add_ignored_ancestors
 from rar_mmdet.scoring.matching import find_edges, match
+from rar_mmdet.scoring.pairing import image_rows, note_on_categories
 from rar_mmdet.scoring.settings import Protocol
 
 __all__ = [
@@ -52,6 +52,7 @@ class MatchedDetections:
     truth_image: IntArray  # (G,) image row of each annotation, for resampling
     truth_category: IntArray  # (G,)
     truth_counts: BoolArray  # (G, areas) it is to be found
+    notes: tuple[str, ...] = ()  # what a person should know of the detections: sentences
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def evaluate(
         tree: Forgive predictions of a descendant of the annotated category (V3Det's second protocol).
 
     Raises:
-        UnknownImageError: A detection names an image the annotations do not have.
+        UnknownImageError: A detection is of an image the annotations do not have.
+        UnknownCategoryError: Category ids differ from those of the annotations in type only.
+        ResultFileError: A detection's mask has another size than the annotations' in its image.
     """
     matches = match_detections(truth, detections, protocol, tree)
     precision, recall = accumulate(matches)
@@ -87,6 +90,8 @@ def match_detections(
     truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None
 ) -> MatchedDetections:
     """Filter, order and match detections; see `evaluate`."""
+    category = rows_of(detections.category_ids, truth.category_ids)
+    note = note_on_categories(truth, detections.category_ids, category)
     detections, image, category, dropped = _select(truth, detections, protocol)
     if not protocol.use_categories:
         truth = truth.without_categories()
@@ -123,6 +128,7 @@ def match_detections(
         truth_image=truth.image,
         truth_category=truth.category,
         truth_counts=counts,
+        notes=() if note is None else (note,),
     )
 
 
@@ -201,12 +207,7 @@ def _select(
     truth: GroundTruth, detections: Detections, protocol: Protocol
 ) -> tuple[Detections, IntArray, IntArray, dict[str, int]]:
     """Detections that take part, their image and category rows, and how many were left out for which reason."""
-    image = rows_of(detections.image_ids, truth.image_ids)
-    if len(image) and image.min() < 0:
-        record = int(np.argmin(image))
-        raise UnknownImageError(
-            f"detection {record} is of image {detections.image_ids[record]}, which the annotations do not have"
-        )
+    image = image_rows(truth, detections)
     dropped: dict[str, int] = {}
 
     def keep(mask: BoolArray, reason: str) -> None:

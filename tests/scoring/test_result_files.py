@@ -32,7 +32,8 @@ def test_reading_in_pieces_equals_json_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None, nested: bool
 ) -> None:
     monkeypatch.setattr(result_files, "CHUNK_CHARS", chunk)
-    extra = {"segmentation": {"size": [9, 9], "counts": "ab}, {c]"}, "tags": [{"a": 1}, {"b": 2}]} if nested else {}
+    mask = {"size": [9, 9], "counts": [40, 1, 40]}
+    extra = {"segmentation": mask, "tags": [{"a": 1}, {"b": "ab}, {c]"}]} if nested else {}
     records = [record(i, **extra) for i in range(50)]
     path = write(tmp_path / "r.json", json.dumps(records, indent=indent))
     read = read_results(path, keep_segmentations=nested)

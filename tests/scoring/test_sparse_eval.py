@@ -266,8 +266,8 @@ def test_unknown_image_is_named(reference: SimpleNamespace) -> None:
     ("section", "key", "message"),
     [
         pytest.param("images", "neg_category_ids", "has no neg_category_ids", id="coco-file-under-lvis"),
-        pytest.param("categories", "frequency", "has frequency None", id="no-frequency"),
-        pytest.param("annotations", "bbox", "bbox is None, expected four numbers", id="no-box"),
+        pytest.param("categories", "frequency", "has no frequency, expected 'r', 'c' or 'f'", id="no-frequency"),
+        pytest.param("annotations", "bbox", "has no bbox, expected four finite numbers", id="no-box"),
     ],
 )
 def test_lvis_protocol_says_what_an_annotation_file_lacks(
