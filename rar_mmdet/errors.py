@@ -13,11 +13,13 @@ __all__ = [
     "InvalidBoxError",
     "MemoryMismatchError",
     "MetricConfigError",
+    "MetricNameError",
     "MissingAssetError",
     "RankerError",
     "RankerLoadError",
     "RarError",
     "RecordFileError",
+    "RemovedKeyError",
     "ResultFileError",
     "UnknownCategoryError",
     "UnknownImageError",
@@ -99,6 +101,17 @@ class CategoryTreeError(RarError, ValueError):
 
 class MetricConfigError(RarError, AssertionError):
     """Keys of a metric contradict one another (the stock metrics raise an AssertionError here)."""
+
+
+class MetricNameError(RarError, KeyError):
+    """A metric or a number of it that does not exist (the stock metrics raise a KeyError here)."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would put the sentence into quotes
+
+
+class RemovedKeyError(RarError, RuntimeError):
+    """A key that MMDetection removed (the stock metrics raise a RuntimeError here)."""
 
 
 class DetectionError(RarError, ValueError):

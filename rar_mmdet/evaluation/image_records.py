@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,20 @@ from mmdet.structures.mask import encode_mask_results
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from rar_mmdet.errors import DetectionError
+from rar_mmdet.errors import DetectionError, MetricConfigError
 from rar_mmdet.scoring.annotations import Detections
+from rar_mmdet.scoring.identifiers import as_column
+from rar_mmdet.scoring.masks import find_wrong_mask
 
-__all__ = ["ImageRecord", "as_detections", "check_labels", "json_records", "record_image"]
+__all__ = [
+    "ImageRecord",
+    "as_detections",
+    "check_labels",
+    "dataset_of_samples",
+    "json_records",
+    "record_image",
+    "truth_of_sample",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +38,105 @@ class ImageRecord:
     masks: list[dict[str, Any]] | None  # n compressed RLEs
     mask_scores: NDArray[Any] | None  # (n,)
     truth: dict[str, Any] | None  # only where no annotation file is given
+    follows_classes: bool = False  # labels are known to index the dataset's classes
 
 
-def record_image(sample: dict[str, Any], *, keep_masks: bool, truth: dict[str, Any] | None) -> ImageRecord:
+def record_image(
+    sample: Mapping[str, Any], *, keep_masks: bool, truth: dict[str, Any] | None, follows_classes: bool = False
+) -> ImageRecord:
     """Take the predictions out of a data sample.
 
     Raises:
-        DetectionError: A score or box is NaN or infinite.
+        DetectionError: A score or box is NaN or infinite, or boxes, scores, labels and masks are not equally many.
     """
     pred = sample["pred_instances"]
-    boxes, scores = to_numpy(pred["bboxes"]).reshape(-1, 4), to_numpy(pred["scores"])
+    where = f"image {sample['img_id']}"
+    boxes, scores, labels = (to_numpy(pred[key]) for key in ("bboxes", "scores", "labels"))
+    count = len(scores)
+    if boxes.shape != (count, 4) or scores.shape != (count,) or labels.shape != (count,):
+        raise DetectionError(
+            f"{where}: bboxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not fit together; "
+            "expected (n, 4) x1, y1, x2, y2, (n,) and (n,)"
+        )
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
     if not finite.all():
         row = int(np.argmin(finite))
         raise DetectionError(
-            f"image {sample['img_id']}: detection {row} has score {scores[row]} and box {boxes[row].tolist()}; "
+            f"{where}: detection {row} has score {scores[row]} and box {boxes[row].tolist()}; "
             "both must be finite. Look for NaN in the model's weights or inputs."
         )
-    masks = pred.get("masks") if keep_masks else None
-    if masks is not None and not isinstance(masks, list):
-        masks = encode_mask_results(to_numpy(masks))
+    if labels.dtype.kind not in "iu" and (labels != np.round(labels)).any():
+        raise DetectionError(f"{where}: labels are {labels[:3].tolist()}, expected whole numbers")
+    masks = _masks_of(pred, where, count) if keep_masks else None
     mask_scores = to_numpy(pred["mask_scores"]) if "mask_scores" in pred else None
-    labels = to_numpy(pred["labels"]).astype(np.int32)
-    return ImageRecord(sample["img_id"], boxes, scores, labels, masks, mask_scores, truth)
+    if mask_scores is not None and (mask_scores.shape != (count,) or not np.isfinite(mask_scores).all()):
+        raise DetectionError(f"{where}: mask_scores {mask_scores.shape}, expected {count} finite numbers")
+    return ImageRecord(
+        sample["img_id"], boxes, scores, labels.astype(np.int32), masks, mask_scores, truth, follows_classes
+    )
+
+
+def _masks_of(pred: Mapping[str, Any], where: str, count: int) -> list[dict[str, Any]] | None:
+    """The masks as compressed run lengths; those a detector encoded by itself are checked."""
+    masks = pred.get("masks")
+    if masks is None:
+        return None
+    if not isinstance(masks, list):
+        masks = encode_mask_results(to_numpy(masks))
+    else:
+        wrong = find_wrong_mask(masks)
+        if wrong is not None:
+            raise DetectionError(f"{where}: the mask of detection {wrong[0]} cannot be used: {wrong[1]}")
+    if len(masks) != count:
+        raise DetectionError(f"{where}: {len(masks)} masks for {count} detections; each needs one")
+    return masks
+
+
+def truth_of_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Size and annotations of a data sample, in the form of the stock metric's `gt_to_coco_json`.
+
+    Raises:
+        MetricConfigError: The sample has no annotations.
+    """
+    if "instances" not in sample:
+        raise MetricConfigError(
+            f"image {sample['img_id']} has no `instances`: give ann_file, or pack the annotations into the samples"
+        )
+    height, width = sample["ori_shape"][:2]
+    return {"img_id": sample["img_id"], "height": height, "width": width, "anns": sample["instances"]}
+
+
+def dataset_of_samples(truths: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """A COCO-style annotation dictionary; category ids are labels, annotation ids count from 1 (0 is never found).
+
+    Args:
+        truths: One for each image: `height`, `width`, `anns` (`bbox` x1, y1, x2, y2, `bbox_label`, and perhaps
+            `ignore_flag` and `mask`) and perhaps `img_id` (its place by default).
+        classes: Names of the labels.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for place, truth in enumerate(truths):
+        image_id = truth.get("img_id", place)
+        images.append({"id": image_id, "width": truth["width"], "height": truth["height"], "file_name": ""})
+        for instance in truth["anns"]:
+            x1, y1, x2, y2 = (float(v) for v in instance["bbox"])
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "iscrowd": int(instance.get("ignore_flag", 0)),
+                "category_id": int(instance["bbox_label"]),
+                "area": (x2 - x1) * (y2 - y1),
+            }
+            if instance.get("mask"):
+                annotation["segmentation"] = _json_mask(instance["mask"])
+            annotations.append(annotation)
+    return {
+        "images": images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes)],
+        "annotations": annotations,
+    }
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
@@ -99,7 +185,7 @@ def as_detections(
         segmentations = [mask for record in records for mask in record.masks or ()]
     return Detections(
         image_ids=_repeat([record.img_id for record in records], [len(record.scores) for record in records]),
-        category_ids=_column(list(label_ids))[np.concatenate([record.labels for record in records])],
+        category_ids=as_column(list(label_ids))[np.concatenate([record.labels for record in records])],
         boxes_xywh=_xywh(np.concatenate([record.boxes_xyxy for record in records])),
         scores=np.concatenate([_scores(record, masks) for record in records]).astype(np.float64),
         segmentations=segmentations,
@@ -119,8 +205,7 @@ def json_records(
         ]
         if masks:
             for row, mask in zip(rows, record.masks or (), strict=True):
-                counts = mask["counts"]
-                row["segmentation"] = {**mask, "counts": counts.decode() if isinstance(counts, bytes) else counts}
+                row["segmentation"] = _json_mask(mask)
         yield rows
 
 
@@ -135,13 +220,12 @@ def _xywh(boxes_xyxy: NDArray[Any]) -> NDArray[np.float64]:
     return boxes
 
 
-def _column(values: list[Any]) -> NDArray[Any]:
-    if all(type(v) is int for v in values):
-        return np.array(values, np.int64)
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
+def _json_mask(mask: Any) -> Any:
+    """A segmentation as JSON can hold it: compressed run lengths as text."""
+    if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
+        return {**mask, "counts": mask["counts"].decode()}
+    return mask
 
 
 def _repeat(values: list[Any], counts: list[int]) -> NDArray[Any]:
-    return np.repeat(_column(values), counts)
+    return np.repeat(as_column(values), counts)

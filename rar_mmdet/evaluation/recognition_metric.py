@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,9 +19,18 @@ from terminaltables import AsciiTable
 
 from rar_mmdet.errors import AnnotationFileError, MetricConfigError
 from rar_mmdet.evaluation.image_records import to_numpy
+from rar_mmdet.evaluation.labels import check_vocabulary, classes_of
+from rar_mmdet.files.vocabulary import label_order
 from rar_mmdet.registry import METRICS
-from rar_mmdet.scoring.annotations import load_annotation_file
-from rar_mmdet.scoring.recognition import ObjectOutcomes, RecognitionReport, judge_regions, summarise
+from rar_mmdet.scoring.annotations import FREQUENCIES, GroundTruth, load_annotation_file
+from rar_mmdet.scoring.recognition import (
+    ImageObjects,
+    ObjectOutcomes,
+    RecognitionReport,
+    judge_regions,
+    objects_by_image,
+    summarise,
+)
 
 __all__ = ["RecognitionMetric"]
 
@@ -69,24 +80,27 @@ class RecognitionMetric(BaseMetric):
         self.ann_file, self.backend_args = ann_file, backend_args
         self.iou_thr, self.top, self.recall_at = iou_thr, tuple(top), tuple(recall_at)
         self.outfile_prefix, self.max_confusions = outfile_prefix, max_confusions
-        self._truth: dict[Any, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] | None = None
-        self._frequencies: list[str] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Judge the regions of a batch at once; only a few numbers per object are kept."""
+        """Judge the regions of a batch at once; only a few numbers per object are kept.
+
+        Raises:
+            VocabularyError: The model's vocabulary is not the dataset's.
+            MetricConfigError: A sample lacks `recognition`, or its annotations.
+        """
         for sample in data_samples:
-            boxes, labels, areas = self._objects(sample)
-            outcomes = judge_regions(boxes, labels, areas, _recognition(sample), self.iou_thr)
+            recognition = _recognition(sample)
+            check_vocabulary(sample, self.dataset_meta)
+            outcomes = judge_regions(self._objects(sample), recognition, self.iou_thr)
             self.results.append((sample["img_id"], outcomes))
 
     def compute_metrics(self, results: list[tuple[Any, ObjectOutcomes]]) -> dict[str, float]:
         """Summarise, log a table and write the files."""
-        assert self.dataset_meta is not None, "the runner sets dataset_meta before it evaluates"
         outcomes = ObjectOutcomes.concatenate(list(dict(reversed(results)).values())[::-1])
         report = summarise(
             outcomes,
-            self.dataset_meta["classes"],
-            self._frequencies,
+            classes_of(self.dataset_meta),
+            self.truth.frequencies if self.truth is not None else None,
             top=self.top,
             recall_at=self.recall_at,
             max_confusions=self.max_confusions,
@@ -96,45 +110,46 @@ class RecognitionMetric(BaseMetric):
             write_report(report, self.outfile_prefix)
         return report.numbers
 
-    def _objects(self, sample: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Boxes xyxy, labels and areas of the annotated objects of an image."""
-        if self.ann_file is not None:
-            if self._truth is None:
-                self._truth = self._load()
-            if sample["img_id"] not in self._truth:
-                raise AnnotationFileError(f"image {sample['img_id']} is not in {self.ann_file}")
-            return self._truth[sample["img_id"]]
+    @cached_property
+    def truth(self) -> AnnotatedObjects | None:
+        """What the annotation file holds, read when first asked for; None without one."""
+        if self.ann_file is None:
+            return None
+        where = f"annotation file {self.ann_file}"
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
+            dataset = load_annotation_file(path)
+        ids = label_order(dataset.get("categories", []), classes_of(self.dataset_meta), where)
+        truth = GroundTruth.from_dataset(dataset, federated=False, category_ids=ids, need_area=False, where=where)
+        for note in truth.notes:
+            MMLogger.get_current_instance().warning(note)
+        by_id = {category["id"]: category for category in dataset["categories"]}
+        frequencies = tuple(by_id[i].get("frequency") for i in ids)
+        return AnnotatedObjects(
+            objects_by_image(truth, ids), frequencies if set(frequencies) <= set(FREQUENCIES) else None
+        )
+
+    def _objects(self, sample: dict[str, Any]) -> ImageObjects:
+        """The annotated objects of an image."""
+        if self.truth is not None:
+            if sample["img_id"] not in self.truth.by_image:
+                raise AnnotationFileError(
+                    f"image {sample['img_id']} is not in {self.ann_file}; give the annotation file of the images tested"
+                )
+            return self.truth.by_image[sample["img_id"]]
         if "instances" not in sample:
             raise MetricConfigError(f"image {sample['img_id']} has no `instances`: give ann_file")
         kept = [i for i in sample["instances"] if not i.get("ignore_flag", 0)]
         boxes = np.array([i["bbox"] for i in kept], np.float64).reshape(-1, 4)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        return boxes, np.array([i["bbox_label"] for i in kept], np.int64), areas
+        return ImageObjects(boxes, np.array([i["bbox_label"] for i in kept], np.int64), areas)
 
-    def _load(self) -> dict[Any, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        """Objects of every image of the annotation file."""
-        assert self.ann_file is not None, "called without an annotation file"
-        assert self.dataset_meta is not None, "the runner sets dataset_meta before it tests"
-        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
-            dataset = load_annotation_file(path)
-        classes = self.dataset_meta["classes"]
-        categories = list({c["id"]: c for c in dataset["categories"]}.values())
-        if len(categories) != len(classes):
-            categories = [c for c in categories if c["name"] in set(classes)]
-        if len(categories) != len(classes):
-            raise AnnotationFileError(
-                f"{self.ann_file} has {len(categories)} of the dataset's {len(classes)} classes; metainfo and ann_file "
-                "must describe one vocabulary"
-            )
-        if all("frequency" in c for c in categories):
-            self._frequencies = [c["frequency"] for c in categories]
-        label_of = {c["id"]: label for label, c in enumerate(categories)}
-        rows: dict[Any, list[tuple[list[float], int, float]]] = {image["id"]: [] for image in dataset["images"]}
-        for a in dataset.get("annotations", ()):
-            if a["category_id"] in label_of and a["image_id"] in rows and not a.get("iscrowd") and not a.get("ignore"):
-                x, y, w, h = a["bbox"]
-                rows[a["image_id"]].append(([x, y, x + w, y + h], label_of[a["category_id"]], a.get("area", w * h)))
-        return {image: _columns(objects) for image, objects in rows.items()}
+
+@dataclass(frozen=True)
+class AnnotatedObjects:
+    """Objects of an annotation file."""
+
+    by_image: dict[Hashable, ImageObjects]  # image id -> its objects
+    frequencies: tuple[str, ...] | None  # of each label (LVIS)
 
 
 def report_table(report: RecognitionReport) -> str:
@@ -173,12 +188,10 @@ def _recognition(sample: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
             f"image {sample['img_id']} has no `recognition`: RecognitionMetric needs a model of this project "
             "(RARRoIHead, ProposalRecognizer or RARDetector)"
         )
-    if hasattr(recognition, "to_dict"):
-        recognition = recognition.to_dict()
     missing = [name for name in FIELDS if name not in recognition]
     if missing:
         raise MetricConfigError(
-            f"image {sample['img_id']}: `recognition` lacks {missing}, it has {sorted(recognition)}"
+            f"image {sample['img_id']}: `recognition` lacks {missing}, it has {sorted(recognition.keys())}"
         )
     arrays = {name: to_numpy(recognition[name]) for name in FIELDS}
     pred = sample.get("pred_instances")
@@ -187,8 +200,3 @@ def _recognition(sample: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         arrays["emitted_regions"] = to_numpy(pred["region_ids"])[order]
         arrays["emitted_labels"] = to_numpy(pred["labels"])[order]
     return arrays
-
-
-def _columns(objects: list[tuple[list[float], int, float]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    boxes = np.array([o[0] for o in objects], np.float64).reshape(-1, 4)
-    return boxes, np.array([o[1] for o in objects], np.int64), np.array([o[2] for o in objects], np.float64)

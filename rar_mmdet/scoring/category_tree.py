@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from rar_mmdet.errors import CategoryTreeError
+from rar_mmdet.files.names import short
 from rar_mmdet.scoring.annotations import GroundTruth, IntArray
-from rar_mmdet.scoring.columns import shown
 from rar_mmdet.scoring.identifiers import as_column, rows_of, some_of
 from rar_mmdet.scoring.json_files import load_json
 
@@ -50,7 +50,7 @@ class CategoryTree:
         """
         tree = load_json(path, "category tree", CategoryTreeError, hint=FORMATS.capitalize())
         if not isinstance(tree, dict) or not tree:
-            raise CategoryTreeError(f"category tree {path} holds {shown(tree)}, a {type(tree).__name__}; {FORMATS}")
+            raise CategoryTreeError(f"category tree {path} holds {short(tree)}, a {type(tree).__name__}; {FORMATS}")
         if "categoryid2treeid" in tree or "ancestor2descendant" in tree:
             return _from_official(tree, category_ids, path)
         find = _finder(category_names, category_ids, path)
@@ -115,7 +115,7 @@ def _from_official(tree: Mapping[str, Any], category_ids: Sequence[Any], path: s
     for ancestor, nodes in below.items():
         if not isinstance(nodes, list):
             raise CategoryTreeError(
-                f"category tree {path}: {ancestor!r} has {shown(nodes)}, expected a list; {FORMATS}"
+                f"category tree {path}: {ancestor!r} has {short(nodes)}, expected a list; {FORMATS}"
             )
     _check_dataset(node_of, map(str, category_ids), path)
     by_text = {str(i): i for i in category_ids}
@@ -131,7 +131,7 @@ def _from_official(tree: Mapping[str, Any], category_ids: Sequence[Any], path: s
 def _dictionary(tree: Mapping[str, Any], key: str, path: str | Path) -> dict[str, Any]:
     part = tree.get(key)
     if not isinstance(part, dict):
-        raise CategoryTreeError(f"category tree {path}: {key} is {shown(part)}, expected a dictionary; {FORMATS}")
+        raise CategoryTreeError(f"category tree {path}: {key} is {short(part)}, expected a dictionary; {FORMATS}")
     return part
 
 
@@ -164,6 +164,6 @@ def _finder(names: Sequence[str], category_ids: Sequence[Any], path: str | Path)
             return value  # a node above or beside the annotated categories
         if isinstance(value, str) and value.lstrip("-").isdigit():
             return int(value)
-        raise CategoryTreeError(f"category tree {path}: {shown(value)} is no category id or name; {FORMATS}")
+        raise CategoryTreeError(f"category tree {path}: {short(value)} is no category id or name; {FORMATS}")
 
     return find

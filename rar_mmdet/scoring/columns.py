@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rar_mmdet.errors import RarError
+from rar_mmdet.files.names import short
 
-__all__ = ["Records", "shown"]
+__all__ = ["BOX", "Records"]
 
 BOX = "four finite numbers x, y, width, height"
-LONGEST_VALUE = 80  # characters of a value in a message
 PLAIN_NUMBERS = {int, float}
 
 
@@ -42,15 +42,15 @@ class Records:
         """Raise the error that names record `index`, its field and what is expected there."""
         record, where = self.items[index], self.name(index)
         if not isinstance(record, dict):
-            raise self.error(f"{where} is {shown(record)}, expected a dictionary with {', '.join((*self.keys, key))}")
-        said = f"has {key} {shown(record[key])}" if key in record else f"has no {key}"
+            raise self.error(f"{where} is {short(record)}, expected a dictionary with {', '.join((*self.keys, key))}")
+        said = f"has {key} {short(record[key])}" if key in record else f"has no {key}"
         raise self.error(f"{where} {said}, expected {expected}")
 
     def name(self, index: int) -> str:
         """The file, the number of the record and its ids."""
         record = self.items[index]
         known = (
-            [f"{key} {shown(record[key])}" for key in self.keys if key in record] if isinstance(record, dict) else []
+            [f"{key} {short(record[key])}" for key in self.keys if key in record] if isinstance(record, dict) else []
         )
         return f"{self.where}: record {self.first + index}" + (f" ({', '.join(known)})" if known else "")
 
@@ -120,12 +120,6 @@ class Records:
         if found is None:
             self.refuse(index, key, expected)
         return found
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: `repr`, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _float_array(values: Sequence[Any]) -> NDArray[np.float64] | None:

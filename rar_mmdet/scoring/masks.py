@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from rar_mmdet.scoring.columns import shown
+from rar_mmdet.files.names import short
 
 __all__ = ["FORMS", "as_rle", "check_masks", "find_wrong_mask", "mask_size", "run_totals"]
 
@@ -148,7 +148,7 @@ def _wrong_polygons(polygons: list[Any]) -> str | None:
     values = list(chain.from_iterable(polygons))
     if set(map(type, values)) - {int, float}:
         for odd in (v for v in values if isinstance(v, bool) or not isinstance(v, Real)):
-            return f"it holds {shown(odd)} where a number is expected; polygons are [[x1, y1, x2, y2, …]]"
+            return f"it holds {short(odd)} where a number is expected; polygons are [[x1, y1, x2, y2, …]]"
     numbers = np.array(values, np.float64)
     if not (np.abs(numbers) <= LARGEST_SIDE).all():  # NaN fails too
         return f"a coordinate is not a number of pixels within {LARGEST_SIDE}"
@@ -165,9 +165,9 @@ def _wrong_runs(mask: Any) -> str | None:
         return f"expected {FORMS}"
     size, counts = mask["size"], mask["counts"]
     if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(v) is not int for v in size):
-        return f"`size` is {shown(size)}, expected [height, width]"
+        return f"`size` is {short(size)}, expected [height, width]"
     if not all(0 <= v <= LARGEST_SIDE for v in size):
-        return f"`size` is {shown(size)}, expected pixels from 0 to {LARGEST_SIDE}"
+        return f"`size` is {short(size)}, expected pixels from 0 to {LARGEST_SIDE}"
     if isinstance(counts, (str, bytes)):
         return None
     if not isinstance(counts, list) or any(type(v) is not int or v < 0 for v in counts):

@@ -6,23 +6,46 @@ pair exactly). Rates are over paired objects; `matched` says how many of all obj
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rar_mmdet.scoring.annotations import FREQUENCIES, BoolArray, FloatArray, IntArray
+from rar_mmdet.scoring.annotations import FREQUENCIES, BoolArray, FloatArray, GroundTruth, IntArray
 from rar_mmdet.scoring.matching import box_iou_xywh
 from rar_mmdet.structures import RankStatus
 
-__all__ = ["ObjectOutcomes", "RecognitionReport", "judge_regions", "summarise"]
+__all__ = [
+    "ImageObjects",
+    "ObjectOutcomes",
+    "RecognitionReport",
+    "judge_regions",
+    "match_truth",
+    "objects_by_image",
+    "summarise",
+]
 
 AREA_BINS = (("s", 0.0, 32.0**2), ("m", 32.0**2, 96.0**2), ("l", 96.0**2, float("inf")))  # COCO, square pixels
 NOWHERE = np.iinfo(np.int32).max  # rank of a category that is not in the list
 UNKNOWN = -1  # rank where detections do not say which region they come from
 NOT_MATCHED = -1  # status and predictions of an object no region covers
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """The G annotated objects of one image; crowds and ignored ones are left out."""
+
+    boxes_xyxy: FloatArray  # (G, 4) original pixels
+    labels: IntArray  # (G,) 0-based
+    areas: FloatArray  # (G,) square pixels
+
+    def __post_init__(self) -> None:
+        shapes = self.boxes_xyxy.shape, self.labels.shape, self.areas.shape
+        if shapes != ((len(self.labels), 4), (len(self.labels),), (len(self.labels),)):
+            raise ValueError(f"ImageObjects needs (G, 4), (G,) and (G,), got {shapes}")
 
 
 @dataclass(frozen=True)
@@ -64,20 +87,60 @@ class RecognitionReport:
     confusions: list[dict[str, Any]]  # annotated -> named, most frequent first
 
 
+def objects_by_image(truth: GroundTruth, label_ids: Sequence[Any]) -> dict[Hashable, ImageObjects]:
+    """The objects of every image of an annotation file, images without any included.
+
+    Args:
+        truth: The annotations, read over exactly the categories of `label_ids`.
+        label_ids: Category id of each label.
+    """
+    label_of = {category_id: label for label, category_id in enumerate(label_ids)}
+    labels = np.array([label_of[c] for c in truth.category_ids.tolist()], np.int64)
+    wanted = np.flatnonzero(~truth.ignore & ~truth.crowd)
+    x, y, w, h = truth.boxes_xywh[wanted].T
+    boxes = np.stack([x, y, x + w, y + h], axis=1)
+    bounds = np.searchsorted(truth.image[wanted], np.arange(truth.num_images + 1))
+    parts = [slice(lo, hi) for lo, hi in pairwise(bounds.tolist())]
+    label, area = labels[truth.category[wanted]], truth.area[wanted]
+    return {
+        image_id: ImageObjects(boxes[part], label[part], area[part])
+        for image_id, part in zip(truth.image_ids.tolist(), parts, strict=True)
+    }
+
+
+def match_truth(boxes_xyxy: FloatArray, gt_boxes: FloatArray, gt_labels: IntArray, iou: float = 0.5) -> IntArray:
+    """The annotated label of each region, by the pairing that `judge_regions` rates.
+
+    Args:
+        boxes_xyxy: (R, 4) regions, original pixels.
+        gt_boxes: (G, 4) x1, y1, x2, y2 of the annotated objects, original pixels.
+        gt_labels: (G,) their 0-based labels.
+        iou: Least IoU of a pair, in (0, 1].
+
+    Returns:
+        (R,) int64 labels; -1 where a region is paired with no object. Each object serves one region.
+    """
+    regions = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
+    objects = np.asarray(gt_boxes, np.float64).reshape(-1, 4)
+    labels = np.full(len(regions), -1, np.int64)
+    region = _pair(objects, regions, iou)
+    labels[region[region >= 0]] = np.asarray(gt_labels, np.int64)[region >= 0]
+    return labels
+
+
 def judge_regions(
-    boxes_xyxy: FloatArray, labels: IntArray, areas: FloatArray, recognition: Mapping[str, NDArray[Any]], iou_thr: float
+    objects: ImageObjects, recognition: Mapping[str, NDArray[Any]], iou_thr: float
 ) -> ObjectOutcomes:
     """Pair objects with regions and look up where each object's category stands.
 
     Args:
-        boxes_xyxy: (G, 4) annotated boxes, original pixels.
-        labels: (G,) 0-based categories.
-        areas: (G,) annotated areas.
+        objects: The annotated objects of the image.
         recognition: `bboxes` (R, 4) original pixels, `shortlist_ids` (R, N), `ranked_ids` (R, K), `status` (R,); and,
             where detections know their region, `emitted_regions` and `emitted_labels` (M,), best score first.
         iou_thr: Least IoU of a pair.
     """
-    region = _pair(boxes_xyxy, np.asarray(recognition["bboxes"], np.float64).reshape(-1, 4), iou_thr)
+    labels = objects.labels
+    region = _pair(objects.boxes_xyxy, np.asarray(recognition["bboxes"], np.float64).reshape(-1, 4), iou_thr)
     hit = region >= 0
     outcome = {
         name: np.full(len(labels), default, np.int32)
@@ -103,7 +166,7 @@ def judge_regions(
         if "emitted_regions" in recognition:
             emitted = recognition["emitted_regions"], recognition["emitted_labels"]
             outcome["emitted_rank"][hit] = _emitted_place(*emitted, rows, wanted)
-    return ObjectOutcomes(label=labels.astype(np.int32), area=areas.astype(np.float64), **outcome)
+    return ObjectOutcomes(label=labels.astype(np.int32), area=objects.areas.astype(np.float64), **outcome)
 
 
 def summarise(

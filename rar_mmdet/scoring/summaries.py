@@ -12,7 +12,7 @@ from rar_mmdet.scoring.annotations import FREQUENCIES, FloatArray, GroundTruth, 
 from rar_mmdet.scoring.settings import Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult
 
-__all__ = ["coco_summary", "limited_summary", "lvis_summary", "mean_of_defined", "per_category_ap"]
+__all__ = ["coco_summary", "limited_summary", "lvis_recalls", "lvis_summary", "mean_of_defined", "per_category_ap"]
 
 SIZES = ("small", "medium", "large")
 
@@ -25,7 +25,6 @@ def mean_of_defined(values: FloatArray) -> float:
 
 def lvis_summary(result: SparseResult, truth: GroundTruth) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AR at 300 per image, as lvis-api 0.5.3 names them."""
-    limit = result.protocol.max_per_image
     numbers = {
         "AP": _average_precision(result),
         "AP50": _average_precision(result, iou_thr=0.5),
@@ -36,7 +35,13 @@ def lvis_summary(result: SparseResult, truth: GroundTruth) -> dict[str, float]:
     frequencies = np.array(truth.frequencies if truth.frequencies is not None else ())
     for letter in FREQUENCIES:
         numbers[f"AP{letter}"] = _average_precision(result, categories=np.flatnonzero(frequencies == letter))
-    numbers[f"AR@{limit}"] = _average_recall(result)
+    return numbers | lvis_recalls(result)
+
+
+def lvis_recalls(result: SparseResult) -> dict[str, float]:
+    """AR at the limit per image, in full and by size; all that class-agnostic results have."""
+    limit = result.protocol.max_per_image
+    numbers = {f"AR@{limit}": _average_recall(result)}
     for size in SIZES:
         numbers[f"AR{size[0]}@{limit}"] = _average_recall(result, area=size)
     return numbers

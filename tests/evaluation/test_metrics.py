@@ -18,7 +18,7 @@ from mmdet.evaluation.functional import bbox_overlaps
 from mmdet.evaluation.functional.recall import _recalls
 from mmengine.logging import MMLogger
 
-from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError
+from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError, VocabularyError
 from rar_mmdet.evaluation import SparseCocoMetric, SparseLVISMetric
 from rar_mmdet.registry import METRICS
 
@@ -152,8 +152,9 @@ def test_a_subset_warns_or_is_scored_alone(world: SimpleNamespace, caplog: pytes
         whole = run(SparseLVISMetric(world.path), world, some)
     logger.removeHandler(caplog.handler)
     assert "2 of the 5 images" in caplog.text
-    assert "img_ids='seen'" in caplog.text
+    assert "--cfg-options test_evaluator.0.img_ids=seen" in caplog.text
     seen = run(SparseLVISMetric(world.path, img_ids="seen"), world, some)
+    assert seen.pop("lvis/images_scored") == 2
     assert seen["lvis/bbox_AP"] > whole["lvis/bbox_AP"]
     ids = {s["img_id"] for s in some}
     cut = {**world.dataset, "images": [i for i in world.dataset["images"] if i["id"] in ids]}
@@ -212,15 +213,19 @@ def test_config_errors(world: SimpleNamespace) -> None:
         SparseLVISMetric(world.path, metric_items=["mAP"])
     with pytest.raises(MetricConfigError, match="needs ann_file"):
         SparseLVISMetric()
-    with pytest.raises(MetricConfigError, match="keys of SparseCocoMetric"):
-        SparseLVISMetric(world.path, use_mp_eval=True)
+    with pytest.raises(TypeError, match="use_mp_eval"):
+        SparseLVISMetric(world.path, use_mp_eval=True)  # type: ignore[call-arg]
+    with pytest.raises(MetricConfigError, match="expected values above 0 and up to 1"):
+        SparseCocoMetric(world.path, iou_thrs=[50, 75])
+    with pytest.raises(MetricConfigError, match="expected numbers of detections from 1 on"):
+        SparseCocoMetric(world.path, proposal_nums=())
     with pytest.raises(MetricConfigError, match="say 'all' or 'seen'"):
         SparseCocoMetric(world.path, img_ids="some")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="backend_args"):
         SparseCocoMetric(world.path, file_client_args={})
     with pytest.raises(AnnotationFileError, match="none.json does not exist"):
         SparseLVISMetric("none.json")
-    with pytest.raises(MetricConfigError, match="not measured with proposal_nums"):
+    with pytest.raises(MetricConfigError, match="AR@1000 is not measured by metric='bbox'"):
         run(SparseCocoMetric(world.path, proposal_nums=[300], metric_items=["AR@1000"]), world)
 
 
@@ -240,5 +245,5 @@ def test_unusable_predictions_are_named(world: SimpleNamespace) -> None:
     with pytest.raises(MetricConfigError, match="no `instances`"):
         run(SparseCocoMetric(), world)
     world.classes = ["zebra"]
-    with pytest.raises(AnnotationFileError, match="none of the 1 classes"):
+    with pytest.raises(VocabularyError, match="1 of 1 classes are not among the 6 categories"):
         run(SparseCocoMetric(world.path), world)

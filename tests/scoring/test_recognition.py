@@ -12,15 +12,16 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from rar_mmdet.errors import AnnotationFileError, MetricConfigError
+from rar_mmdet.errors import AnnotationFileError, MetricConfigError, VocabularyError
 from rar_mmdet.evaluation import RecognitionMetric
-from rar_mmdet.scoring.recognition import judge_regions, summarise
+from rar_mmdet.scoring.recognition import ImageObjects, judge_regions, match_truth, summarise
 from rar_mmdet.structures import RankStatus
 
 CLASSES = ["cat", "dog", "fox"]
 BOXES = np.array([[0, 0, 10, 10], [20, 20, 60, 60], [0, 0, 10, 10], [100, 100, 300, 300]], float)
 LABELS = np.array([0, 1, 2, 2])
 AREAS = np.array([100.0, 1600.0, 100.0, 40000.0])
+OBJECTS = ImageObjects(BOXES, LABELS, AREAS)
 FREQUENCIES = ["f", "c", "r"]
 
 
@@ -36,7 +37,7 @@ def recognition(**changes: Any) -> dict[str, np.ndarray]:
 
 
 def test_rates_by_hand() -> None:
-    outcomes = judge_regions(BOXES, LABELS, AREAS, recognition(), iou_thr=0.5)
+    outcomes = judge_regions(OBJECTS, recognition(), iou_thr=0.5)
     report = summarise(outcomes, CLASSES, FREQUENCIES, top=(1, 2), recall_at=(1, 3))
     numbers = report.numbers
     assert (numbers["objects"], numbers["matched"]) == (4, 0.75)
@@ -64,7 +65,7 @@ def test_rates_by_hand() -> None:
 
 def test_identity_ranker_changes_nothing() -> None:
     same = recognition(ranked_ids=recognition()["shortlist_ids"][:, :2])
-    numbers = summarise(judge_regions(BOXES, LABELS, AREAS, same, 0.5), CLASSES, None).numbers
+    numbers = summarise(judge_regions(OBJECTS, same, 0.5), CLASSES, None).numbers
     assert numbers["changed"] == numbers["improved"] == numbers["harmed"] == 0
     assert numbers["top1"] == numbers["retrieval_top1"]
     assert "top1_r" not in numbers
@@ -81,7 +82,7 @@ def test_shares_explain_the_gain_and_recall_bounds_the_ranker(seed: int) -> None
     fields = {"bboxes": boxes, "shortlist_ids": shortlist, "ranked_ids": ranked, "status": np.zeros(n, int)}
     labels = rng.integers(0, categories, n)
     numbers = summarise(
-        judge_regions(boxes, labels, np.ones(n), fields, 0.5), [str(i) for i in range(categories)], None
+        judge_regions(ImageObjects(boxes, labels, np.ones(n)), fields, 0.5), [str(i) for i in range(categories)], None
     ).numbers
     assert numbers["top1"] - numbers["retrieval_top1"] == pytest.approx(numbers["improved"] - numbers["harmed"])
     assert numbers["top1"] <= numbers["recall@5"]
@@ -93,7 +94,7 @@ def test_equal_boxes_pair_in_their_order_and_regions_serve_once() -> None:
     twice = np.concatenate([BOXES[:1], BOXES[:1], BOXES[:1]])
     fields = recognition(bboxes=np.concatenate([BOXES[:1], BOXES[:1]]))
     fields = {key: value[:2] for key, value in fields.items()}
-    outcomes = judge_regions(twice, np.array([0, 2, 2]), np.ones(3), fields, 0.5)
+    outcomes = judge_regions(ImageObjects(twice, np.array([0, 2, 2]), np.ones(3)), fields, 0.5)
     assert outcomes.retrieved.tolist() == [0, 2, -1]
 
 
@@ -103,16 +104,16 @@ def test_order_of_regions_does_not_matter() -> None:
     distinct = BOXES + np.arange(4)[:, None] * 1000
     plain = recognition(bboxes=distinct[:3])
     shuffled["bboxes"] = distinct[:3][order]
-    one = judge_regions(distinct, LABELS, AREAS, plain, 0.5)
-    other = judge_regions(distinct, LABELS, AREAS, shuffled, 0.5)
+    one = judge_regions(ImageObjects(distinct, LABELS, AREAS), plain, 0.5)
+    other = judge_regions(ImageObjects(distinct, LABELS, AREAS), shuffled, 0.5)
     np.testing.assert_array_equal(one.final_rank, other.final_rank)
 
 
 def test_no_region_and_no_object() -> None:
     none = {key: value[:0] for key, value in recognition().items()}
-    numbers = summarise(judge_regions(BOXES, LABELS, AREAS, none, 0.5), CLASSES, FREQUENCIES).numbers
+    numbers = summarise(judge_regions(OBJECTS, none, 0.5), CLASSES, FREQUENCIES).numbers
     assert (numbers["matched"], numbers["top1"]) == (0, -1)
-    empty = judge_regions(BOXES[:0], LABELS[:0], AREAS[:0], recognition(), 0.5)
+    empty = judge_regions(ImageObjects(BOXES[:0], LABELS[:0], AREAS[:0]), recognition(), 0.5)
     assert summarise(empty, CLASSES, FREQUENCIES).numbers["top1"] == -1
 
 
@@ -189,5 +190,5 @@ def test_errors(tmp_path: Path) -> None:
         metric.process({}, [sample(img_id=8)])
     metric = RecognitionMetric(annotation_file(tmp_path))
     metric.dataset_meta = {"classes": [*CLASSES, "yak"]}
-    with pytest.raises(AnnotationFileError, match="3 of the dataset's 4 classes"):
+    with pytest.raises(VocabularyError, match="1 of 4 classes are not among the 3 categories .* 'yak'"):
         metric.process({}, [sample()])

@@ -120,8 +120,8 @@ def test_empty_result_file_scores_zero(files: tuple, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"score": float("nan")}, "record 5 .* score nan", id="nan"),
-        pytest.param({"score": float("-inf")}, "record 5 .* score -inf", id="inf"),
+        pytest.param({"score": float("nan")}, "record 5 .* has score nan", id="nan"),
+        pytest.param({"score": float("-inf")}, "record 5 .* has score -inf", id="inf"),
         pytest.param({"image_id": 999}, "detection 5 is of image 999", id="unknown-image"),
         pytest.param({"bbox": [1, 1, -5, 5]}, "record 5 .* negative size", id="negative"),
     ],
@@ -132,14 +132,14 @@ def test_bad_records_are_named(
     results, annotations, _, records = files
     records[5].update(change)
     Path(results).write_text(json.dumps(records))
-    assert score.main([results, annotations, "--protocol", "coco"]) == 1
+    assert score.main([results, annotations, "--protocol", "coco"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert "Traceback" not in error
 
 
 def test_swapped_files_are_noticed(files: tuple, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score.main([files[1], files[0], "--protocol", "coco"]) == 1
+    assert score.main([files[1], files[0], "--protocol", "coco"]) == 2
     assert "give the result file first" in capsys.readouterr().err
-    assert score.main([files[0], files[0], "--protocol", "coco"]) == 1
+    assert score.main([files[0], files[0], "--protocol", "coco"]) == 2
     assert "were the result file and the annotation file swapped?" in capsys.readouterr().err
