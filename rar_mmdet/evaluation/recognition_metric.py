@@ -17,12 +17,13 @@ from mmengine.logging import MMLogger
 from numpy.typing import NDArray
 from terminaltables import AsciiTable
 
-from rar_mmdet.errors import AnnotationFileError, MetricConfigError
+from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError
 from rar_mmdet.evaluation.image_records import to_numpy
 from rar_mmdet.evaluation.labels import check_vocabulary, classes_of
 from rar_mmdet.files.vocabulary import label_order
 from rar_mmdet.registry import METRICS
-from rar_mmdet.scoring.annotations import FREQUENCIES, GroundTruth, load_annotation_file
+from rar_mmdet.scoring.annotation_table import FREQUENCIES, read_table
+from rar_mmdet.scoring.annotations import load_annotation_file
 from rar_mmdet.scoring.recognition import (
     ImageObjects,
     ObjectOutcomes,
@@ -85,12 +86,14 @@ class RecognitionMetric(BaseMetric):
         """Judge the regions of a batch at once; only a few numbers per object are kept.
 
         Raises:
+            DetectionError: A label is beyond the dataset's classes.
             VocabularyError: The model's vocabulary is not the dataset's.
             MetricConfigError: A sample lacks `recognition`, or its annotations.
         """
         for sample in data_samples:
             recognition = _recognition(sample)
             check_vocabulary(sample, self.dataset_meta)
+            _check_labels(recognition, len(classes_of(self.dataset_meta)), sample["img_id"])
             outcomes = judge_regions(self._objects(sample), recognition, self.iou_thr)
             self.results.append((sample["img_id"], outcomes))
 
@@ -119,13 +122,13 @@ class RecognitionMetric(BaseMetric):
         with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
             dataset = load_annotation_file(path)
         ids = label_order(dataset.get("categories", []), classes_of(self.dataset_meta), where)
-        truth = GroundTruth.from_dataset(dataset, federated=False, category_ids=ids, need_area=False, where=where)
-        for note in truth.notes:
+        table = read_table(dataset, where, with_masks=False, need_area=False)
+        for note in table.notes:
             MMLogger.get_current_instance().warning(note)
-        by_id = {category["id"]: category for category in dataset["categories"]}
+        by_id = {category["id"]: category for category in table.categories.items}
         frequencies = tuple(by_id[i].get("frequency") for i in ids)
         return AnnotatedObjects(
-            objects_by_image(truth, ids), frequencies if set(frequencies) <= set(FREQUENCIES) else None
+            objects_by_image(table, ids), frequencies if set(frequencies) <= set(FREQUENCIES) else None
         )
 
     def _objects(self, sample: dict[str, Any]) -> ImageObjects:
@@ -200,3 +203,13 @@ def _recognition(sample: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         arrays["emitted_regions"] = to_numpy(pred["region_ids"])[order]
         arrays["emitted_labels"] = to_numpy(pred["labels"])[order]
     return arrays
+
+
+def _check_labels(recognition: Mapping[str, NDArray[Any]], num_classes: int, img_id: Any) -> None:
+    for name in ("shortlist_ids", "ranked_ids"):
+        ids = recognition[name]
+        if ids.size and not 0 <= ids.min() <= ids.max() < num_classes:
+            raise DetectionError(
+                f"image {img_id}: {name} holds label {ids.min() if ids.min() < 0 else ids.max()}, but the dataset has "
+                f"{num_classes} classes; the recognizer's vocabulary and the dataset's classes must be one list"
+            )

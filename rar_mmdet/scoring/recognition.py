@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rar_mmdet.scoring.annotations import FREQUENCIES, BoolArray, FloatArray, GroundTruth, IntArray
+from rar_mmdet.scoring.annotation_table import FREQUENCIES, AnnotationTable
+from rar_mmdet.scoring.annotations import BoolArray, FloatArray, IntArray
+from rar_mmdet.scoring.identifiers import rows_of
 from rar_mmdet.scoring.matching import box_iou_xywh
 from rar_mmdet.structures import RankStatus
 
@@ -87,24 +89,26 @@ class RecognitionReport:
     confusions: list[dict[str, Any]]  # annotated -> named, most frequent first
 
 
-def objects_by_image(truth: GroundTruth, label_ids: Sequence[Any]) -> dict[Hashable, ImageObjects]:
+def objects_by_image(table: AnnotationTable, label_ids: Sequence[Any]) -> dict[Hashable, ImageObjects]:
     """The objects of every image of an annotation file, images without any included.
 
     Args:
-        truth: The annotations, read over exactly the categories of `label_ids`.
-        label_ids: Category id of each label.
+        table: The annotations.
+        label_ids: Category id of each label; objects of other categories are left out.
     """
-    label_of = {category_id: label for label, category_id in enumerate(label_ids)}
-    labels = np.array([label_of[c] for c in truth.category_ids.tolist()], np.int64)
-    wanted = np.flatnonzero(~truth.ignore & ~truth.crowd)
-    x, y, w, h = truth.boxes_xywh[wanted].T
+    label_of = np.full(len(table.category_ids) + 1, -1, np.int64)  # the last row is for unknown categories
+    label_of[rows_of(list(label_ids), table.category_ids)] = np.arange(len(label_ids))
+    labels = label_of[table.category]
+    wanted = np.flatnonzero(~table.ignore & ~table.crowd & (labels >= 0) & (table.image >= 0))
+    wanted = wanted[np.argsort(table.image[wanted], kind="stable")]
+    x, y, w, h = table.boxes_xywh[wanted].T
     boxes = np.stack([x, y, x + w, y + h], axis=1)
-    bounds = np.searchsorted(truth.image[wanted], np.arange(truth.num_images + 1))
+    bounds = np.searchsorted(table.image[wanted], np.arange(len(table.image_ids) + 1))
     parts = [slice(lo, hi) for lo, hi in pairwise(bounds.tolist())]
-    label, area = labels[truth.category[wanted]], truth.area[wanted]
+    labels, areas = labels[wanted], table.area[wanted]
     return {
-        image_id: ImageObjects(boxes[part], label[part], area[part])
-        for image_id, part in zip(truth.image_ids.tolist(), parts, strict=True)
+        image_id: ImageObjects(boxes[part], labels[part], areas[part])
+        for image_id, part in zip(table.image_ids.tolist(), parts, strict=True)
     }
 
 
@@ -128,9 +132,7 @@ def match_truth(boxes_xyxy: FloatArray, gt_boxes: FloatArray, gt_labels: IntArra
     return labels
 
 
-def judge_regions(
-    objects: ImageObjects, recognition: Mapping[str, NDArray[Any]], iou_thr: float
-) -> ObjectOutcomes:
+def judge_regions(objects: ImageObjects, recognition: Mapping[str, NDArray[Any]], iou_thr: float) -> ObjectOutcomes:
     """Pair objects with regions and look up where each object's category stands.
 
     Args:

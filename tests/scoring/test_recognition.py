@@ -12,8 +12,9 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from rar_mmdet.errors import AnnotationFileError, MetricConfigError, VocabularyError
+from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError, VocabularyError
 from rar_mmdet.evaluation import RecognitionMetric
+from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.scoring.recognition import ImageObjects, judge_regions, match_truth, summarise
 from rar_mmdet.structures import RankStatus
 
@@ -183,7 +184,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(MetricConfigError, match="lacks .'shortlist_ids'"):
         metric.process({}, [sample(recognition={"bboxes": 1, "ranked_ids": 2, "status": 3})])
     with pytest.raises(MetricConfigError, match="give ann_file"):
-        metric.process({}, [{"img_id": 1}])
+        metric.process({}, [{"img_id": 1, "recognition": sample()["recognition"]}])
     metric = RecognitionMetric(annotation_file(tmp_path))
     metric.dataset_meta = {"classes": CLASSES}
     with pytest.raises(AnnotationFileError, match="image 8 is not in"):
@@ -192,3 +193,88 @@ def test_errors(tmp_path: Path) -> None:
     metric.dataset_meta = {"classes": [*CLASSES, "yak"]}
     with pytest.raises(VocabularyError, match="1 of 4 classes are not among the 3 categories .* 'yak'"):
         metric.process({}, [sample()])
+
+
+def test_truth_of_a_region_is_the_pairing_that_is_rated() -> None:
+    """Also where two regions cover one object, and where one covers none."""
+    regions = np.array(
+        [[100, 100, 300, 290], [0, 0, 10, 10], [0, 0, 10, 10], [500, 500, 510, 510], [0, 0, 9, 10]], float
+    )
+    labels = match_truth(regions, BOXES, LABELS)
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [2, 0, 2, -1, -1]  # equal boxes in their order; the fifth finds its objects taken
+    assert match_truth(regions, BOXES, LABELS, iou=0.96).tolist() == [-1, 0, 2, -1, -1]
+    fields = {
+        "bboxes": regions,
+        "shortlist_ids": labels[:, None],
+        "ranked_ids": labels[:, None],
+        "status": np.zeros(5, int),
+    }
+    outcomes = judge_regions(OBJECTS, fields, 0.5)
+    np.testing.assert_array_equal(outcomes.retrieved[outcomes.matched], LABELS[outcomes.matched])
+
+
+def test_no_region_or_no_object_has_no_truth() -> None:
+    assert match_truth(BOXES, BOXES[:0], LABELS[:0]).tolist() == [-1] * 4
+    assert match_truth(np.zeros((0, 4)), BOXES, LABELS).shape == (0,)
+
+
+def test_labels_of_a_file_follow_the_classes_in_any_order(tmp_path: Path) -> None:
+    for classes in (CLASSES[::-1], ["fox", "cat", "dog"], ["fox", "cat"]):
+        order = [CLASSES.index(name) for name in classes]
+        new_label = {old: new for new, old in enumerate(order)}
+        ids = np.vectorize(lambda old, map=new_label: map.get(old, 0))  # "fox" stands for what is left out
+        fields = {key: torch.tensor(value) for key, value in recognition().items()}
+        for key in ("shortlist_ids", "ranked_ids"):
+            fields[key] = torch.tensor(ids(recognition()[key]))
+        metric = RecognitionMetric(annotation_file(tmp_path))
+        metric.dataset_meta = {"classes": classes}
+        metric.process({}, [sample(recognition=InstanceData(**fields))])
+        numbers = metric.evaluate(1)
+        assert numbers["recognition/objects"] == np.isin(LABELS, order).sum()
+        if len(classes) == 3:
+            assert numbers["recognition/retrieval_top1"] == pytest.approx(1 / 3)
+
+
+def test_labels_beyond_the_classes_are_refused() -> None:
+    metric = RecognitionMetric()
+    metric.dataset_meta = {"classes": CLASSES[:2]}
+    with pytest.raises(DetectionError, match="image 7: shortlist_ids holds label 2, but the dataset has 2 classes"):
+        metric.process({}, [sample()])
+
+
+def test_vocabulary_of_another_list_is_refused(tmp_path: Path) -> None:
+    fields = sample()["recognition"]
+    fields.set_metainfo({"vocabulary": vocabulary_hash(CLASSES)})
+    metric = RecognitionMetric(annotation_file(tmp_path))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [sample(recognition=fields)])
+    metric.dataset_meta = {"classes": CLASSES[::-1]}
+    with pytest.raises(VocabularyError, match="in another order, than the dataset's 3 classes .'fox', 'dog', 'cat'"):
+        metric.process({}, [sample(recognition=fields)])
+    metric.dataset_meta = {}
+    with pytest.raises(MetricConfigError, match="metainfo has no `classes`"):
+        metric.process({}, [sample(recognition=fields)])
+
+
+def test_an_empty_shard_on_the_first_process_keeps_the_frequency_bins(tmp_path: Path) -> None:
+    """The process that summarises may itself have seen no image; results of the others come to it as they are."""
+    other = RecognitionMetric(annotation_file(tmp_path))
+    other.dataset_meta = {"classes": CLASSES}
+    other.process({}, [sample()])
+    first = RecognitionMetric(annotation_file(tmp_path))
+    first.dataset_meta = {"classes": CLASSES}
+    assert first.compute_metrics(other.results)["top1_c"] == 1
+
+
+def test_crowds_and_ignored_objects_are_no_objects(tmp_path: Path) -> None:
+    path = Path(annotation_file(tmp_path))
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["ignore"] = 1
+    content["annotations"][2].pop("area")
+    path.write_text(json.dumps(content))
+    metric = RecognitionMetric(str(path))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [sample()])
+    assert metric.evaluate(1)["recognition/objects"] == 2
