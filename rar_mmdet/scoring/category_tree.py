@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from rar_mmdet.errors import CategoryTreeError
-from rar_mmdet.files.names import short
 from rar_mmdet.scoring.annotations import GroundTruth, IntArray
+from rar_mmdet.scoring.columns import short
 from rar_mmdet.scoring.identifiers import as_column, rows_of, some_of
 from rar_mmdet.scoring.json_files import load_json
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rar_mmdet.errors import RarError
-from rar_mmdet.files.names import short
 
-__all__ = ["BOX", "Records"]
+__all__ = ["BOX", "Records", "short"]
 
 BOX = "four finite numbers x, y, width, height"
+LONGEST_VALUE = 80  # characters of a value in a message
 PLAIN_NUMBERS = {int, float}
 
 
@@ -120,6 +120,12 @@ class Records:
         if found is None:
             self.refuse(index, key, expected)
         return found
+
+
+def short(value: Any) -> str:
+    """A value as a message shows it: `repr`, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
 
 
 def _float_array(values: Sequence[Any]) -> NDArray[np.float64] | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from rar_mmdet.files.names import short
+from rar_mmdet.scoring.columns import short
 
 __all__ = ["FORMS", "as_rle", "check_masks", "find_wrong_mask", "mask_size", "run_totals"]
 
