@@ -204,4 +204,5 @@ def _read_config(path: str) -> Mapping[str, Any]:
 
     if not Path(path).is_file():
         raise ConfigError(f"config {path} does not exist (looked for in {Path.cwd()})")
-    return Config.fromfile(path)
+    content: dict[str, Any] = Config.fromfile(path).to_dict()
+    return content

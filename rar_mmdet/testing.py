@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rar_mmdet.structures import Shortlist
+from rar_mmdet.rankers import Ranker
+from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 
-__all__ = ["FakeEncoder", "FakeMemory", "make_boxes", "make_image", "make_shortlist"]
+__all__ = ["FakeEncoder", "FakeMemory", "FakeRanker", "make_boxes", "make_image", "make_shortlist"]
 
 
 class FakeEncoder:
@@ -61,6 +62,26 @@ class FakeMemory:
         probs = torch.softmax(queries @ self.vectors.T / self.temperature, dim=1)
         best = probs.sort(dim=1, descending=True, stable=True)
         return Shortlist(best.indices[:, :depth], best.values[:, :depth])
+
+
+class FakeRanker(Ranker):
+    """Log-probabilities from the crop and the candidates alone, so that batches and processes do not matter."""
+
+    def __init__(self, *, crop_size: int = 24) -> None:
+        self.crop_size = crop_size
+        self.num_asked = 0
+
+    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
+        """Prefer candidates by a fixed mixture of the crop's mean colour and the category id."""
+        colour = crops.float().mean(dim=(1, 2, 3))[:, None] / 16
+        log_probs = torch.log_softmax(torch.sin(colour + shortlist.category_ids.float()) * 3, dim=1)
+        order = log_probs.argsort(dim=1, descending=True, stable=True)
+        self.num_asked += len(shortlist)
+        return Ranking(order, log_probs, torch.full((len(shortlist),), int(RankStatus.OK)))
+
+    def report(self) -> dict[str, Any]:
+        """Regions asked about."""
+        return {"asked": self.num_asked}
 
 
 def make_image(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ ALLOWED = {
     "fusion": {"fusion", "structures", "errors"},
     "emission": {"emission", "structures", "errors"},
     "scoring": {"scoring", *BASE},
-    "testing": {"testing", *BASE},
+    "testing": {"testing", *STAGES, *BASE},
     "structures": {"structures", "errors", "drawing"},  # drawing on demand, for `Recognition.draw`
     "drawing": {"drawing", "files"},
     "records": {"records", "structures", "errors"},

@@ -1,18 +1,27 @@
 """The recogniser: batching, skipping and ranking change nothing they should not change."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.fusion import LogLikFusion, PermuteFusion
+from rar_mmdet.memory import TextMemory
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks
 from rar_mmdet.regions import AreaScale, BlurBackground, BlurOutsideMask, GreyBackground, RegionCropper
 from rar_mmdet.structures import ImageRegions, Ranking, RegionCrops
-from rar_mmdet.testing import FakeEncoder, FakeMemory, make_boxes, make_image
+from rar_mmdet.testing import FakeEncoder, FakeMemory, FakeRanker, make_boxes, make_image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+
 
 NAMES = [f"thing {i}" for i in range(40)]
 
@@ -240,3 +249,82 @@ def test_scores_or_crops_of_another_number_are_refused():
 def test_settings_out_of_range_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         make_recognizer(**changes)
+
+
+def test_an_outer_autocast_changes_nothing():
+    image, boxes = make_image(), make_boxes(8)
+    recognizer = make_recognizer(ranker=FakeRanker())
+    plain = recognizer(image, boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = recognizer(image, boxes)
+    assert torch.equal(plain.fused, cast.fused)
+    assert torch.equal(plain.shortlist.category_ids, cast.shortlist.category_ids)
+
+
+def test_eight_threads_get_what_one_gets():
+    images = [make_image(seed=i) for i in range(8)]
+    expected = [make_recognizer(ranker=FakeRanker())(image, make_boxes(5)) for image in images]
+    shared = make_recognizer(ranker=FakeRanker())
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: shared(images[i % 8], make_boxes(5)), range(32)))
+    for i, recognition in enumerate(found):
+        assert torch.equal(recognition.fused, expected[i % 8].fused)
+    assert shared.counts == {"images": 32, "regions": 160}
+
+
+def test_a_path_is_a_vocabulary_and_a_photo(tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(NAMES))
+    Image.fromarray(make_image()).save(tmp_path / "a.png")
+    recognizer = make_recognizer(category_names=str(tmp_path / "words.txt"))
+    assert list(recognizer.category_names) == NAMES
+    assert_same(recognizer(tmp_path / "a.png", make_boxes(3)), make_recognizer()(make_image(), make_boxes(3)))
+    with pytest.raises(InvalidBoxError, match=r"\(.*a\.png, 80x60 px\): 1 of 1 boxes cannot"):
+        recognizer(tmp_path / "a.png", [[5, 5, 5, 9]])
+
+
+def test_other_words_share_encoder_and_ranker():
+    encoder = FakeEncoder()
+    recognizer = make_recognizer(encoder=encoder, memory=TextMemory(cache_dir=None), ranker=FakeRanker())
+    other = recognizer.with_vocabulary(["a", "b", "c"])
+    assert other.encoder is recognizer.encoder
+    assert other.ranker is recognizer.ranker
+    fresh = make_recognizer(memory=TextMemory(cache_dir=None), category_names=["a", "b", "c"], ranker=FakeRanker())
+    assert torch.equal(other(make_image(), make_boxes(3)).fused, fresh(make_image(), make_boxes(3)).fused)
+    assert list(recognizer.category_names) == NAMES
+
+
+def test_a_cropper_without_a_size_takes_the_encoders():
+    unsized = make_recognizer(encoder=FakeEncoder(image_size=48), cropper=RegionCropper(size=48))
+    assert unsized.cropper.size == 48
+    with pytest.raises(ConfigError, match="cropper.size=32, but the encoder takes 48 px.*Leave `size` out"):
+        make_recognizer(encoder=FakeEncoder(image_size=48))(make_image(), make_boxes(2))
+
+
+CONFIG = """
+model = dict(type="Whatever", roi_head=dict(recognizer=dict(
+    vocabulary=["cat", "dog", "bird"], cropper=dict(size=32), encoder=dict(type="rar_mmdet.testing.FakeEncoder"),
+    memory=dict(type="TextMemory"), num_candidates=2)))
+"""
+
+
+def test_from_a_config_file(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG)
+    recognizer = RegionRecognizer.from_config(file)
+    assert recognizer.category_names == ("cat", "dog", "bird")
+    assert len(recognizer(make_image(), make_boxes(3)).top()) == 3
+    assert RegionRecognizer.from_config(str(file), vocabulary=["x", "y"]).category_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param("nowhere.py", "config nowhere.py does not exist", id="missing"),
+        pytest.param({"model": {"type": "X"}}, "expected one `recognizer` .* found 0", id="none"),
+        pytest.param({"a": {"recognizer": {}}, "b": {"recognizer": {}}}, "found 2", id="two"),
+        pytest.param({"encoder": {}, "cropper": {}}, "needs the key 'vocabulary'", id="no-names"),
+    ],
+)
+def test_a_config_without_one_recognizer_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        RegionRecognizer.from_config(config)

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.fileio import join_path
 from mmengine.utils import is_abs
 
-from rar_mmdet.components import build_component
+from rar_mmdet.components import build_component, find_recognizers
 
 __all__ = ["missing_assets"]
 
@@ -37,15 +37,6 @@ def _missing_of_dataset(dataset: Mapping) -> Iterator[str]:
     for key, path in (dataset.get("data_prefix") or {}).items():
         if isinstance(path, str) and "://" not in path and not os.path.isdir(_under(root, path)):
             yield f"images ({key}): folder {_under(root, path)} (looked for in {os.getcwd()})"
-
-
-def _find_recognizers(config: Any, where: str) -> Iterator[tuple[str, Mapping]]:
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key == "recognizer" and isinstance(value, Mapping):
-                yield f"{where}.{key}", value
-            else:
-                yield from _find_recognizers(value, f"{where}.{key}")
 
 
 def _missing_vocabulary(recognizer: Mapping, where: str) -> Iterator[str]:
@@ -79,7 +70,7 @@ def missing_assets(config: Config) -> list[str]:
     checkpoint = config.get("load_from")
     if checkpoint and _is_local(checkpoint) and not os.path.isfile(checkpoint):
         lines.append(f"checkpoint: {checkpoint} (looked for in {os.getcwd()})")
-    recognizers = list(_find_recognizers(config.get("model", {}), "model"))
+    recognizers = list(find_recognizers(config.get("model", {})))
     for where, recognizer in recognizers:
         lines += _missing_vocabulary(recognizer, where)
     if lines:  # what encoder and ranker miss they explain themselves

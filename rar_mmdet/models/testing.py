@@ -13,33 +13,10 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
-from torch import Tensor
 
-from rar_mmdet.rankers import Ranker
-from rar_mmdet.structures import Ranking, RankStatus, Shortlist
-from rar_mmdet.testing import make_boxes, make_image
+from rar_mmdet.testing import FakeRanker, make_boxes, make_image
 
 __all__ = ["FakeRanker", "fake_recognizer", "make_batch", "stock_model", "write_lvis_world"]
-
-
-class FakeRanker(Ranker):
-    """Log-probabilities from the crop and the candidates alone, so that batches and processes do not matter."""
-
-    def __init__(self, *, crop_size: int = 24) -> None:
-        self.crop_size = crop_size
-        self.num_asked = 0
-
-    def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
-        """Prefer candidates by a fixed mixture of the crop's mean colour and the category id."""
-        colour = crops.float().mean(dim=(1, 2, 3))[:, None] / 16
-        log_probs = torch.log_softmax(torch.sin(colour + shortlist.category_ids.float()) * 3, dim=1)
-        order = log_probs.argsort(dim=1, descending=True, stable=True)
-        self.num_asked += len(shortlist)
-        return Ranking(order, log_probs, torch.full((len(shortlist),), int(RankStatus.OK)))
-
-    def report(self) -> dict[str, Any]:
-        """Regions asked about."""
-        return {"asked": self.num_asked}
 
 
 def fake_recognizer(vocabulary: str | Sequence[str], ranker: bool = True, **changes: Any) -> dict[str, Any]:
