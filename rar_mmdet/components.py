@@ -192,7 +192,9 @@ def recognizer_of(config: str | Path | Mapping[str, Any], vocabulary: Any = None
     """The one recogniser of a config file; see `RegionRecognizer.from_config`."""
     if isinstance(config, str | Path):
         config = _read_config(str(config))
-    found = [config] if "encoder" in config else [settings for _, settings in find_recognizers(config)]
+    # A whole config also holds the parts of its bases at the top level; a recogniser's dict has no model.
+    is_recognizer = "encoder" in config and "model" not in config
+    found = [config] if is_recognizer else [settings for _, settings in find_recognizers(config)]
     if len(found) != 1:
         raise ConfigError(f"expected one `recognizer` in the config's model, found {len(found)}")
     settings = dict(found[0]) | ({} if vocabulary is None else {"vocabulary": vocabulary})

@@ -20,14 +20,15 @@ from torch import Tensor
 from rar_mmdet.emission import BestPerRegion, Emission
 from rar_mmdet.encoders import Encoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
-from rar_mmdet.files import clean_name, read_image, read_vocabulary
+from rar_mmdet.files import clean_name, read_vocabulary
+from rar_mmdet.files.images import as_photo
 from rar_mmdet.fusion import Fusion, LogLikFusion
 from rar_mmdet.memory import MemorySource, Shortlister
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.regions import RegionCropper, find_invalid_boxes
 from rar_mmdet.structures import ImageRegions, Ranking, Recognition, RegionCrops, Shortlist
 
-__all__ = ["RegionRecognizer", "crop_regions", "cropper_settings"]
+__all__ = ["RegionRecognizer", "crop_regions"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +40,6 @@ def _warn_without_masks(background: str) -> None:
         "LoadAnnotations(with_mask=True), ProposalsFromAnnotations(with_masks=True) and CropRegions (docs/regions.md)",
         background,
     )
-
-
-def cropper_settings(cropper: Any) -> dict[str, str]:
-    """Every setting of a cropper as text: equal where the settings are, in whatever process."""
-    return {name: _as_text(value) for name, value in sorted(vars(cropper).items())}
-
-
-def _as_text(value: Any) -> str:
-    """A part by its class and its settings, for its `repr` may be its address; anything else by its `repr`."""
-    if not hasattr(value, "__dict__"):
-        return repr(value)
-    return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in cropper_settings(value).items())})"
 
 
 def crop_regions(cropper: RegionCropper, regions: ImageRegions) -> Tensor:
@@ -201,7 +190,8 @@ class RegionRecognizer:
         """Recognise the boxes of one image.
 
         Args:
-            image: a path, a PIL image, an (H, W, 3) RGB array, or a (3, H, W) uint8 RGB tensor.
+            image: what `rar_mmdet.files.read_image` takes: a path, a PIL image, an (H, W, 3) RGB array, a (3, H, W)
+                RGB tensor, ...
             boxes_xyxy: (R, 4) numbers, pixels of the original, upright image.
             box_scores: (R,) in [0, 1], the detector's confidence; `None` for given boxes.
             masks: (R, H, W) boolean masks of the boxes, for a cropper whose background keeps masks sharp.
@@ -211,8 +201,7 @@ class RegionRecognizer:
             InvalidBoxError: a box is not finite, empty, inverted or outside the image.
         """
         name = str(image) if isinstance(image, str | Path) else ""
-        pixels = read_image(image) if isinstance(image, str | Path) else image
-        return self.recognize([ImageRegions(pixels, boxes_xyxy, box_scores, masks, name=name)])[0]
+        return self.recognize([ImageRegions(as_photo(image), boxes_xyxy, box_scores, masks, name=name)])[0]
 
     @torch.inference_mode()
     def recognize(self, batch: Sequence[ImageRegions]) -> list[Recognition]:
@@ -293,7 +282,7 @@ class RegionRecognizer:
         if self.ranker is not None:
             pairs.append(("ranker_cropper", crops.ranker_cropper, self.ranker_cropper))
         for name, made_with, own in pairs:
-            if made_with is not None and cropper_settings(made_with) != cropper_settings(own):
+            if made_with is not None and made_with != own:
                 raise ConfigError(
                     f"crops were made with another {name} than the recognizer's: {made_with} is not {own}. "
                     f"Give CropRegions and the recognizer the same {name}=dict(...)"

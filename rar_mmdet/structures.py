@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rar_mmdet.boxes import boxes_to_array
 from rar_mmdet.errors import InvalidBoxError
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["ImageRegions", "RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist", "as_boxes"]
+__all__ = ["ImageRegions", "RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist"]
 
 _SHOWN = 10  # regions that `str(recognition)` spells out
 
@@ -174,27 +175,6 @@ class RegionCrops:
         return replace(self, encoder=self.encoder.to(*args, **kwargs), ranker=ranker)
 
 
-def as_boxes(values: Any) -> Tensor:
-    """(R, 4) float32 boxes on the CPU, from a tensor, an array or nested lists; no boxes are (0, 4).
-
-    Raises:
-        InvalidBoxError: the shape is another, or a value is no number.
-    """
-    try:
-        boxes = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {_shortened(values)}: {error}") from error
-    if boxes.numel() == 0 and boxes.ndim <= 2:
-        return boxes.reshape(0, 4)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        hint = {5: "; is the fifth column a score? Give boxes[:, :4] and box_scores=boxes[:, 4]"}
-        raise InvalidBoxError(
-            f"boxes_xyxy must have shape (R, 4): x1, y1, x2, y2 of each box; got {tuple(boxes.shape)}"
-            + ("; wrap a single box: [box]" if boxes.ndim == 1 else hint.get(boxes.shape[-1], ""))
-        )
-    return boxes
-
-
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -228,9 +208,10 @@ class ImageRegions:
     def __post_init__(self) -> None:
         where = f"{self.name}: " if self.name else ""
         try:
-            object.__setattr__(self, "boxes_xyxy", as_boxes(self.boxes_xyxy))
+            boxes = torch.from_numpy(boxes_to_array(self.boxes_xyxy)).float()
         except InvalidBoxError as error:
             raise InvalidBoxError(f"{where}{error}") from error
+        object.__setattr__(self, "boxes_xyxy", boxes)
         if self.box_scores is not None:
             scores = torch.as_tensor(self.box_scores, dtype=torch.float32).detach().reshape(-1).cpu()
             if scores.isnan().any():

@@ -35,7 +35,6 @@ from rar_mmdet.memory import (
     resolve_templates,
     sample_exemplars,
 )
-from rar_mmdet.recognizer import cropper_settings
 
 EXIT_USER_ERROR = 2
 
@@ -182,7 +181,7 @@ def add_exemplars(
     """The memory with image entries, or one of image entries alone."""
     exemplars = sample_exemplars(args.annotations, args.images, names, shots=args.shots, seed=args.seed)
     cropper = recognizer.cropper
-    settings = repr(sorted(cropper_settings(cropper).items()))
+    settings = repr(cropper)
     entries = encode_exemplars(recognizer.encoder, cropper.crop, exemplars, parts_dir=parts, key=settings)
     dataset = f"{args.annotations.name}: up to {args.shots} exemplars per category, seed {args.seed}"
     if memory is None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from rar_mmdet.boxes import Boxes, boxes_to_array
 from rar_mmdet.errors import InvalidBoxError
 
-__all__ = ["boxes_to_array", "find_invalid_boxes", "find_suspicious_boxes", "validate_boxes"]
+__all__ = ["find_invalid_boxes", "find_suspicious_boxes", "validate_boxes"]
 
-Boxes = Tensor | NDArray | Sequence
 NUM_NAMED = 5  # boxes a message spells out before it only counts
 
 # Boxes that all lie in the first pixel (and half of one around it, for predictions) of a photo at least so large are
@@ -26,59 +24,6 @@ SHARE_LEAVING = 0.2
 LEAVING_BY = 2.0  # pixels; annotations are often rounded outwards
 # What speaks for another format: nearly all boxes fit in it, and some do not fit in the one they should be in.
 SHARE_FITTING, SHARE_OTHER_FORMAT = 0.98, 0.05
-
-
-def boxes_to_array(boxes_xyxy: Boxes) -> NDArray[np.float64]:
-    """Boxes of any float or integer dtype and any device as a float64 (R, 4) array; no boxes is (0, 4).
-
-    Raises:
-        InvalidBoxError: They are no numbers, or not four to a box; the message says what they look like.
-    """
-    boxes = boxes_xyxy.detach().cpu().double().numpy() if isinstance(boxes_xyxy, Tensor) else _numbers(boxes_xyxy)
-    if boxes.shape in ((0,), (0, 0), (1, 0)):
-        return np.zeros((0, 4))
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise InvalidBoxError(f"boxes_xyxy must have shape (R, 4), got {boxes.shape}; {_advice(boxes)}")
-    return boxes
-
-
-def _numbers(boxes: Any) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(boxes)
-    except (TypeError, ValueError) as error:  # rows of different lengths; a list of tensors on a GPU
-        raise InvalidBoxError(
-            f"boxes_xyxy must be (R, 4) numbers, four to a box; this {type(boxes).__name__} makes no array: {error}"
-        ) from error
-    if array.size == 0 or array.dtype.kind in "iuf":
-        return array.astype(np.float64)
-    for index, row in enumerate(array if array.ndim else ()):
-        wrong = [value for value in np.ravel(np.asarray(row, object)) if not _is_number(value)]
-        if wrong:
-            raise InvalidBoxError(
-                f"boxes_xyxy must be (R, 4) numbers; row {index} is {row!r}, which holds {type(wrong[0]).__name__}. "
-                "Convert text to numbers, and drop regions without a box"
-            )
-    raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {type(boxes).__name__}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _advice(boxes: NDArray[np.float64]) -> str:
-    """What boxes of another shape probably are."""
-    if boxes.ndim == 1:
-        return "wrap a single box: [box]"
-    if boxes.ndim == 3 and boxes.shape[-1] == 4:
-        return "give the boxes of one image at a time: boxes[0]"
-    if boxes.ndim != 2 or boxes.shape[1] < 5:
-        return "a box is x1, y1, x2, y2"
-    first, last = boxes[:, 0], boxes[:, 4:]
-    if boxes.shape[1] == 5 and len(boxes) and (first == first.astype(int)).all() and first.max() < 64 <= last.max():
-        return "if the first column is the number of an image in a batch, the boxes are boxes[:, 1:]"
-    if ((last[:, 0] >= 0) & (last[:, 0] <= 1)).all():
-        return "the fifth column looks like scores: give boxes[:, :4], and boxes[:, 4] as box_scores"
-    return "the boxes are probably boxes[:, :4], and what follows are scores or labels"
 
 
 def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int, str]:

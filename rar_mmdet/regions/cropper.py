@@ -50,7 +50,7 @@ class RegionCropper:
         ConfigError: a value is of no use; the message names it.
     """
 
-    size: int | None = 224
+    size: int | None = None
     scale: ScalePolicy = field(default_factory=FixedScale)
     background: Background = field(default_factory=NoBackground)
     window: str = "square"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from rar_mmdet.boxes import boxes_to_array
 from rar_mmdet.errors import InvalidBoxError
 from rar_mmdet.regions import RegionCropper, find_invalid_boxes, find_suspicious_boxes, validate_boxes
-from rar_mmdet.regions.boxes import boxes_to_array
 
 HW = (100, 200)
 BAD = [

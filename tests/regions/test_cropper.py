@@ -423,7 +423,7 @@ def test_none_is_the_default_as_configs_write_it():
     cropper = RegionCropper(scale=None, background=None)
     assert cropper == RegionCropper(scale=FixedScale(1), background=NoBackground())
     assert cropper == RegionCropper()
-    assert cropper.size == 224
+    assert cropper.size is None
 
 
 @pytest.mark.parametrize(

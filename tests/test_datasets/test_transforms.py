@@ -9,7 +9,6 @@ from mmengine.registry import DefaultScope
 
 from rar_mmdet.datasets import CropRegions, KeepOriginalImage, PackRecognitionInputs, ProposalsFromAnnotations
 from rar_mmdet.errors import ConfigError, ImageReadError
-from rar_mmdet.recognizer import cropper_settings
 from rar_mmdet.regions import BlurOutsideMask, RegionCropper
 from rar_mmdet.testing import make_boxes, make_image
 
@@ -147,8 +146,8 @@ class TestCropRegions:
         boxes = make_boxes(3)[[0, 2]]
         assert torch.equal(found["region_crops"].encoder, RegionCropper(size=32).crop(make_image(60, 80), boxes))
         assert torch.equal(found["region_crops"].ranker, RegionCropper(size=24).crop(make_image(60, 80), boxes))
-        assert cropper_settings(found["region_crops"].encoder_cropper) == cropper_settings(RegionCropper(size=32))
-        assert cropper_settings(found["region_crops"].ranker_cropper) == cropper_settings(RegionCropper(size=24))
+        assert found["region_crops"].encoder_cropper == RegionCropper(size=32)
+        assert found["region_crops"].ranker_cropper == RegionCropper(size=24)
         sample = PackRecognitionInputs()(found)["data_samples"]
         assert sample.region_crops is found["region_crops"]
         assert "ori_img" not in sample
