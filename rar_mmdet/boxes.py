@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,12 +23,18 @@ def boxes_to_array(boxes_xyxy: Boxes) -> NDArray[np.float64]:
     Raises:
         InvalidBoxError: They are no numbers, or not four to a box; the message says what they look like.
     """
-    boxes = boxes_xyxy.detach().cpu().double().numpy() if isinstance(boxes_xyxy, Tensor) else _numbers(boxes_xyxy)
+    boxes = _numbers_of_tensor(boxes_xyxy) if isinstance(boxes_xyxy, Tensor) else _numbers(boxes_xyxy)
     if boxes.shape in ((0,), (0, 0), (1, 0)):
         return np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InvalidBoxError(f"boxes_xyxy must have shape (R, 4), got {boxes.shape}; {_advice(boxes)}")
     return boxes
+
+
+def _numbers_of_tensor(boxes: Tensor) -> NDArray[np.float64]:
+    if boxes.dtype == torch.bool or boxes.is_complex():
+        raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got a tensor of {boxes.dtype}")
+    return boxes.detach().cpu().double().numpy()
 
 
 def _numbers(boxes: Any) -> NDArray[np.float64]:
@@ -43,10 +50,12 @@ def _numbers(boxes: Any) -> NDArray[np.float64]:
         wrong = [value for value in np.ravel(np.asarray(row, object)) if not _is_number(value)]
         if wrong:
             raise InvalidBoxError(
-                f"boxes_xyxy must be (R, 4) numbers; row {index} is {row!r}, which holds {type(wrong[0]).__name__}. "
-                "Convert text to numbers, and drop regions without a box"
+                f"boxes_xyxy must be (R, 4) numbers; row {index} is {str(row)[:80]}, which holds "
+                f"{type(wrong[0]).__name__}. Convert text to numbers, and drop regions without a box"
             )
-    raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {type(boxes).__name__}")
+    if array.ndim == 0:
+        raise InvalidBoxError(f"boxes_xyxy must be (R, 4) numbers, got {type(boxes).__name__}")
+    return array.astype(np.float64)
 
 
 def _is_number(value: Any) -> bool:
@@ -62,7 +71,7 @@ def _advice(boxes: NDArray[np.float64]) -> str:
     if boxes.ndim != 2 or boxes.shape[1] < 5:
         return "a box is x1, y1, x2, y2"
     first, last = boxes[:, 0], boxes[:, 4:]
-    if boxes.shape[1] == 5 and len(boxes) and (first == first.astype(int)).all() and first.max() < 64 <= last.max():
+    if boxes.shape[1] == 5 and len(boxes) and (first == np.floor(first)).all() and first.max() < 64 <= last.max():
         return "if the first column is the number of an image in a batch, the boxes are boxes[:, 1:]"
     if ((last[:, 0] >= 0) & (last[:, 0] <= 1)).all():
         return "the fifth column looks like scores: give boxes[:, :4], and boxes[:, 4] as box_scores"

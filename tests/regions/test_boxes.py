@@ -69,6 +69,7 @@ BOXES = np.array([[10, 20, 40, 60], [70, 5, 150, 95.0]])
         torch.from_numpy(BOXES).requires_grad_(),
         list(torch.from_numpy(BOXES)),
         list(BOXES),
+        BOXES.astype(object),
     ],
 )
 def test_every_way_to_give_boxes(boxes):
@@ -127,6 +128,8 @@ def test_other_shapes_are_refused(boxes, match):
         pytest.param([[True, False, True, True]], "row 0 is .*holds bool", id="bool"),
         pytest.param([[1j, 2, 3, 4]], "row 0 is .*holds complex", id="complex"),
         pytest.param((b for b in BOXES), "got generator", id="generator"),
+        pytest.param(torch.zeros(2, 4, dtype=torch.bool), "got a tensor of torch.bool", id="bool-tensor"),
+        pytest.param(torch.zeros(2, 4, dtype=torch.complex64), "got a tensor of torch.complex64", id="complex-tensor"),
     ],
 )
 def test_what_are_no_numbers_is_refused(boxes, match):
