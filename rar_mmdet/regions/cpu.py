@@ -14,7 +14,7 @@ from rar_mmdet.regions.windows import WindowPlan, halving_taps
 
 __all__ = ["CpuBackend"]
 
-NOWHERE = np.zeros(4, dtype=np.int64)  # a box without a pixel
+NO_PIXELS = np.zeros(4, dtype=np.int64)  # a box without a pixel
 
 
 class CpuBackend:
@@ -25,12 +25,12 @@ class CpuBackend:
     """
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
-        turned = cv2.transpose(image)
+        transposed = cv2.transpose(image)
         self.photo = image
         self.channels = image.shape[2] if image.ndim == 3 else 1
-        self._levels: list[NDArray] = [turned.reshape(len(turned), -1)]
+        self._levels: list[NDArray] = [transposed.reshape(len(transposed), -1)]
 
-    def turned_level(self, index: int) -> NDArray:
+    def transposed_level(self, index: int) -> NDArray:
         """The photo halved `index` times and transposed, (W, H * C): uint8 itself, then float32.
 
         Columns are resampled first; they are the rows of this.
@@ -57,16 +57,16 @@ class CpuBackend:
         if x1 == x2 or y1 == y2:
             return
         level = int(plan.level[region])
-        turned, shrink = self.turned_level(level), 0.5**level
+        transposed, shrink = self.transposed_level(level), 0.5**level
         covered = plan.covered[region]
-        lengths = len(turned), turned.shape[1] // self.channels
+        lengths = len(transposed), transposed.shape[1] // self.channels
         columns, rows = (
             axis_taps(plan.centre[region, axis, a:b] * shrink, plan.step[region, axis] * shrink, lengths[axis])
             for axis, (a, b) in enumerate(((x1, x2), (y1, y2)))
         )
         low, high = int(rows[0].min()), int((rows[0] + rows[1]).max())
         across = np.empty((x2 - x1, high - low, self.channels), dtype=np.uint8)
-        resample_columns(turned, low * self.channels, high * self.channels, *columns, across.reshape(x2 - x1, -1))
+        resample_columns(transposed, low * self.channels, high * self.channels, *columns, across.reshape(x2 - x1, -1))
         planes = np.empty((self.channels, high - low, x2 - x1), dtype=np.uint8)
         cv2.split(cv2.transpose(across), list(planes))
         resample_rows(planes, low, *rows, covered[0, x1:x2], covered[1, y1:y2], colour, x1, y1, out)
@@ -88,15 +88,15 @@ def kept_by_mask(mask: NDArray, plan: WindowPlan) -> NDArray[np.bool_] | None:
     return keep if keep.any() else None
 
 
-def halve(turned: NDArray, channels: int) -> NDArray[np.float32]:
+def halve(transposed: NDArray, channels: int) -> NDArray[np.float32]:
     """(W, H * C) -> half the size (rounded up), low-passed; not saturated: no error builds up over the levels."""
     for _ in range(2):
-        taps = halving_taps(len(turned))
-        rows = np.empty((len(taps[0]), turned.shape[1]), dtype=np.float32)
-        sum_rows(turned, *taps, rows)
-        turned = cv2.transpose(rows.reshape(len(rows), -1, channels))
-        turned = turned.reshape(len(turned), -1)
-    return turned
+        taps = halving_taps(len(transposed))
+        rows = np.empty((len(taps[0]), transposed.shape[1]), dtype=np.float32)
+        sum_rows(transposed, *taps, rows)
+        transposed = cv2.transpose(rows.reshape(len(rows), -1, channels))
+        transposed = transposed.reshape(len(transposed), -1)
+    return transposed
 
 
 def paint(
@@ -107,7 +107,7 @@ def paint(
         background.paint(crop, inside)
         return
     painted = crop.copy()
-    background.paint(painted, NOWHERE)
+    background.paint(painted, NO_PIXELS)
     distance = distance_to_box(inside, crop.shape[-1]) if keep is None else distance_to_mask(keep)
     share = np.clip(1 - distance / (background.feather + 1), 0, 1, dtype=np.float32)
     mixed = np.rint(painted + share * (crop.astype(np.float32) - painted)).astype(np.uint8)

@@ -26,8 +26,8 @@ FAST_MATH = {"contract", "arcp", "nsz", "nnan", "ninf"}
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FAST_MATH}
 
 
-def entry(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile what Python calls; machine code is kept on disk, and made anew when what is kept there is of no use."""
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that Python calls; its machine code is kept on disk, and made anew when what is kept there is of no use."""
     try:
         machine = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
@@ -52,10 +52,10 @@ def entry(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-inner = numba.njit(**OPTIONS)  # becomes a part of the code of who calls it
+inlined = numba.njit(**OPTIONS)  # becomes a part of the code of who calls it
 
 
-@entry
+@compiled
 def axis_taps(centre, step, length):  # type: ignore[no-untyped-def]
     """Pixels and weights of the bicubic kernel (Keys, a = -1/2, as in PIL), stretched by max(step, 1), along a line.
 
@@ -88,7 +88,7 @@ def axis_taps(centre, step, length):  # type: ignore[no-untyped-def]
     return first, count, weight
 
 
-@inner
+@inlined
 def weighted_rows(rows, first, count, weight, begin, end, out):  # type: ignore[no-untyped-def]
     """out[:] = sum over t of weight[t] * rows[first + t, begin:end]; four rows per turn: `out` is written less."""
     n = end - begin
@@ -117,45 +117,45 @@ def weighted_rows(rows, first, count, weight, begin, end, out):  # type: ignore[
         done += 1
 
 
-@inner
+@inlined
 def row_sums(rows, first, count, weight, out):  # type: ignore[no-untyped-def]
     """out[i] = sum over t of weight[i, t] * rows[first[i] + t]; rows (h, n) uint8 or float32, out (m, n) float32."""
     for i in range(first.shape[0]):
         weighted_rows(rows, first[i], count[i], weight[i], 0, rows.shape[1], out[i])
 
 
-@entry
+@compiled
 def sum_rows(rows, first, count, weight, out):  # type: ignore[no-untyped-def]
     """`row_sums` for Python."""
     row_sums(rows, first, count, weight, out)
 
 
-@inner
+@inlined
 def grey_level(value):  # type: ignore[no-untyped-def]
     """Rounded and saturated; 255 and a half would be cut off to 255."""
     return np.uint8(np.int32(min(max(value + np.float32(0.5), np.float32(0)), np.float32(255.5))))
 
 
-@entry
-def resample_columns(turned, begin, end, first, count, weight, out):  # type: ignore[no-untyped-def]
+@compiled
+def resample_columns(transposed, begin, end, first, count, weight, out):  # type: ignore[no-untyped-def]
     """First pass: column i of the output for rows begin..end of the photo, rounded in between as PIL does.
 
-    turned: (W, H * C) uint8 or float32, the transposed photo. begin, end: first and last + 1 of its H * C.
+    transposed: (W, H * C) uint8 or float32, the transposed photo. begin, end: first and last + 1 of its H * C.
     first, count, weight: from `axis_taps`, n columns. out: (n, end - begin) uint8, written.
     """
     line = np.empty(end - begin, np.float32)
     for x in range(first.shape[0]):
-        weighted_rows(turned, first[x], count[x], weight[x], begin, end, line)
+        weighted_rows(transposed, first[x], count[x], weight[x], begin, end, line)
         target = out[x]
         for k in range(end - begin):
             target[k] = grey_level(line[k])
 
 
-@entry
+@compiled
 def resample_rows(planes, begin, first, count, weight, share_x, share_y, colour, left, top, out):  # type: ignore[no-untyped-def]
     """Second pass, into a part of a crop.
 
-    planes: (C, h, n) uint8, what the first pass made, turned back. begin: the row of the photo that planes[:, 0] is.
+    planes: (C, h, n) uint8, what the first pass made, transposed back. begin: the row of the photo that is planes[:, 0]
     first, count, weight: from `axis_taps`, m rows. share_x: (n,), share_y: (m,) float32, how much of each output column
     and row the photo covers; the rest is colour, (C,) float32. out: (C, S, S) uint8, written from `left`, `top` on.
     """
@@ -176,8 +176,8 @@ def resample_rows(planes, begin, first, count, weight, share_x, share_y, colour,
                     target[x] = grey_level(colour[c] + (value - colour[c]) * (share_x[x] * share_y[y]))
 
 
-@inner
-def turn(plane, out):  # type: ignore[no-untyped-def]
+@inlined
+def transpose(plane, out):  # type: ignore[no-untyped-def]
     """out[x, y] = plane[y, x]."""
     for x in range(plane.shape[1]):
         line = out[x]
@@ -185,7 +185,7 @@ def turn(plane, out):  # type: ignore[no-untyped-def]
             line[y] = plane[y, x]
 
 
-@entry
+@compiled
 def blur_outside(crop, inside, reduction, smoothing, between):  # type: ignore[no-untyped-def]
     """Replace what lies outside of `inside` by a blur of the whole crop, in place.
 
@@ -202,10 +202,10 @@ def blur_outside(crop, inside, reduction, smoothing, between):  # type: ignore[n
     one, other = np.empty((small, small), np.float32), np.empty((small, small), np.float32)
     for c in range(channels):
         row_sums(crop[c], *reduction, flat)  # down
-        turn(flat, tall)
+        transpose(flat, tall)
         row_sums(tall, *reduction, one)  # across
         row_sums(one, *smoothing, other)
-        turn(other, one)
+        transpose(other, one)
         row_sums(one, *smoothing, other)  # down
         for y in range(small):
             source, target = other[y], flat[y]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rar_mmdet.regions import cpu, device
-from rar_mmdet.regions.kernels import axis_taps, entry, resample_columns, sum_rows
+from rar_mmdet.regions.kernels import axis_taps, compiled, resample_columns, sum_rows
 from rar_mmdet.regions.windows import halving_taps
 
 
@@ -71,7 +71,7 @@ def test_halving_repeats_the_ends(length):
 @pytest.mark.parametrize("hw", [(40, 60), (41, 33), (7, 1)])
 def test_both_backends_halve_alike(hw):
     image = np.random.default_rng(0).integers(0, 256, (*hw, 3)).astype(np.uint8)
-    by_cpu = cpu.CpuBackend(image).turned_level(2)
+    by_cpu = cpu.CpuBackend(image).transposed_level(2)
     by_torch = device.TorchBackend(torch.from_numpy(image).permute(2, 0, 1), 1).level(2)
     np.testing.assert_allclose(by_cpu, by_torch.permute(2, 1, 0).reshape(len(by_cpu), -1).numpy(), atol=1e-3)
 
@@ -79,7 +79,7 @@ def test_both_backends_halve_alike(hw):
 def test_works_where_machine_code_cannot_be_kept():
     scope = {}
     exec("def twice(x):\n    return 2 * x\n", scope)  # no file: numba finds no folder for it
-    assert entry(scope["twice"])(21) == 42
+    assert compiled(scope["twice"])(21) == 42
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
@@ -93,7 +93,7 @@ def test_damaged_machine_code_is_made_anew(tmp_path, monkeypatch, caplog, suffix
         spec = importlib.util.spec_from_file_location("thrice", source)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return entry(module.thrice)
+        return compiled(module.thrice)
 
     assert load()(7) == 21
     files = list((tmp_path / "kept").rglob(f"*.{suffix}"))
