@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "rar_mmdet"
 STAGES = ("regions", "encoders", "memory", "rankers")
 FACE = ("models", "datasets", "evaluation", "visualization", "registry")
 # mmengine is pure Python; its Config and its file backends are used, on demand, where files are read.
-READS_CONFIGS = ("files", "components", "doctor")
+READS_CONFIGS = ("files", "components", "doctor", "calibration")
 # May import: what stands to the right of it in the architecture.
 BASE = {"structures", "errors", "boxes", "files"}
 ALLOWED = {
@@ -29,6 +29,7 @@ ALLOWED = {
     "_host": {"errors"},
     "recognizer": {*STAGES, "fusion", "emission", "recognizer", "components", *BASE},  # components on demand
     "components": {*STAGES, "fusion", "emission", "recognizer", *BASE},
+    "calibration": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "calibration", *BASE},
     "registry": {"components", "_host", "_lvis"},
 }
 

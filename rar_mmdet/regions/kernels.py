@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FA
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function that Python calls; its machine code is kept on disk, and made anew when what is kept there is of no use."""
+    """Compile a function that Python calls; its machine code is kept on disk, and made anew if that is of no use."""
     try:
         machine = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written

@@ -1,0 +1,68 @@
+"""What a calibration of the crops says: Table 11, Figure 11 and a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rar_mmdet.calibration.crops import COLUMNS
+
+__all__ = ["draw", "table_text", "write_snippet"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def table_text(rows: Rows) -> str:
+    """The layout of the paper's Table 11."""
+    lines = []
+    for sigma in dict.fromkeys(row["sigma"] for row in rows):
+        mine = [row for row in rows if row["sigma"] == sigma]
+        fixed = [row for row in mine if isinstance(row["scale"], float)]
+        best = {name: max(row[name] for row in fixed) for name in COLUMNS}
+        blur = f"blur, sigma {sigma:g} px" if sigma else "no blur"
+        lines.append(f"\n{blur:24s}" + "".join(f"{name:>9s}" for name in COLUMNS))
+        for row in mine:
+            is_fixed = isinstance(row["scale"], float)
+            label = f"{row['scale']:.1f}" if is_fixed else "by area " + "/".join(f"{s:g}" for s in row["scale"])
+            marks = ("*" if is_fixed and row[name] == best[name] else " " for name in COLUMNS)
+            lines.append(f"  {label:22s}" + "".join(f"{row[n]:8.2f}{m}" for n, m in zip(COLUMNS, marks, strict=True)))
+    return "\n".join(lines)
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Figure 11: AP over crop scale, overall and by object size, one line per blur; dashed: the best scale by area."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    sigmas = list(dict.fromkeys(row["sigma"] for row in rows))
+    for panel, name in zip(panels, COLUMNS, strict=True):
+        for index, sigma in enumerate(sigmas):
+            fixed = [row for row in rows if row["sigma"] == sigma and isinstance(row["scale"], float)]
+            label = f"blur, σ = {sigma:g} px" if sigma else "no blur"
+            panel.plot([r["scale"] for r in fixed], [r[name] for r in fixed], "o-", color=f"C{index}", label=label)
+            by_area = [r[name] for r in rows if r["sigma"] == sigma and not isinstance(r["scale"], float)]
+            if name == "AP" and by_area:
+                panel.axhline(max(by_area), color=f"C{index}", linestyle="--", label=f"{label}, scale by area")
+        panel.set(title=name, xlabel="window side / longer box side")
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=120, metadata={"Date": None} if suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def write_snippet(cropper: Mapping[str, Any], where: str, comment: str, config: Path, out: Path) -> None:
+    """A config that inherits CONFIG and sets the cropper at the keys `where`."""
+    from mmengine.config import Config
+
+    content: dict[str, Any] = {**cropper, "_delete_": True}
+    for key in reversed(where.split(".")):
+        content = {key: content}
+    base = Path(os.path.relpath(config, out)).as_posix()
+    text = Config({"_base_": [base], **content}).pretty_text
+    (out / "best_policy.py").write_text(f"# {comment}; by tools/calibrate_regions.py.\n{text}", encoding="utf-8")
