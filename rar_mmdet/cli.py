@@ -26,7 +26,7 @@ class Command:
 
 
 COMMANDS = {
-    "calibrate-regions": Command("rar_mmdet.calibration.regions", "find crop scale and blur on training images"),
+    "calibrate-regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
 }
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from rar_mmdet.calibration.regions import main
+from rar_mmdet.calibration.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

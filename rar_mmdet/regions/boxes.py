@@ -14,9 +14,9 @@ __all__ = ["find_invalid_boxes", "find_suspicious_boxes", "validate_boxes"]
 
 NUM_NAMED = 5  # boxes a message spells out before it only counts
 
-# Boxes that all lie in the first pixel (and half of one around it, for predictions) of a photo at least so large are
+# Boxes that all lie in the first pixel (and a tenth around it, for predictions) of a photo at least so large are
 # taken for boxes in 0..1. Ours.
-FIRST_PIXEL = (-0.5, 1.5)
+FIRST_PIXEL = (-0.1, 1.1)
 NORMALISED_MIN_SIDE = 16
 # When the boxes of a data set are worth a warning. Ours.
 FEW_BOXES = 10  # below that a share means nothing
