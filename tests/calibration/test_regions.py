@@ -18,8 +18,8 @@ from PIL import Image
 from skimage import data
 
 from rar_mmdet.calibration import Embedder, Scorer, crops, find_regions, sweep
-from rar_mmdet.calibration.crops import Picked, best_policy
 from rar_mmdet.calibration.command import find_recognizer, main, training_set
+from rar_mmdet.calibration.crops import Picked, best_policy
 from rar_mmdet.calibration.report import write_snippet
 from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import TopPairs
