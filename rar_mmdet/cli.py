@@ -28,6 +28,7 @@ class Command:
 COMMANDS = {
     "calibrate-regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
+    "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
 }
 
 
