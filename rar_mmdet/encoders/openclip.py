@@ -20,7 +20,7 @@ from rar_mmdet.encoders.weights import (
     locate,
     root_logging_untouched,
 )
-from rar_mmdet.errors import EncoderLoadError, MissingAssetError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 
 __all__ = ["OpenClipEncoder"]
 
@@ -71,9 +71,9 @@ class OpenClipEncoder:
         allow_download: bool = False,
     ) -> None:
         if precision is not None and precision not in DTYPES:
-            raise ValueError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
+            raise ConfigError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.pretrained, self.precision = model, pretrained, precision
         self.device, self.batch_size, self.cache_dir, self.allow_download = (
             device,
@@ -161,7 +161,7 @@ class OpenClipEncoder:
             (R, D) float32 on the encoder's device.
         """
         if crops.ndim != 4 or crops.shape[1] != 3 or crops.dtype != torch.uint8:
-            raise ValueError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
+            raise ConfigError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
         state = self._ready()
         vectors = [torch.zeros((0, self.dim), device=state.device)]
         with torch.autocast(state.device.type, enabled=False):

@@ -14,7 +14,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from rar_mmdet.errors import VocabularyError
+from rar_mmdet.errors import RarError, VocabularyError
 from rar_mmdet.files.names import NUM_SHOWN, clean_name, cleaned, did_you_mean, kind_of, short, shown, vocabulary_hash
 from rar_mmdet.files.text import decode_text, parse_json, read_bytes
 
@@ -173,6 +173,7 @@ def check_same_vocabulary(
     names_of: str = "the recognizer's vocabulary",
     classes_of: str = "the dataset",
     advice: str = "Point `recognizer.vocabulary` at the dataset's annotation file, or at a file with these names",
+    error: type[RarError] = VocabularyError,
 ) -> None:
     """Labels index both lists, so both must have the same names in the same order; another spelling is fine.
 
@@ -182,10 +183,11 @@ def check_same_vocabulary(
         names_of: what messages call the first list.
         classes_of: what messages call the second list.
         advice: what to type.
+        error: class of the error.
 
     Raises:
-        VocabularyError: the lists differ once their names are cleaned. The message says in how many places, the first
-            of them, and `advice`.
+        RarError: of that class; the lists differ once their names are cleaned. The message says in how many places,
+            the first of them, and `advice`.
     """
     if classes is None:
         return
@@ -200,12 +202,12 @@ def check_same_vocabulary(
     if len(own) != len(other):
         longer, at = (names, names_of) if len(own) > len(other) else (classes, classes_of)
         told = told or f"; {longer[min(len(own), len(other))]!r} is in {at} alone"
-        raise VocabularyError(
+        raise error(
             f"{names_of} has {len(own)} names, {classes_of} {len(other)} classes{told}. Labels would mean different "
             f"things. {advice}"
         )
     order = "has the same names in another order" if Counter(own) == Counter(other) else "has other names"
-    raise VocabularyError(
+    raise error(
         f"{names_of} {order} than {classes_of}: {len(different)} of {len(own)} labels differ{told}. Labels would mean "
         f"different things. {advice}"
     )

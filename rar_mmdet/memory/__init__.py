@@ -3,9 +3,10 @@
 from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, sample_exemplars
-from rar_mmdet.memory.index import IndexSpec
+from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_exemplars, sample_exemplars
+from rar_mmdet.memory.faiss_search import FaissMemory, FaissSearch, IndexSpec
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
+from rar_mmdet.memory.store import load_memory, save_memory
 from rar_mmdet.memory.templates import TEMPLATE_SETS, resolve_templates
 from rar_mmdet.memory.text import TextMemory
 
@@ -14,6 +15,8 @@ __all__ = [
     "Entries",
     "EntryKind",
     "Exemplar",
+    "FaissMemory",
+    "FaissSearch",
     "IndexSpec",
     "MemoryInfo",
     "MemorySource",
@@ -22,6 +25,9 @@ __all__ = [
     "TextMemory",
     "clean_name",
     "encode_exemplars",
+    "load_memory",
+    "read_exemplars",
     "resolve_templates",
     "sample_exemplars",
+    "save_memory",
 ]

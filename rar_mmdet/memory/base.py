@@ -1,15 +1,37 @@
-"""What a recogniser needs of a memory."""
+"""What a recogniser needs of a memory, and what a memory needs of an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["MemorySource", "Shortlister"]
+__all__ = ["EntryEncoder", "MemorySource", "Shortlister"]
+
+
+class EntryEncoder(Protocol):
+    """The part of an `Encoder` that a memory is built by; stages do not import one another."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for encoders that give equal vectors, and only for these."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / τ, what cosines are multiplied by before the softmax."""
+        ...
+
+    def encode_images(self, crops: Tensor) -> Tensor:
+        """(R, 3, S, S) uint8 RGB -> (R, D) float32 unit vectors."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """T texts -> (T, D) float32 unit vectors."""
+        ...
 
 
 class Shortlister(Protocol):
@@ -28,7 +50,7 @@ class Shortlister(Protocol):
 class MemorySource(Protocol):
     """A recipe for a memory, or a ready one."""
 
-    def prepare(self, encoder: Any, category_names: Sequence[str]) -> Shortlister:
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> Shortlister:
         """The memory of these names by this encoder; a ready one checks that it is of them.
 
         Args:

@@ -9,6 +9,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from rar_mmdet.errors import ConfigError
+
 __all__ = ["Entries", "EntryKind"]
 
 
@@ -44,7 +46,7 @@ class Entries:
         """Entries from rows in any order; rows of one category keep their order.
 
         Raises:
-            ValueError: a vector is not finite, or not of unit length.
+            ConfigError: a vector is not finite, or not of unit length.
         """
         if not isinstance(kinds, Tensor):
             kinds = torch.full((len(vectors),), int(kinds), dtype=torch.uint8)
@@ -52,7 +54,10 @@ class Entries:
         bad = ((norms - 1).abs() > 1e-3) | ~torch.isfinite(norms)
         if bad.any():
             first = int(bad.nonzero()[0])
-            raise ValueError(f"entry {first} ({sources[first]!r}) has length {norms[first]:.4g}, expected unit length")
+            raise ConfigError(
+                f"entry {first} ({sources[first]!r}) has length {norms[first]:.4g}, expected unit length. Is it what "
+                "an encoder gave? It must return finite vectors of length 1"
+            )
         order = category_ids.sort(stable=True).indices
         return Entries(
             vectors[order].contiguous(), category_ids[order], kinds[order], [sources[i] for i in order.tolist()]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from rar_mmdet.memory.entries import Entries, EntryKind
 
-__all__ = ["CHUNK_FLOATS", "CategoryScorer", "best_first", "in_order", "log_sum_exp", "prototypes", "search_exactly"]
+__all__ = [
+    "CHUNK_FLOATS",
+    "CategoryScorer",
+    "best_first",
+    "in_order",
+    "log_sum_exp",
+    "nearest_rows",
+    "prototypes",
+    "search_exactly",
+]
 
 CHUNK_FLOATS = 1 << 21  # scores held at a time on a CPU: 8 MiB stay in its caches between the passes (measured)
 GPU_CHUNK_FLOATS = 1 << 27  # 512 MiB keep a GPU busy
@@ -81,13 +92,37 @@ def search_exactly(scorer: CategoryScorer, queries: Tensor, depth: int) -> tuple
     """
     ids = torch.empty((len(queries), depth), dtype=torch.int64, device=queries.device)
     log_probs = torch.empty((len(queries), depth), device=queries.device)
-    floats = CHUNK_FLOATS if queries.device.type == "cpu" else GPU_CHUNK_FLOATS
-    for start in range(0, len(queries), step := max(1, floats // scorer.width)):
-        part = slice(start, start + step)
+    for part in _chunks(queries, scorer.width):
         scores = scorer(queries[part])
         ids[part], values = best_first(scores, depth)
         log_probs[part] = values - log_sum_exp(scores, values[:, :1])
     return ids, log_probs
+
+
+def nearest_rows(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows with the largest dot products.
+
+    Args:
+        queries: (R, D) float32.
+        rows: (E, D) float32, on the same device.
+        k: at most E.
+
+    Returns:
+        ids (R, k) int64 and dot products (R, k) float32, descending; among equals the lower id comes first.
+    """
+    ids = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
+    values = torch.empty((len(queries), k), device=queries.device)
+    for part in _chunks(queries, len(rows)):
+        ids[part], values[part] = best_first(queries[part] @ rows.T, k)
+    return ids, values
+
+
+def _chunks(queries: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the queries whose scores, `width` floats each, fit the cache of the device."""
+    floats = CHUNK_FLOATS if queries.device.type == "cpu" else GPU_CHUNK_FLOATS
+    step = max(1, floats // width)
+    for start in range(0, len(queries), step):
+        yield slice(start, start + step)
 
 
 def prototypes(entries: Entries, num_categories: int, text_weight: float | None) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,22 @@
-"""The memory of categories: search, and what it was made of."""
+"""The memory of categories: exact search, and what it was made of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rar_mmdet.errors import MemoryMismatchError, VocabularyError
-from rar_mmdet.files.vocabulary import clean_name
+from rar_mmdet.errors import ConfigError, MemoryMismatchError, VocabularyError
+from rar_mmdet.files.vocabulary import check_same_vocabulary
+from rar_mmdet.memory.base import EntryEncoder
 from rar_mmdet.memory.entries import Entries, EntryKind
-from rar_mmdet.memory.exact import CategoryScorer, search_exactly
-from rar_mmdet.memory.index import FaissSearch, IndexSpec
+from rar_mmdet.memory.exact import CategoryScorer, nearest_rows, search_exactly
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["CategoryMemory", "MemoryInfo", "index_key"]
+__all__ = ["CategoryMemory", "MemoryInfo", "check_encoder"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class MemoryInfo:
 class CategoryMemory:
     """Categories as vectors; finds the N closest of each query with their softmax over the full vocabulary.
 
-    Identity is the index: names may repeat. Among equal scores the lower index comes first.
+    Identity is the index: names may repeat. Among equal scores the lower index comes first. The search is exact and
+    in float32, whatever autocast is around it. Threads may share a memory.
 
     Args:
         entries: the vectors and what they belong to.
@@ -43,8 +43,11 @@ class CategoryMemory:
         info: what the vectors were made of.
         aggregation: 'max' or 'mean' over a category's entries.
         text_weight: w in [0, 1]: score = w·(over texts) + (1 - w)·(over images); `None` does not tell kinds apart.
-        index: how to search; an `IndexSpec` or its `factory`.
-        index_file: an index of these vectors built earlier.
+        temperature: τ of the softmax over all C categories; `None`: what the encoder learned for texts.
+
+    Raises:
+        ConfigError: a setting is not one of these.
+        VocabularyError: no names, no entries, or entries of categories beyond the names.
     """
 
     def __init__(
@@ -55,36 +58,22 @@ class CategoryMemory:
         info: MemoryInfo,
         aggregation: str = "max",
         text_weight: float | None = None,
-        index: IndexSpec | str = "torch",
-        index_file: Path | None = None,
+        temperature: float | None = None,
     ) -> None:
+        check_scoring(aggregation, text_weight, temperature)
         if not category_names:
             raise VocabularyError("a memory needs at least one category name, got none")
         if len(entries) == 0:
             raise VocabularyError("a memory needs at least one entry, got none")
-        if aggregation not in ("max", "mean"):
-            raise ValueError(f"aggregation must be 'max' or 'mean', got {aggregation!r}")
-        if text_weight is not None and not 0 <= text_weight <= 1:
-            raise ValueError(f"text_weight must be in [0, 1] or None, got {text_weight}")
         if int(entries.category_ids[-1]) >= len(category_names) or int(entries.category_ids[0]) < 0:
             raise VocabularyError(
                 f"entries name categories up to {int(entries.category_ids[-1])}, but there are {len(category_names)} "
                 "category names"
             )
         self.entries, self.category_names, self.info = entries, tuple(category_names), info
-        self.aggregation, self.text_weight = aggregation, text_weight
-        self.index = IndexSpec(index) if isinstance(index, str) else index
+        self.aggregation, self.text_weight, self.temperature = aggregation, text_weight, temperature
+        self._entries_on: dict[torch.device, Entries] = {}
         self._scorers: dict[torch.device, CategoryScorer] = {}
-        self.faiss: FaissSearch | None = None
-        if self.index.factory != "torch":
-            self.faiss = FaissSearch(
-                self.index,
-                entries,
-                self._scorer(torch.device("cpu")),
-                aggregation=aggregation,
-                text_weight=text_weight,
-                index_file=index_file,
-            )
 
     @property
     def num_categories(self) -> int:
@@ -96,6 +85,11 @@ class CategoryMemory:
         """D."""
         return self.entries.vectors.shape[1]
 
+    @property
+    def scale(self) -> float:
+        """1 / τ: what cosines are multiplied by before the softmax."""
+        return self.info.logit_scale if self.temperature is None else 1 / self.temperature
+
     def __repr__(self) -> str:
         texts = int((self.entries.kinds == EntryKind.TEXT).sum())
         return (
@@ -103,47 +97,66 @@ class CategoryMemory:
             f"entries of {self.dim}, encoder {self.info.encoder})"
         )
 
-    def prepare(self, encoder: Any, category_names: Sequence[str]) -> CategoryMemory:
-        """This memory, once it is known to be of these names and this encoder.
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory:
+        """This memory, once it is known to be of these names, however they are spelt, and of this encoder.
 
         Raises:
-            MemoryMismatchError: it is not.
+            MemoryMismatchError: it is of others; the message says where they differ.
         """
-        if encoder.fingerprint != self.info.encoder:
-            raise MemoryMismatchError(
-                f"this memory was made by encoder {self.info.encoder}, the recogniser has {encoder.fingerprint}. "
-                "Use that encoder, or TextMemory() to build a memory by this one"
-            )
-        if [clean_name(name) for name in self.category_names] != [clean_name(name) for name in category_names]:
-            raise MemoryMismatchError(
-                f"this memory holds {self.num_categories} categories, the recogniser has {len(category_names)} other "
-                "names. Use TextMemory() to build a memory of these names"
-            )
+        check_encoder(self.info, encoder, "this memory")
+        check_same_vocabulary(
+            self.category_names,
+            category_names,
+            names_of="this memory",
+            classes_of="the recogniser",
+            advice="Give the recogniser the memory's names, or `TextMemory()`, which builds a memory of its names",
+            error=MemoryMismatchError,
+        )
         return self
 
     @torch.inference_mode()
-    def search(self, queries: Tensor, depth: int, temperature: float | None = None) -> Shortlist:
+    def search(self, queries: Tensor, depth: int) -> Shortlist:
         """The categories closest to each query.
 
         Args:
             queries: (R, D) unit vectors, any device and float type.
             depth: N; at most C are returned.
-            temperature: τ of the softmax over all C categories; `None`: what the encoder learned.
 
         Returns:
             ids and probabilities (R, min(N, C)), best first, on the queries' device.
 
         Raises:
-            ValueError: the queries have another size, are not finite, or `depth` or `temperature` is not positive.
+            ConfigError: the queries have another size, are not finite, or `depth` is not positive.
         """
-        scale = self._check(queries, depth, temperature)
-        depth = min(depth, self.num_categories)
-        scaled = queries.float() * scale
-        if self.faiss is None or len(queries) == 0:
-            ids, log_probs = search_exactly(self._scorer(queries.device), scaled, depth)
-        else:
-            ids, log_probs = (found.to(queries.device) for found in self.faiss.search(scaled.cpu(), depth))
+        self.check_queries(queries, depth)
+        with torch.autocast(queries.device.type, enabled=False):
+            ids, log_probs = search_exactly(
+                self.scorer(queries.device), queries.float() * self.scale, min(depth, self.num_categories)
+            )
         return Shortlist(ids, log_probs.clamp_(max=0).exp_())  # rounding may leave log p a hair above 0
+
+    @torch.inference_mode()
+    def nearest_entries(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The single entries closest to each query; categories, weights and temperature play no part.
+
+        Args:
+            queries: (R, D) unit vectors, any device and float type.
+            k: entries for each query; at most E are returned.
+
+        Returns:
+            entry ids (R, min(k, E)) int64, rows of `entries`, and their cosines float32, best first; among equal
+            cosines the lower id comes first.
+
+        Raises:
+            ConfigError: as in `search`.
+        """
+        self.check_queries(queries, k)
+        with torch.autocast(queries.device.type, enabled=False):
+            return nearest_rows(queries.float(), self._own(queries.device).vectors, min(k, len(self.entries)))
+
+    def with_names(self, category_names: Sequence[str]) -> CategoryMemory:
+        """This memory with its C names spelt as given."""
+        return self if tuple(category_names) == self.category_names else self._like(self.entries, category_names)
 
     def with_entries(self, more: Entries, dataset: str | None = None) -> CategoryMemory:
         """This memory and further entries of its categories."""
@@ -161,80 +174,85 @@ class CategoryMemory:
             parts.append(replace(own, category_ids=torch.full((last - first,), new_id, dtype=torch.int64)))
         if not parts:
             raise VocabularyError("none of the old categories is kept; build a memory of the new names instead")
-        return self._like(Entries.concat(parts), category_names, self.info)
+        return self._like(Entries.concat(parts), category_names)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the memory as one folder, atomically; an older one there is replaced. See `docs/memory.md`."""
-        from rar_mmdet.memory.store import save
+    def check_queries(self, queries: Tensor, depth: int) -> None:
+        """Refuse queries that cannot be searched.
 
-        return save(self, Path(folder))
-
-    @staticmethod
-    def load(
-        folder: str | Path,
-        *,
-        verify: bool = True,
-        aggregation: str = "max",
-        text_weight: float | None = None,
-        index: IndexSpec | str = "torch",
-    ) -> CategoryMemory:
-        """Open a saved memory; vectors stay in the file and are read as needed (mmap).
-
-        Args:
-            folder: what `save` wrote.
-            verify: compare every file with its hash.
-            aggregation: see the class.
-            text_weight: see the class.
-            index: how to search; read from the folder if it was saved with this very index, else built.
+        Raises:
+            ConfigError: they have another size, are not finite, or `depth` is not positive.
         """
-        from rar_mmdet.memory.store import load
-
-        stored = load(Path(folder), verify=verify)
-        spec = IndexSpec(index) if isinstance(index, str) else index
-        fits = stored.index == index_key(spec, aggregation, text_weight)
-        return CategoryMemory(
-            stored.entries,
-            stored.category_names,
-            info=stored.info,
-            aggregation=aggregation,
-            text_weight=text_weight,
-            index=spec,
-            index_file=stored.index_file if fits else None,
-        )
-
-    def _like(self, entries: Entries, category_names: Sequence[str], info: MemoryInfo) -> CategoryMemory:
-        return CategoryMemory(
-            entries,
-            category_names,
-            info=info,
-            aggregation=self.aggregation,
-            text_weight=self.text_weight,
-            index=self.index,
-        )
-
-    def _check(self, queries: Tensor, depth: int, temperature: float | None) -> float:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ValueError(
+            raise ConfigError(
                 f"queries must be (R, {self.dim}), got {tuple(queries.shape)}; the memory was built by encoder "
                 f"{self.info.encoder}"
             )
         if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+            raise ConfigError(f"depth must be at least 1, got {depth}")
         if not torch.isfinite(queries.sum()):
             rows = (~torch.isfinite(queries)).any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(f"queries are not finite in rows {rows[:5]}; try precision='fp32' for the encoder")
-        return 1 / temperature if temperature is not None else self.info.logit_scale
+            if rows:  # the sum of many finite halves may overflow
+                raise ConfigError(f"queries are not finite in rows {rows[:5]}; try precision='fp32' for the encoder")
 
-    def _scorer(self, device: torch.device) -> CategoryScorer:
+    def scorer(self, device: torch.device) -> CategoryScorer:
+        """Scores of all categories, on that device."""
         if device not in self._scorers:
-            own = self.entries
-            moved = Entries(own.vectors.to(device), own.category_ids.to(device), own.kinds.to(device), own.sources)
-            self._scorers[device] = CategoryScorer(moved, self.num_categories, self.aggregation, self.text_weight)
+            self._scorers[device] = CategoryScorer(
+                self._own(device), self.num_categories, self.aggregation, self.text_weight
+            )
         return self._scorers[device]
 
+    def _own(self, device: torch.device) -> Entries:
+        if device not in self._entries_on:
+            own = self.entries
+            self._entries_on[device] = Entries(
+                own.vectors.to(device), own.category_ids.to(device), own.kinds.to(device), own.sources
+            )
+        return self._entries_on[device]
 
-def index_key(spec: IndexSpec, aggregation: str, text_weight: float | None) -> dict[str, Any]:
-    """What an index on disk depends on beside the vectors; two equal keys may share a file."""
-    return {**spec.build_key(), "aggregation": aggregation, "text_weight": text_weight}
+    def _like(self, entries: Entries, category_names: Sequence[str], info: MemoryInfo | None = None) -> CategoryMemory:
+        return CategoryMemory(
+            entries,
+            category_names,
+            info=info or self.info,
+            aggregation=self.aggregation,
+            text_weight=self.text_weight,
+            temperature=self.temperature,
+        )
+
+
+def check_scoring(aggregation: str, text_weight: float | None, temperature: float | None) -> None:
+    """Refuse settings of a search that mean nothing.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if aggregation not in ("max", "mean"):
+        raise ConfigError(f"aggregation must be 'max' or 'mean', got {aggregation!r}")
+    if text_weight is not None and not 0 <= text_weight <= 1:
+        raise ConfigError(f"text_weight must be in [0, 1] or None, got {text_weight}")
+    if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
+        raise ConfigError(
+            f"temperature must be a positive number such as 0.01, or None for the encoder's own, got {temperature}"
+        )
+
+
+def check_encoder(info: MemoryInfo, encoder: EntryEncoder, where: object) -> None:
+    """Refuse vectors of another encoder.
+
+    Raises:
+        MemoryMismatchError: naming both; it says so when the precision alone differs.
+    """
+    if info.encoder == encoder.fingerprint:
+        return
+    stored, _, stored_precision = info.encoder.rpartition(":")
+    own, _, own_precision = encoder.fingerprint.rpartition(":")
+    if stored == own and stored:
+        raise MemoryMismatchError(
+            f"{where} was built in {stored_precision}, the encoder runs in {own_precision}; their vectors differ a "
+            f"little. Set the encoder's precision={stored_precision!r}, or build the memory in {own_precision}"
+        )
+    raise MemoryMismatchError(
+        f"{where} was built by encoder {info.encoder}, this config's is {encoder.fingerprint}; their vectors cannot be "
+        "compared. Build it with this encoder, or use that one"
+    )

@@ -1,4 +1,4 @@
-"""One folder per memory on disk: manifest.json, vectors.safetensors and, with an approximate index, index.faiss."""
+"""One folder per memory on disk: manifest.json and vectors.safetensors, for any number of readers and writers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,14 +24,13 @@ import rar_mmdet
 from rar_mmdet.errors import MemoryMismatchError, MissingAssetError
 from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.memory.entries import Entries, EntryKind
+from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
 
-if TYPE_CHECKING:
-    from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
-
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "StoredMemory", "load", "save"]
+__all__ = ["MANIFEST", "SCHEMA_VERSION", "load_memory", "save_memory"]
 
 FORMAT, SCHEMA_VERSION = "rar_mmdet memory", 1
-MANIFEST, VECTORS, INDEX = "manifest.json", "vectors.safetensors", "index.faiss"
+MANIFEST, VECTORS = "manifest.json", "vectors.safetensors"
+WAIT_FOR_WRITER_S = 10.0  # how long a reader that meets a writer tries again; exchanging a folder takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,6 @@ class StoredMemory:
     entries: Entries
     category_names: tuple[str, ...]
     info: MemoryInfo
-    index: dict[str, Any] | None  # what index.faiss holds
-    index_file: Path | None
 
 
 class PackedStrings(Sequence[str]):
@@ -70,66 +69,139 @@ class PackedStrings(Sequence[str]):
         return self._utf8[start:end].numpy().tobytes().decode()
 
 
-def save(memory: CategoryMemory, folder: Path) -> Path:
-    """Write `memory` beside `folder` and rename it into place, so that a killed writer leaves the old one usable."""
-    folder = folder.absolute()
+def save_memory(memory: CategoryMemory, folder: str | Path) -> Path:
+    """Write `memory` as one folder; an older one there is replaced. See `docs/memory.md`.
+
+    It is written beside `folder` and renamed into place, so that a killed writer leaves the old one usable. Writers
+    wait for one another; readers need not.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        MemoryMismatchError: there is something else in that place.
+    """
+    folder = Path(folder).expanduser().absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     fresh.mkdir()
     try:
         _write(memory, fresh)
-        backup = _backup_of(folder)
-        if folder.exists():
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            backup = _backup_of(folder)
+            if folder.exists():
+                _check_replaceable(folder)
+                shutil.rmtree(backup, ignore_errors=True)
+                os.rename(folder, backup)  # readers take the backup if we are killed between these two lines
+            os.rename(fresh, folder)
             shutil.rmtree(backup, ignore_errors=True)
-            os.rename(folder, backup)  # `load` reads the backup if we are killed between these two lines
-        os.rename(fresh, folder)
-        shutil.rmtree(backup, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
-def load(folder: Path, *, verify: bool = True) -> StoredMemory:
-    """Open a memory for reading; any number of processes may.
+def load_memory(
+    folder: str | Path,
+    *,
+    verify: bool = True,
+    aggregation: str = "max",
+    text_weight: float | None = None,
+    temperature: float | None = None,
+) -> CategoryMemory:
+    """Open a saved memory; vectors stay in the file and are read as needed (mmap).
 
     Args:
-        folder: what `save` wrote.
+        folder: what `save_memory` wrote.
         verify: compare every file with its hash in the manifest.
+        aggregation: see `CategoryMemory`.
+        text_weight: see `CategoryMemory`.
+        temperature: see `CategoryMemory`.
 
     Raises:
         MissingAssetError: there is no memory.
         MemoryMismatchError: a file is damaged, or of a schema this version does not read.
     """
-    from rar_mmdet.memory.memory import MemoryInfo
-
-    if not folder.exists() and _backup_of(folder.absolute()).exists():
-        folder = _backup_of(folder.absolute())
-    manifest = _read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise MemoryMismatchError(f"{path} is missing although the manifest names it; build the memory anew")
-        if verify and _sha256(path) != expected:
-            raise MemoryMismatchError(f"{path} is damaged: its SHA-256 is not the manifest's; build the memory anew")
-    try:
-        with safe_open(str(folder / VECTORS), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise MemoryMismatchError(f"{folder / VECTORS} is not readable ({error}); build the memory anew") from error
-    sources = PackedStrings(tensors["sources_utf8"], tensors["source_offsets"])
-    info = {**manifest["info"], "templates": tuple(manifest["info"]["templates"])}
-    return StoredMemory(
-        entries=Entries(tensors["vectors"], tensors["category_ids"], tensors["kinds"], sources),
-        category_names=tuple(manifest["category_names"]),
-        info=MemoryInfo(**info),
-        index=manifest["index"],
-        index_file=folder / INDEX if INDEX in manifest["files"] else None,
+    stored = _read_while_others_write(Path(folder).expanduser().absolute(), verify)
+    return CategoryMemory(
+        stored.entries,
+        stored.category_names,
+        info=stored.info,
+        aggregation=aggregation,
+        text_weight=text_weight,
+        temperature=temperature,
     )
 
 
-def _write(memory: CategoryMemory, folder: Path) -> None:
-    from rar_mmdet.memory.memory import index_key
+def _read_while_others_write(folder: Path, verify: bool) -> StoredMemory:
+    """Read the folder; once more where a writer exchanged it meanwhile. Needs no right to write."""
+    give_up = time.monotonic() + WAIT_FOR_WRITER_S
+    while True:
+        before = _state_of(folder)
+        try:
+            stored = _read(folder if folder.exists() else _backup_of(folder), folder, verify)
+        except (MissingAssetError, MemoryMismatchError):
+            if _state_of(folder) == before or time.monotonic() > give_up:
+                raise
+        else:
+            if _state_of(folder) == before:  # else names of one memory may have met vectors of another
+                return stored
+            if time.monotonic() > give_up:
+                raise MemoryMismatchError(f"{folder} is being written again and again; load it when that has ended")
+        time.sleep(0.01)
 
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace what is no memory, such as a folder of photos given by mistake."""
+    if not folder.is_dir() or (
+        any(folder.iterdir()) and not (folder / MANIFEST).exists() and not (folder / VECTORS).exists()
+    ):
+        raise MemoryMismatchError(
+            f"{folder} holds something else than a memory and is not replaced. Give another folder"
+        )
+
+
+def _state_of(folder: Path) -> tuple[int, ...]:
+    """What changes when a writer exchanges the folder, while it does so, and after."""
+    state: tuple[int, ...] = ()
+    for path in (folder, _backup_of(folder)):
+        try:
+            stat = path.stat()
+            state += (stat.st_ino, stat.st_ctime_ns)
+        except OSError:
+            state += (0, 0)
+    return state
+
+
+def _read(folder: Path, said: Path, verify: bool) -> StoredMemory:
+    """Everything in `folder`; messages call it `said`."""
+    manifest = _read_manifest(folder, said)
+    try:
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise MemoryMismatchError(
+                    f"{said / name} is missing although the manifest names it; build the memory anew"
+                )
+            if verify and _sha256(path) != expected:
+                raise MemoryMismatchError(
+                    f"{said / name} is damaged: its SHA-256 is not the manifest's; build the memory anew"
+                )
+        with safe_open(str(folder / VECTORS), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        sources = PackedStrings(tensors["sources_utf8"], tensors["source_offsets"])
+        info = {**manifest["info"], "templates": tuple(manifest["info"]["templates"])}
+        return StoredMemory(
+            entries=Entries(tensors["vectors"], tensors["category_ids"], tensors["kinds"], sources),
+            category_names=tuple(manifest["category_names"]),
+            info=MemoryInfo(**info),
+        )
+    except MemoryMismatchError:
+        raise
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MemoryMismatchError(f"{said / VECTORS} is not readable ({error}); build the memory anew") from error
+
+
+def _write(memory: CategoryMemory, folder: Path) -> None:
     own = memory.entries
     utf8, offsets = PackedStrings.pack(own.sources)
     save_file(
@@ -142,10 +214,6 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
         },
         str(folder / VECTORS),
     )
-    index = None
-    if memory.faiss is not None and memory.index.is_approximate:  # 'Flat' is made from the vectors in no time
-        memory.faiss.write(folder / INDEX)
-        index = index_key(memory.index, memory.aggregation, memory.text_weight)
     texts = int((own.kinds == EntryKind.TEXT).sum())
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -153,7 +221,6 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
         "created_by": f"rar_mmdet {rar_mmdet.__version__}",
         "info": asdict(memory.info),
         "entries": {"text": texts, "image": len(own) - texts, "dim": memory.dim},
-        "index": index,
         "names_sha256": vocabulary_hash(memory.category_names),
         "category_names": list(memory.category_names),
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
@@ -163,27 +230,30 @@ def _write(memory: CategoryMemory, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(_with_digest(blank, "", digest))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
+def _read_manifest(folder: Path, said: Path) -> dict[str, Any]:
+    path = said / MANIFEST
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingAssetError(
-            f"no memory in {folder.absolute()} ({MANIFEST} is not there); tools/build_memory.py makes one"
-        )
-    raw = path.read_bytes()
+            f"no memory in {said} ({MANIFEST} is not there); tools/build_memory.py makes one"
+        ) from error
+    except OSError as error:
+        raise MemoryMismatchError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         manifest: dict[str, Any] = json.loads(raw.decode())
         digest = manifest["sha256"]
         intact = hashlib.sha256(_with_digest(raw, digest, "")).hexdigest() == digest
-    except (ValueError, KeyError, TypeError) as error:
+        version, created_by = manifest["schema_version"], manifest["created_by"]
+    except (ValueError, LookupError, TypeError) as error:
         raise MemoryMismatchError(f"{path} is damaged or no manifest of a memory ({error}); build it anew") from error
     if not intact or manifest.get("format") != FORMAT:
         raise MemoryMismatchError(f"{path} is damaged: its SHA-256 does not fit its content; build the memory anew")
-    version = manifest["schema_version"]
     if version != SCHEMA_VERSION:
         advice = "a newer rar_mmdet wrote it, upgrade" if version > SCHEMA_VERSION else "build the memory anew"
         raise MemoryMismatchError(
-            f"{path} is of schema {version}, written by {manifest['created_by']}; this version reads schema "
-            f"{SCHEMA_VERSION}: {advice}"
+            f"{path} is of schema {version}, written by {created_by}; this version reads schema {SCHEMA_VERSION}: "
+            f"{advice}"
         )
     return manifest
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rar_mmdet.errors import ConfigError
+
 __all__ = ["TEMPLATE_SETS", "resolve_templates"]
 
 # "a photo of a {}" is RAR's own prompt (paper, section 3.2) and what its authors used for the CLIP baseline.
@@ -117,20 +119,20 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """The templates of a named set, or one's own list, checked.
 
     Raises:
-        ValueError: no such set, an empty list, or a template without exactly one `{}`.
+        ConfigError: no such set, an empty list, or a template without exactly one `{}`.
     """
     if isinstance(templates, str):
         if templates in TEMPLATE_SETS:
             return TEMPLATE_SETS[templates]
         if "{}" not in templates:
-            raise ValueError(
+            raise ConfigError(
                 f"no template set {templates!r}; there are {', '.join(TEMPLATE_SETS)}, or give a list of sentences "
                 "with `{}` where the name belongs"
             )
         templates = [templates]
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
-            raise ValueError(f"template {template!r} must hold `{{}}` exactly once, where the name belongs")
+            raise ConfigError(f"template {template!r} must hold `{{}}` exactly once, where the name belongs")
     if not templates:
-        raise ValueError("templates is an empty list; give at least one sentence with `{}`")
+        raise ConfigError("templates is an empty list; give at least one sentence with `{}`")
     return tuple(templates)

@@ -5,113 +5,116 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rar_mmdet.errors import MemoryMismatchError, MissingAssetError, VocabularyError
-from rar_mmdet.files.vocabulary import clean_name
-from rar_mmdet.memory.encode import PromptGroup, TextEncoder, encode_groups, name_groups, text_entries
-from rar_mmdet.memory.index import IndexSpec
-from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
+from rar_mmdet.errors import ConfigError, MemoryMismatchError, MissingAssetError, VocabularyError
+from rar_mmdet.files.text import parse_json, read_bytes
+from rar_mmdet.files.vocabulary import check_same_vocabulary, clean_name, label_order
+from rar_mmdet.memory.base import EntryEncoder
+from rar_mmdet.memory.cache import default_cache_dir
+from rar_mmdet.memory.encode import PromptGroup, encode_groups, name_groups, text_entries
+from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo, check_encoder, check_scoring
+from rar_mmdet.memory.store import SCHEMA_VERSION, load_memory, save_memory
 from rar_mmdet.memory.templates import resolve_templates
 
-__all__ = ["TextMemory", "default_cache_dir"]
+__all__ = ["TextMemory"]
 
 logger = logging.getLogger(__name__)
 
+ENSEMBLES = ("average", "separate")
 DESCRIPTION_KEYS = ("def", "cat_info", "cat_info_gpt")  # LVIS v1; V3Det 2023 v1
+SYNONYMS = (False, True, "descriptions", "both")
 
 
-def default_cache_dir() -> Path:
-    """Where memories are kept: `RAR_MMDET_CACHE`, else `~/.cache/rar_mmdet`; then `memory`."""
-    return Path(os.environ.get("RAR_MMDET_CACHE", "~/.cache/rar_mmdet")).expanduser() / "memory"
-
-
+@dataclass(frozen=True, kw_only=True)
 class TextMemory:
     """Category names as prompts, encoded once per encoder, templates and names, and kept on disk.
 
     Args:
         templates: a named set ('single', 'clip7', 'clip80', 'vild81') or a list of sentences with `{}`; `None`:
             'single' when building, whatever it was built with for `path`.
-        ensemble: 'average': one vector per name; 'separate': one per prompt, joined by `aggregation`.
-        keep_qualifier: whether "(drink)" of "cup_(drink)" stays in the prompt.
+        ensemble: 'average': one vector per name; 'separate': one per prompt, joined by `aggregation`. `None`:
+            'average', or what `path` was built with.
+        keep_qualifier: whether "(drink)" of "cup_(drink)" stays in the prompt. `None`: it does, or what `path` was
+            built with.
+        annotations: an LVIS or V3Det annotation file, for `synonyms`.
+        synonyms: `True` adds its `synonyms` as further names, 'descriptions' its `def` (LVIS) and `cat_info`,
+            `cat_info_gpt` (V3Det) as they stand, 'both' adds both.
         cache_dir: folder of built memories; `None`: `RAR_MMDET_CACHE` or `~/.cache/rar_mmdet`.
-        annotations: an LVIS or V3Det annotation file, for the next two.
-        synonyms: add its `synonyms` as further names.
-        descriptions: add its `def` (LVIS) and `cat_info`, `cat_info_gpt` (V3Det) as they stand.
         path: a folder made by tools/build_memory.py, used as it is instead of building.
         aggregation: 'max' or 'mean' over a category's entries.
         text_weight: mix of text and image entries; see `CategoryMemory`.
-        index: how to search: 'torch', 'flat', 'hnsw', 'pca-hnsw', any FAISS factory string, or an `IndexSpec`.
-        ef_search: HNSW's effort per query; see `IndexSpec`.
-        survivors: rows scored exactly by an approximate index; see `IndexSpec`.
+        temperature: τ of the softmax over all categories; `None`: what the encoder learned for texts. Image entries,
+            whose cosines with crops are higher and closer together, may want another one.
+
+    Raises:
+        ConfigError: a value is not one of these, or two of them contradict each other.
     """
 
-    def __init__(
-        self,
-        *,
-        templates: str | Sequence[str] | None = None,
-        ensemble: str = "average",
-        keep_qualifier: bool = True,
-        annotations: str | Path | None = None,
-        synonyms: bool = False,
-        descriptions: bool = False,
-        cache_dir: str | Path | None = None,
-        path: str | Path | None = None,
-        aggregation: str = "max",
-        text_weight: float | None = None,
-        index: str | IndexSpec = "torch",
-        ef_search: int | None = None,
-        survivors: int | None = None,
-    ) -> None:
-        if ensemble not in ("average", "separate"):
-            raise ValueError(f"ensemble must be 'average' or 'separate', got {ensemble!r}")
-        self.templates = None if templates is None else resolve_templates(templates)
-        self.ensemble, self.keep_qualifier = ensemble, keep_qualifier
-        if (synonyms or descriptions) and annotations is None:
-            raise ValueError("synonyms and descriptions come from an annotation file; give `annotations`")
-        self.annotations = Path(annotations).expanduser() if annotations is not None else None
-        self.synonyms, self.descriptions = synonyms, descriptions
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else None
-        self.path = Path(path).expanduser() if path is not None else None
-        self.aggregation, self.text_weight = aggregation, text_weight
-        self.index = IndexSpec(index) if isinstance(index, str) else index
-        if ef_search is not None:
-            self.index = replace(self.index, ef_search=ef_search)
-        if survivors is not None:
-            self.index = replace(self.index, survivors=survivors)
+    templates: str | Sequence[str] | None = None
+    ensemble: str | None = None
+    keep_qualifier: bool | None = None
+    annotations: str | Path | None = None
+    synonyms: bool | str = False
+    cache_dir: str | Path | None = None
+    path: str | Path | None = None
+    aggregation: str = "max"
+    text_weight: float | None = None
+    temperature: float | None = None
 
-    def prepare(self, encoder: TextEncoder, category_names: Sequence[str]) -> CategoryMemory:
+    def __post_init__(self) -> None:
+        if self.templates is not None:
+            object.__setattr__(self, "templates", resolve_templates(self.templates))
+        for name in ("annotations", "cache_dir", "path"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
+        if self.ensemble not in (None, *ENSEMBLES):
+            raise ConfigError(f"ensemble must be 'average' or 'separate', got {self.ensemble!r}")
+        if self.synonyms not in SYNONYMS:
+            raise ConfigError(f"synonyms must be True, False, 'descriptions' or 'both', got {self.synonyms!r}")
+        check_scoring(self.aggregation, self.text_weight, self.temperature)
+        if self.path is not None and (self.synonyms or self.annotations is not None):
+            raise ConfigError(
+                f"path={str(self.path)!r} is used as it is, so `synonyms` and `annotations` would do nothing. Drop "
+                "them, or drop `path` to build a memory with them"
+            )
+        if self.synonyms and self.annotations is None:
+            raise ConfigError(
+                f"synonyms={self.synonyms!r} come from an annotation file; give `annotations`, the path of an LVIS or "
+                "V3Det file"
+            )
+
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory:
         """The memory of these names, from disk if it is there, else built and kept. Two processes build it once.
 
         Raises:
-            MemoryMismatchError: the memory in `path` was made by another encoder, templates or names.
+            MemoryMismatchError: the memory in `path` was made by another encoder, otherwise than this recipe says, or
+                of other names. A memory of the cache that does not fit is built anew.
             VocabularyError: there are no names, or a name is empty.
         """
         if not category_names:
             raise VocabularyError("category_names is empty; give the dataset's names")
         if self.path is not None:
-            memory = self._open(self.path)
-            self.check_fits(memory, encoder, category_names)
-            return memory
-        groups = self.groups(category_names)
-        folder = self._folder(encoder, groups)
-        memory = self._open_cached(folder) or self._build_once(folder, encoder, category_names, groups)
-        self.check_fits(memory, encoder, category_names)
-        if memory.faiss is not None and memory.index.is_approximate and not memory.faiss.was_read:
-            memory.save(folder)  # with its index, for the next process
-        logger.info("memory: %r from %s", memory, folder)
-        return memory
+            memory = self._open(Path(self.path))
+            self._check_fits(memory, encoder, category_names, self.path)
+        else:
+            folder = self.folder(encoder, category_names)
+            memory = self._open_cached(folder, encoder, category_names) or self._build_once(
+                folder, encoder, category_names
+            )
+            logger.info("memory: %r from %s", memory, folder)
+        return memory.with_names(category_names)
 
-    def update(self, memory: CategoryMemory, encoder: TextEncoder, category_names: Sequence[str]) -> CategoryMemory:
+    def update(self, memory: CategoryMemory, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory:
         """`memory` for changed names: kept categories keep their entries, only new names are encoded.
 
         The n-th of several equal names stays the n-th.
@@ -119,27 +122,19 @@ class TextMemory:
         Raises:
             MemoryMismatchError: the memory was made by another encoder or templates.
         """
-        self.check_fits(memory, encoder, memory.category_names)
-        seen: Counter[str] = Counter()
-        old: dict[tuple[str, int], int] = {}
-        for old_id, name in enumerate(memory.category_names):
-            old[name, seen[name]] = old_id
-            seen[name] += 1
-        seen.clear()
-        old_ids: list[int | None] = []
-        for name in category_names:
-            old_ids.append(old.get((name, seen[name])))
-            seen[name] += 1
+        self._check_fits(memory, encoder, memory.category_names, "the memory")
+        old = {key: old_id for old_id, key in enumerate(_numbered(memory.category_names))}
+        old_ids = [old.get(key) for key in _numbered(category_names)]
         kept = memory.with_categories(old_ids, category_names)
-        recipe = copy(self)
-        recipe.templates, recipe.ensemble = memory.info.templates, memory.info.ensemble
-        recipe.keep_qualifier = memory.info.keep_qualifier
+        info = memory.info
+        recipe = replace(
+            self, path=None, templates=info.templates, ensemble=info.ensemble, keep_qualifier=info.keep_qualifier
+        )
         groups = [group for group in recipe.groups(category_names) if old_ids[group.category_id] is None]
         return kept.with_entries(text_entries(groups, encode_groups(encoder, groups))) if groups else kept
 
     def groups(self, category_names: Sequence[str]) -> list[PromptGroup]:
         """The prompts of every category, in label order."""
-        templates = self.templates or resolve_templates("single")
         further = self._further_texts(category_names)
         groups = []
         for category_id, name in enumerate(category_names):
@@ -148,120 +143,172 @@ class TextMemory:
                 groups += name_groups(
                     category_id,
                     shown,
-                    templates,
-                    ensemble=self.ensemble,
-                    keep_qualifier=self.keep_qualifier,
+                    self._templates,
+                    ensemble=self.ensemble or "average",
+                    keep_qualifier=self.keep_qualifier is not False,
                     source=source,
                 )
             groups += [PromptGroup(category_id, f"description: {text}", (text,)) for text in descriptions]
         return groups
 
-    def info(self, encoder: TextEncoder, dataset: str = "") -> MemoryInfo:
+    def info(self, encoder: EntryEncoder, dataset: str = "") -> MemoryInfo:
         """What a memory of this recipe is made of."""
         return MemoryInfo(
             encoder=encoder.fingerprint,
             logit_scale=encoder.logit_scale,
-            templates=self.templates or resolve_templates("single"),
-            ensemble=self.ensemble,
-            keep_qualifier=self.keep_qualifier,
+            templates=self._templates,
+            ensemble=self.ensemble or "average",
+            keep_qualifier=self.keep_qualifier is not False,
             dataset=dataset,
         )
 
-    def check_fits(self, memory: CategoryMemory, encoder: TextEncoder, category_names: Sequence[str]) -> None:
-        """Refuse a memory of another encoder, templates or vocabulary, and say where they differ."""
-        where = self.path or "the cached memory"
-        if memory.info.encoder != encoder.fingerprint:
-            raise MemoryMismatchError(
-                f"{where} was built by encoder {memory.info.encoder}, this config's is {encoder.fingerprint}; their "
-                "vectors cannot be compared. Build it with this encoder, or use that one"
-            )
-        if self.templates is not None and memory.info.templates != self.templates:
-            raise MemoryMismatchError(
-                f"{where} was built with templates {_short(memory.info.templates)}, this config says "
-                f"{_short(self.templates)}. Build it anew, or drop `templates`"
-            )
-        _check_names(where, memory.category_names, tuple(category_names))
+    def folder(self, encoder: EntryEncoder, category_names: Sequence[str]) -> Path:
+        """Where the memory of these names is kept: one folder per encoder, prompts and cleaned names.
+
+        The key holds all that `_check_fits` compares, so that names in another spelling find the same memory.
+        """
+        groups = [(group.category_id, group.source, group.texts) for group in self.groups(category_names)]
+        names = [clean_name(name) for name in category_names]
+        content = json.dumps([SCHEMA_VERSION, encoder.fingerprint, names, groups])
+        label = re.sub(r"[^A-Za-z0-9.-]+", "-", encoder.fingerprint.split("@")[0])[:40]
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return Path(self.cache_dir or default_cache_dir()) / f"{label}-{len(groups)}-{key}"
+
+    @property
+    def _templates(self) -> tuple[str, ...]:
+        return resolve_templates(self.templates if self.templates is not None else "single")
+
+    def _check_fits(
+        self, memory: CategoryMemory, encoder: EntryEncoder, category_names: Sequence[str], where: object
+    ) -> None:
+        """Refuse a memory of another encoder, recipe or vocabulary, and say where they differ."""
+        check_encoder(memory.info, encoder, where)
+        for name in ("templates", "ensemble", "keep_qualifier"):
+            said, stored = getattr(self, name), getattr(memory.info, name)
+            if said is not None and said != stored:
+                raise MemoryMismatchError(
+                    f"{where} was built with {name}={_short(stored)}, this config says {_short(said)}. Build it anew, "
+                    f"or drop `{name}`"
+                )
+        check_same_vocabulary(
+            memory.category_names,
+            category_names,
+            names_of=str(where),
+            classes_of="this config",
+            advice="Build it for these names: tools/build_memory.py CONFIG --out DIR",
+            error=MemoryMismatchError,
+        )
 
     def _further_texts(self, category_names: Sequence[str]) -> list[tuple[list[str], list[str]]]:
         """Synonyms and descriptions of each category."""
-        if self.annotations is None:
+        if self.annotations is None or not self.synonyms:
             return [([], [])] * len(category_names)
-        if not self.annotations.is_file():
-            raise MissingAssetError(f"annotations {self.annotations.absolute()} (for synonyms) do not exist")
-        categories = json.loads(self.annotations.read_text(encoding="utf-8"))["categories"]
-        _check_names(self.annotations, tuple(c["name"] for c in categories), tuple(category_names))
-        further = []
-        for category in categories:
-            name = clean_name(category["name"], keep_qualifier=self.keep_qualifier)
-            synonyms = [s for s in category.get("synonyms", []) if clean_name(s) != name] if self.synonyms else []
-            texts = [category.get(key) for key in DESCRIPTION_KEYS] if self.descriptions else []
-            further.append((list(dict.fromkeys(synonyms)), [text for text in texts if text]))
-        return further
+        where = f"annotations {str(self.annotations)!r} (for synonyms)"
+        content = parse_json(read_bytes(str(self.annotations), where, VocabularyError), where, VocabularyError)
+        categories = content.get("categories") if isinstance(content, Mapping) else None
+        ids = label_order(categories, category_names, where)  # type: ignore[arg-type]  # checked there
+        by_id = {category["id"]: category for category in categories or ()}
+        return [self._texts_of(by_id[category_id], where) for category_id in ids]
+
+    def _texts_of(self, category: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
+        synonyms = category.get("synonyms") or []
+        if not isinstance(synonyms, list) or not all(isinstance(synonym, str) for synonym in synonyms):
+            raise VocabularyError(
+                f"{where}: the synonyms of {category['name']!r} are {synonyms!r}, expected a list of names. Mend them"
+            )
+        name = clean_name(category["name"], keep_qualifier=self.keep_qualifier is not False)
+        others = [synonym for synonym in synonyms if synonym.strip() and clean_name(synonym) != name]
+        texts = [category.get(key) for key in DESCRIPTION_KEYS]
+        return (
+            list(dict.fromkeys(others)) if self.synonyms in (True, "both") else [],
+            [t for t in texts if t and isinstance(t, str)] if self.synonyms in ("descriptions", "both") else [],
+        )
 
     def _open(self, folder: Path) -> CategoryMemory:
-        return CategoryMemory.load(folder, aggregation=self.aggregation, text_weight=self.text_weight, index=self.index)
+        return load_memory(
+            folder, aggregation=self.aggregation, text_weight=self.text_weight, temperature=self.temperature
+        )
 
-    def _open_cached(self, folder: Path) -> CategoryMemory | None:
-        """The cached memory; `None` if there is none or it is not usable (damaged, of an older schema)."""
+    def _open_cached(self, folder: Path, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory | None:
+        """The cached memory; `None` if there is none or it is not usable (damaged, of an older schema, exchanged)."""
         try:
-            return self._open(folder)
+            memory = self._open(folder)
+            self._check_fits(memory, encoder, category_names, folder)
         except MissingAssetError:
             return None
         except MemoryMismatchError as error:
             logger.warning("%s (building the cached memory anew)", error)
             return None
+        return memory
 
-    def folder(self, encoder: TextEncoder, category_names: Sequence[str]) -> Path:
-        """Where the memory of these names is kept."""
-        return self._folder(encoder, self.groups(category_names))
+    def _build_once(self, folder: Path, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory:
+        with _building(folder) as can_keep:
+            built_meanwhile = self._open_cached(folder, encoder, category_names) if can_keep else None
+            if built_meanwhile is not None:
+                return built_meanwhile
+            groups, parts = self.groups(category_names), folder.with_name(folder.name + ".parts")
+            vectors = encode_groups(encoder, groups, parts_dir=parts if can_keep else None)
+            memory = CategoryMemory(
+                text_entries(groups, vectors),
+                category_names,
+                info=self.info(encoder),
+                aggregation=self.aggregation,
+                text_weight=self.text_weight,
+                temperature=self.temperature,
+            )
+            if not can_keep:
+                return memory
+            try:
+                save_memory(memory, folder)
+                shutil.rmtree(parts, ignore_errors=True)
+                return self._open(folder)
+            except (OSError, MemoryMismatchError) as error:
+                _warn_not_kept(folder, error)
+                return memory
 
-    def _folder(self, encoder: TextEncoder, groups: Sequence[PromptGroup]) -> Path:
-        """One folder per encoder, prompts and names; the prompts say all that templates and cleaning do."""
-        content = json.dumps([encoder.fingerprint, [(g.category_id, g.source, g.texts) for g in groups]])
-        label = re.sub(r"[^A-Za-z0-9.-]+", "-", encoder.fingerprint.split("@")[0])[:40]
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return (self.cache_dir or default_cache_dir()) / f"{label}-{len(groups)}-{key}"
 
-    def _build_once(
-        self, folder: Path, encoder: TextEncoder, category_names: Sequence[str], groups: Sequence[PromptGroup]
-    ) -> CategoryMemory:
+@contextmanager
+def _building(folder: Path) -> Iterator[bool]:
+    """Hold the place of a memory, so that one process builds it; gives whether it can be kept there.
+
+    The lock is released by the kernel when its holder dies.
+    """
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(folder.name + ".lock"))  # released by the kernel when its holder dies
+        lock = FileLock(folder.with_name(f".{folder.name}.build.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             logger.info("another process is building the memory %s; waiting for it", folder)
             lock.acquire()
-        with lock:
-            built_meanwhile = self._open_cached(folder)
-            if built_meanwhile is not None:
-                return built_meanwhile
-            parts = folder.with_name(folder.name + ".parts")
-            vectors = encode_groups(encoder, groups, parts_dir=parts)
-            memory = CategoryMemory(text_entries(groups, vectors), category_names, info=self.info(encoder))
-            memory.save(folder)
-            shutil.rmtree(parts, ignore_errors=True)
-            return self._open(folder)
-
-
-def _check_names(where: object, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    if stored == wanted:
+    except OSError as error:
+        _warn_not_kept(folder, error)
+        yield False
         return
-    if len(stored) != len(wanted):
-        raise MemoryMismatchError(
-            f"{where} holds {len(stored)} categories, this config has {len(wanted)}; only "
-            f"in the config: {_only(wanted, stored)}; only in the memory: {_only(stored, wanted)}. Build it anew"
-        )
-    first = next(i for i, (a, b) in enumerate(zip(stored, wanted, strict=True)) if a != b)
-    raise MemoryMismatchError(
-        f"{where}: category {first} is {stored[first]!r}, this config's is {wanted[first]!r}. Build it for these "
-        "names, in their order"
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _warn_not_kept(folder: Path, error: Exception) -> None:
+    logger.warning(
+        "the memory cannot be kept in %s (%s), so it is built in every run; set cache_dir or RAR_MMDET_CACHE to a "
+        "folder that can be written",
+        folder.parent,
+        error,
     )
 
 
-def _only(some: Sequence[str], others: Sequence[str]) -> str:
-    return ", ".join(sorted(set(some) - set(others))[:3]) or "none"
+def _numbered(names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Each name, cleaned, and how many equal ones come before it."""
+    seen: Counter[str] = Counter()
+    for name in map(clean_name, names):
+        yield name, seen[name]
+        seen[name] += 1
 
 
-def _short(templates: Sequence[str]) -> str:
-    return f"{list(templates[:2])}{'' if len(templates) <= 2 else f' and {len(templates) - 2} more'}"
+def _short(value: object) -> str:
+    if isinstance(value, tuple) and len(value) > 2:
+        return f"{list(value[:2])} and {len(value) - 2} more"
+    return repr(list(value) if isinstance(value, tuple) else value)

@@ -11,9 +11,24 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
-from rar_mmdet.errors import ImageReadError, InvalidBoxError, MemoryMismatchError, MissingAssetError, VocabularyError
+from rar_mmdet.errors import (
+    AnnotationFileError,
+    ConfigError,
+    ImageReadError,
+    InvalidBoxError,
+    MissingAssetError,
+    VocabularyError,
+)
 from rar_mmdet.files.images import read_image
-from rar_mmdet.memory import EntryKind, TextMemory, encode_exemplars, exemplars, sample_exemplars
+from rar_mmdet.memory import (
+    EntryKind,
+    Exemplar,
+    TextMemory,
+    encode_exemplars,
+    exemplars,
+    read_exemplars,
+    sample_exemplars,
+)
 from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper
 from rar_mmdet.testing import FakeEncoder, make_image
 
@@ -54,24 +69,24 @@ def crop(image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("shots", "counts"), [(1, [1, 1, 1]), (3, [3, 3, 2]), (9, [6, 4, 2])])
 def test_sample_takes_shots_per_category_and_no_specks(dataset: Path, shots: int, counts: list[int]) -> None:
-    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=shots)
+    chosen = sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=shots)
     assert [sum(e.category_id == c for e in chosen) for c in range(4)] == [*counts, 0]
-    assert len({e.annotation_id for e in chosen}) == len(chosen)
+    assert len({e.source for e in chosen}) == len(chosen)
     assert all(Path(e.image).is_file() for e in chosen)
-    assert chosen == sample_exemplars(dataset, dataset.parent, NAMES, shots=shots)
+    assert chosen == sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=shots)
 
 
 def test_sample_depends_on_the_seed(dataset: Path) -> None:
-    draws = {tuple(sample_exemplars(dataset, dataset.parent, NAMES, shots=2, seed=s)) for s in range(8)}
+    draws = {tuple(sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=2, seed=s)) for s in range(8)}
     assert len(draws) > 1
 
 
 def test_exemplars_equal_encoding_each_region_alone(dataset: Path, tmp_path: Path) -> None:
     encoder = FakeEncoder()
-    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=3)
+    chosen = sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=3)
     entries = encode_exemplars(encoder, crop, chosen, parts_dir=tmp_path / "parts")
     assert (entries.kinds == EntryKind.IMAGE).all()
-    by_source = {f"{Path(e.image).name}#{e.annotation_id}": e for e in chosen}
+    by_source = {e.source: e for e in chosen}
     for vector, category_id, source in zip(entries.vectors, entries.category_ids, entries.sources, strict=True):
         own = by_source[source]
         assert own.category_id == category_id
@@ -81,7 +96,7 @@ def test_exemplars_equal_encoding_each_region_alone(dataset: Path, tmp_path: Pat
 
 def test_a_stopped_exemplar_build_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exemplars, "IMAGES_PER_PART", 2)
-    chosen = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
+    chosen = sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=9)
     cropped: list[int] = []
 
     def counting(image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
@@ -101,14 +116,16 @@ def test_a_stopped_exemplar_build_goes_on(dataset: Path, tmp_path: Path, monkeyp
 
 
 def test_bad_exemplar_input_is_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingAssetError, match="annotation file .* does not exist"):
-        sample_exemplars(tmp_path / "no.json", tmp_path, NAMES, shots=1)
-    with pytest.raises(VocabularyError, match="its 4 categories are not the 2"):
-        sample_exemplars(dataset, tmp_path, ["cup", "x"], shots=1)
-    with pytest.raises(ValueError, match="shots must be at least 1"):
-        sample_exemplars(dataset, tmp_path, NAMES, shots=0)
+    with pytest.raises(MissingAssetError, match="annotation file .*no.json. does not exist"):
+        read_exemplars(tmp_path / "no.json", tmp_path, NAMES)
+    with pytest.raises(
+        VocabularyError, match="1 of 2 classes are not among the 4 categories of annotation file .*: 'x'"
+    ):
+        read_exemplars(dataset, tmp_path, ["cup", "x"])
+    with pytest.raises(ConfigError, match="shots must be at least 1"):
+        sample_exemplars([], shots=0)
     with pytest.raises(ImageReadError, match="Cannot open image .*png: No such file.*Check the path"):
-        encode_exemplars(FakeEncoder(), crop, sample_exemplars(dataset, tmp_path / "x", NAMES, shots=1))
+        encode_exemplars(FakeEncoder(), crop, read_exemplars(dataset, tmp_path / "x", NAMES))
     with pytest.raises(VocabularyError, match="no exemplars"):
         encode_exemplars(FakeEncoder(), crop, [])
 
@@ -139,7 +156,7 @@ def test_an_exemplar_is_the_region_that_mmdetection_will_ask_about(tmp_path: Pat
         taken.append(cropper.crop(photo, boxes))
         return taken[-1]
 
-    entries = encode_exemplars(FakeEncoder(), crop_and_keep, [exemplars.Exemplar(str(path), 1, 0, box, hw)])
+    entries = encode_exemplars(FakeEncoder(), crop_and_keep, [Exemplar(str(path), 0, box, photo_hw=hw)])
     loaded = LoadImageFromFile().transform({"img_path": str(path)})["img"]
     asked = cropper.crop(loaded[..., ::-1], [box])
     assert torch.equal(taken[0], asked)
@@ -152,21 +169,21 @@ def test_an_exemplar_is_the_region_that_mmdetection_will_ask_about(tmp_path: Pat
 def test_an_exemplar_of_a_photo_of_another_size_is_refused(tmp_path: Path) -> None:
     """Boxes that were drawn before the photo was turned upright lie elsewhere."""
     write_photo(tmp_path / "photo", "JPEG", 6)
-    wrong = exemplars.Exemplar(str(tmp_path / "photo"), 1, 0, (5.0, 5.0, 50.0, 50.0), (120, 160))
+    wrong = Exemplar(str(tmp_path / "photo"), 0, (5.0, 5.0, 50.0, 50.0), photo_hw=(120, 160))
     with pytest.raises(ImageReadError, match="photo .*photo is 120x160 px but its annotation says 160x120"):
         encode_exemplars(FakeEncoder(), crop, [wrong])
 
 
 def test_a_box_outside_the_photo_is_named_with_it(tmp_path: Path) -> None:
     write_photo(tmp_path / "photo", "PNG", 1)
-    wrong = exemplars.Exemplar(str(tmp_path / "photo"), 77, 0, (500.0, 5.0, 550.0, 50.0))
-    with pytest.raises(InvalidBoxError, match=r"photo .*photo, annotations \[77\]: .*entirely outside"):
+    wrong = Exemplar(str(tmp_path / "photo"), 0, (500.0, 5.0, 550.0, 50.0), source="photo#77")
+    with pytest.raises(InvalidBoxError, match=r"photo .*photo, exemplars \['photo#77'\]: .*entirely outside"):
         encode_exemplars(FakeEncoder(), RegionCropper(size=16).crop, [wrong])
 
 
-def test_odd_annotations_are_left_out(dataset: Path) -> None:
+def test_odd_annotations_are_left_out(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = json.loads(dataset.read_text())
-    before = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
+    before = sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=9)
     for image in content["images"]:
         image |= {"height": 96, "width": 128}
     odd: list[dict] = [
@@ -186,32 +203,56 @@ def test_odd_annotations_are_left_out(dataset: Path) -> None:
     ]
     content["annotations"] += [{"id": 500 + i, "image_id": 10, "category_id": 103, **a} for i, a in enumerate(odd)]
     dataset.write_text(json.dumps(content))
-    after = sample_exemplars(dataset, dataset.parent, NAMES, shots=9)
-    assert [(e.image, e.annotation_id, e.box_xyxy) for e in after] == [
-        (e.image, e.annotation_id, e.box_xyxy) for e in before
-    ]
+    after = sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=9)
+    assert [(e.image, e.source, e.box_xyxy) for e in after] == [(e.image, e.source, e.box_xyxy) for e in before]
+    assert (
+        "left out 8 without a box that has an area, 2 crowds or ignored regions, 2 outside their photo" in caplog.text
+    )
+    assert "of unknown photos" in caplog.text
+    assert "of unknown categories" in caplog.text
     assert {e.photo_hw for e in before} == {None}
     assert {e.photo_hw for e in after} == {(96, 128)}
 
 
 def test_synonyms_and_descriptions_become_entries(dataset: Path, tmp_path: Path) -> None:
     encoder = FakeEncoder()
-    recipe = TextMemory(cache_dir=tmp_path, annotations=dataset, synonyms=True, descriptions=True)
+    recipe = TextMemory(cache_dir=tmp_path, annotations=dataset, synonyms="both")
     memory = recipe.prepare(encoder, NAMES)
     assert list(memory.entries.sources[:3]) == ["name: cup", "synonym: other cup", "description: what cup is"]
     assert len(memory.entries) == 12
     for text in ("a photo of a other red star", "what red star is"):
         assert memory.search(encoder.encode_texts([text]), 1).category_ids.item() == 1
-    with pytest.raises(ValueError, match="give `annotations`"):
-        TextMemory(synonyms=True)
-    with pytest.raises(MemoryMismatchError, match="holds 4 categories"):
-        recipe.prepare(encoder, NAMES[:2])
+    some = recipe.prepare(encoder, ["bow (weapon)", "cup"])  # some of the file's names, in another order and spelling
+    assert list(some.entries.sources) == [
+        "name: bow (weapon)",
+        "synonym: other bow (weapon)",
+        "description: what bow_(weapon) is",
+        "name: cup",
+        "synonym: other cup",
+        "description: what cup is",
+    ]
+    assert len(TextMemory(cache_dir=tmp_path, annotations=dataset, synonyms=True).prepare(encoder, NAMES).entries) == 8
+    described = TextMemory(cache_dir=tmp_path, annotations=dataset, synonyms="descriptions")
+    assert len(described.prepare(encoder, NAMES).entries) == 8
+    with pytest.raises(VocabularyError, match="1 of 1 classes are not among the 4 categories of annotations .*'zebra'"):
+        recipe.prepare(encoder, ["zebra"])
+    with pytest.raises(MissingAssetError, match=r"no\.json' \(for synonyms\) does not exist"):
+        TextMemory(annotations=tmp_path / "no.json", synonyms=True).prepare(encoder, NAMES)
+
+
+@pytest.mark.parametrize("synonyms", ["cup", [1], {"a": 1}])
+def test_odd_synonyms_are_refused(dataset: Path, synonyms: object) -> None:
+    content = json.loads(dataset.read_text())
+    content["categories"][1]["synonyms"] = synonyms
+    dataset.write_text(json.dumps(content))
+    with pytest.raises(VocabularyError, match="the synonyms of 'red star' are .*, expected a list of names. Mend them"):
+        TextMemory(annotations=dataset, synonyms=True).prepare(FakeEncoder(), NAMES)
 
 
 def test_changed_vocabulary_encodes_new_names_only(dataset: Path, tmp_path: Path) -> None:
     encoder = FakeEncoder()
     recipe = TextMemory(templates="clip7", cache_dir=tmp_path)
-    images = encode_exemplars(encoder, crop, sample_exemplars(dataset, dataset.parent, NAMES, shots=2))
+    images = encode_exemplars(encoder, crop, sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=2))
     memory = recipe.prepare(encoder, NAMES).with_entries(images, "two shots")
     asked: list[str] = []
     encoder.encode_texts = lambda texts: asked.extend(texts) or FakeEncoder().encode_texts(texts)  # type: ignore[method-assign]
@@ -226,3 +267,84 @@ def test_changed_vocabulary_encodes_new_names_only(dataset: Path, tmp_path: Path
     assert counts.tolist() == [0, 2, 2, 0]
     with pytest.raises(VocabularyError, match="none of the old categories is kept"):
         recipe.update(memory, FakeEncoder(), ["x", "y"])
+
+
+def test_exemplars_of_a_vocabulary_in_another_order_or_part(dataset: Path) -> None:
+    """Each exemplar belongs to the category of its name, wherever that stands in the file."""
+    name_of = {a["id"]: NAMES[a["category_id"] - 100] for a in json.loads(dataset.read_text())["annotations"]}
+    for names in (NAMES[::-1], ["red_star", "cup"]):
+        found = read_exemplars(dataset, dataset.parent, names)
+        assert {e.category_id for e in found} == ({1, 2, 3} if len(names) == 4 else {0, 1})
+        for exemplar in found:
+            own = name_of[int(exemplar.source.split("#")[1])]
+            assert names[exemplar.category_id].replace("_", " ") == own.replace("_", " ")
+
+
+def test_exemplars_come_from_anywhere(tmp_path: Path) -> None:
+    """Whole photos and regions, as paths, arrays and PIL images, from a generator."""
+    photo = make_image(40, 60, seed=1)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    images = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        photo,
+        Image.fromarray(photo),
+        torch.from_numpy(photo).permute(2, 0, 1),
+    ]
+    cropper = RegionCropper(size=32)
+    given = [Exemplar(image, i) for i, image in enumerate(images)] + [Exemplar(photo, 5, (3.0, 4.0, 30.0, 25.0))]
+    entries = encode_exemplars(FakeEncoder(), cropper.crop, (exemplar for exemplar in given))
+    whole = FakeEncoder().encode_images(cropper.crop(photo, [[0.0, 0.0, 60.0, 40.0]]))
+    part = FakeEncoder().encode_images(cropper.crop(photo, [[3.0, 4.0, 30.0, 25.0]]))
+    assert entries.category_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    torch.testing.assert_close(entries.vectors, torch.cat([whole] * 5 + [part]))
+    assert list(entries.sources) == ["a.png", "a.png", "image", "image", "image", "image [3, 4, 30, 25]"]
+
+
+def test_parts_of_another_photo_under_the_same_name_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exemplars, "IMAGES_PER_PART", 1)
+    for seed in (1, 2):
+        Image.fromarray(make_image(40, 60 + seed, seed=seed)).save(tmp_path / "a.png")
+        for image in (tmp_path / "a.png", make_image(40, 60, seed=seed)):
+            entries = encode_exemplars(
+                FakeEncoder(), RegionCropper(size=32).crop, [Exemplar(image, 0)], parts_dir=tmp_path / "parts"
+            )
+            alone = encode_exemplars(FakeEncoder(), RegionCropper(size=32).crop, [Exemplar(image, 0)])
+            assert torch.equal(entries.vectors, alone.vectors)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param([], "has no list `images`", id="list"),
+        pytest.param({"images": [], "categories": []}, "has no list `annotations`", id="no-annotations"),
+        pytest.param(
+            {"images": [], "annotations": [3], "categories": []},
+            r"annotations\[0\] = 3, expected a record",
+            id="record",
+        ),
+    ],
+)
+def test_what_is_no_annotation_file_is_refused(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(AnnotationFileError, match=message):
+        read_exemplars(tmp_path / "a.json", tmp_path, ["cup"])
+
+
+def test_odd_ids_are_left_out_too(dataset: Path) -> None:
+    content = json.loads(dataset.read_text())
+    before = read_exemplars(dataset, dataset.parent, NAMES)
+    content["images"].append({"id": [1], "file_name": "x"})
+    for image_id, category_id in (([1], 100), (None, 100), (10, [100]), (10, "100"), (10, None)):
+        content["annotations"].append(
+            {"id": None, "image_id": image_id, "category_id": category_id, "bbox": [1, 2, 9, 9]}
+        )
+    dataset.write_text(json.dumps(content))
+    assert read_exemplars(dataset, dataset.parent, NAMES) == before
+
+
+def test_shots_that_are_lacking_are_told(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=5)
+    assert "2 of 3 categories have fewer than 5 exemplars" in caplog.text

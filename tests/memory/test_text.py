@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 
-from rar_mmdet.errors import MemoryMismatchError, VocabularyError
-from rar_mmdet.memory import TEMPLATE_SETS, TextMemory, clean_name, encode, resolve_templates
+from rar_mmdet.errors import ConfigError, MemoryMismatchError, VocabularyError
+from rar_mmdet.files import clean_name
+from rar_mmdet.memory import TEMPLATE_SETS, TextMemory, encode, resolve_templates, save_memory
 from rar_mmdet.testing import FakeEncoder
 
 NAMES = ["cup_(drink)", "red star", "cup_(drink)", 'say "hi"', "a, b [c]", "日本", "x" * 400]
@@ -32,27 +36,6 @@ class CountingEncoder(FakeEncoder):
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("cup_(drink)", "cup (drink)"),
-        ("kitchen_sink", "kitchen sink"),
-        ("  a \t b\n", "a b"),
-        ("café", "café"),
-        ('o\'clock, "x" [y]', 'o\'clock, "x" [y]'),
-    ],
-)
-def test_clean_name(name: str, shown: str) -> None:
-    assert clean_name(name) == shown
-    assert clean_name(clean_name(name)) == clean_name(name)
-
-
-def test_clean_name_without_qualifier_and_empty() -> None:
-    assert clean_name("bow_(weapon)", keep_qualifier=False) == "bow"
-    with pytest.raises(VocabularyError, match="is empty once cleaned"):
-        clean_name("__ ")
-
-
-@pytest.mark.parametrize(
     ("templates", "message"),
     [
         pytest.param("sinlge", "no template set 'sinlge'; there are single, clip7", id="misspelt"),
@@ -61,7 +44,7 @@ def test_clean_name_without_qualifier_and_empty() -> None:
     ],
 )
 def test_bad_templates_are_refused(templates: object, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         resolve_templates(templates)  # type: ignore[arg-type]
 
 
@@ -150,13 +133,109 @@ def test_several_processes_build_once(tmp_path: Path) -> None:
     assert sorted(int(worker.communicate(timeout=120)[0]) for worker in workers) == [0, 0, 2100]
 
 
-def test_approximate_index_is_built_once_too(tmp_path: Path) -> None:
-    recipe = TextMemory(cache_dir=tmp_path, index="HNSW8", ef_search=99)
-    recipe.prepare(FakeEncoder(), NAMES)
-    memory = recipe.prepare(FakeEncoder(), NAMES)
-    assert memory.faiss is not None
-    assert memory.faiss.was_read
-    assert memory.index.ef_search == 99
+SPELLINGS = [
+    ["fire hydrant", "red panda", "crème brûlée"],
+    ["fire_hydrant", "red_panda", "crème_brûlée"],
+    ["\ufefffire hydrant", "red panda", "crème brûlée"],
+    [" fire hydrant", "red  panda ", "crème\tbrûlée"],
+    [unicodedata.normalize("NFD", name) for name in ("fire hydrant", "red panda", "crème brûlée")],
+]
+
+
+def test_names_in_any_spelling_share_a_cached_memory(tmp_path: Path) -> None:
+    built = 0
+    for names in [*SPELLINGS, *SPELLINGS]:
+        encoder = CountingEncoder()
+        memory = TextMemory(cache_dir=tmp_path).prepare(encoder, names)
+        assert memory.category_names == tuple(names)
+        built += encoder.num_texts
+    assert built == 3
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_memory_of_a_path_takes_names_in_any_spelling(tmp_path: Path) -> None:
+    save_memory(TextMemory(cache_dir=tmp_path).prepare(FakeEncoder(), SPELLINGS[0]), tmp_path / "own")
+    for names in SPELLINGS:
+        assert TextMemory(path=tmp_path / "own").prepare(FakeEncoder(), names).category_names == tuple(names)
+
+
+def test_without_qualifiers_equal_prompts_are_still_other_names(tmp_path: Path) -> None:
+    """Both lists give the prompt "bow"; a memory of one must not be taken, or refused, for the other."""
+    recipe = TextMemory(cache_dir=tmp_path, keep_qualifier=False)
+    for names in (["bow_(weapon)"], ["bow"], ["bow_(weapon)"], ["bow"]):
+        assert recipe.prepare(FakeEncoder(), names).category_names == tuple(names)
+    encoder = CountingEncoder()
+    recipe.prepare(encoder, ["bow (weapon)"])
+    assert encoder.num_texts == 0
+
+
+def test_a_cached_memory_that_does_not_fit_is_built_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cache that another program, a hand or a clash of keys filled must not lock anybody out."""
+    recipe = TextMemory(cache_dir=tmp_path)
+    folder = recipe.folder(FakeEncoder(), NAMES)
+    for other in (
+        TextMemory(cache_dir=tmp_path / "x").prepare(FakeEncoder(seed=1), NAMES),
+        TextMemory(cache_dir=tmp_path / "x").prepare(FakeEncoder(), [*NAMES[:-1], "other"]),
+    ):
+        save_memory(other, folder)
+        encoder = CountingEncoder()
+        assert recipe.prepare(encoder, NAMES).info == recipe.info(encoder)
+        assert encoder.num_texts == 6
+        assert "building the cached memory anew" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["rubbish", "no manifest", "no vectors", "empty", "file"])
+def test_every_damage_of_the_cache_is_mended(tmp_path: Path, damage: str) -> None:
+    recipe = TextMemory(cache_dir=tmp_path)
+    first = recipe.prepare(FakeEncoder(), NAMES)
+    folder = recipe.folder(FakeEncoder(), NAMES)
+    if damage == "rubbish":
+        (folder / "manifest.json").write_bytes(b"rubbish")
+    elif damage in ("empty", "file"):
+        shutil.rmtree(folder)
+        folder.mkdir() if damage == "empty" else folder.touch()
+    else:
+        (folder / {"no manifest": "manifest.json", "no vectors": "vectors.safetensors"}[damage]).unlink()
+    again = recipe.prepare(FakeEncoder(), NAMES)
+    assert torch.equal(first.entries.vectors, again.entries.vectors)
+    if damage != "file":  # what is no folder is not ours to replace
+        encoder = CountingEncoder()
+        recipe.prepare(encoder, NAMES)
+        assert encoder.num_texts == 0
+
+
+def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    memory = TextMemory(cache_dir=tmp_path / "file" / "cache").prepare(FakeEncoder(), NAMES)
+    assert memory.num_categories == 7
+    assert "cannot be kept in" in caplog.text
+    assert "set cache_dir or RAR_MMDET_CACHE" in caplog.text
+
+
+def test_an_autocast_around_a_build_changes_nothing(tmp_path: Path) -> None:
+    class Projecting(FakeEncoder):
+        """An encoder of a user that autocast would move."""
+
+        def encode_texts(self, texts: list[str]) -> torch.Tensor:
+            return torch.nn.functional.normalize(super().encode_texts(texts) @ torch.eye(16), dim=1)
+
+    before = TextMemory(cache_dir=tmp_path / "a", templates="clip7").prepare(Projecting(), NAMES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = TextMemory(cache_dir=tmp_path / "b", templates="clip7").prepare(Projecting(), NAMES)
+    assert torch.equal(before.entries.vectors, inside.entries.vectors)
+
+
+def test_temperature_of_a_recipe(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    queries = encoder.encode_texts(["a photo of a red star", "x"])
+    for settings in ({"cache_dir": tmp_path}, {"path": tmp_path / "own"}):
+        if "path" in settings:
+            save_memory(TextMemory(cache_dir=tmp_path).prepare(encoder, NAMES), tmp_path / "own")
+        memory = TextMemory(temperature=0.5, **settings).prepare(encoder, NAMES)
+        found = memory.search(queries, 7)
+        probs = torch.softmax(queries @ memory.entries.vectors.T / 0.5, dim=1)
+        torch.testing.assert_close(found.probs, probs.sort(dim=1, descending=True).values)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2  # the vectors do not depend on it
 
 
 @pytest.mark.parametrize(
@@ -164,21 +243,58 @@ def test_approximate_index_is_built_once_too(tmp_path: Path) -> None:
     [
         pytest.param(FakeEncoder(seed=1), {}, NAMES, "built by encoder fake-16-0, .* is fake-16-1", id="encoder"),
         pytest.param(
-            FakeEncoder(), {"templates": "clip7"}, NAMES, "built with templates .* and 5 more", id="templates"
+            FakeEncoder(), {"templates": "clip7"}, NAMES, "built with templates=.*says .* and 5 more", id="templates"
         ),
         pytest.param(
-            FakeEncoder(), {}, [*NAMES, "new"], "holds 7 categories, .* has 8; only in the config: new", id="more"
+            FakeEncoder(), {"ensemble": "separate"}, NAMES, "built with ensemble='average'.*'separate'", id="ensemble"
         ),
-        pytest.param(FakeEncoder(), {}, NAMES[::-1], "category 0 is 'cup_.drink.', .* is 'xxx", id="order"),
+        pytest.param(
+            FakeEncoder(), {"keep_qualifier": False}, NAMES, "with keep_qualifier=True.*says False", id="qualifier"
+        ),
+        pytest.param(
+            FakeEncoder(), {}, [*NAMES, "new"], "own has 7 names, this config 8 classes; 'new' is in this", id="more"
+        ),
+        pytest.param(FakeEncoder(), {}, NAMES[::-1], "another order .* 6 of 7 labels differ; label 0 is", id="order"),
     ],
 )
 def test_a_memory_that_does_not_fit_is_refused(
     tmp_path: Path, encoder: FakeEncoder, settings: dict, names: list[str], message: str
 ) -> None:
-    TextMemory(cache_dir=tmp_path).prepare(FakeEncoder(), NAMES).save(tmp_path / "own")
+    save_memory(TextMemory(cache_dir=tmp_path).prepare(FakeEncoder(), NAMES), tmp_path / "own")
     assert TextMemory(path=tmp_path / "own").prepare(FakeEncoder(), NAMES).num_categories == 7
+    said = {"templates": "single", "ensemble": "average", "keep_qualifier": True}
+    assert TextMemory(path=tmp_path / "own", **said).prepare(FakeEncoder(), NAMES).num_categories == 7
     with pytest.raises(MemoryMismatchError, match=message):
         TextMemory(path=tmp_path / "own", **settings).prepare(encoder, names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"ensemble": "sum"}, "ensemble must be 'average' or 'separate', got 'sum'", id="ensemble"),
+        pytest.param({"aggregation": "sum"}, "aggregation must be 'max' or 'mean'", id="aggregation"),
+        pytest.param({"text_weight": 2.0}, r"text_weight must be in \[0, 1\]", id="text_weight"),
+        pytest.param({"temperature": 0.0}, "temperature must be a positive number", id="temperature"),
+        pytest.param({"synonyms": "all", "annotations": "a"}, "synonyms must be True, False, 'desc", id="synonyms"),
+        pytest.param(
+            {"synonyms": True}, "synonyms=True come from an annotation file; give `annotations`", id="no-file"
+        ),
+        pytest.param(
+            {"path": "x", "synonyms": True}, "path='x' is used as it is.*would do nothing", id="path-synonyms"
+        ),
+        pytest.param({"path": "x", "annotations": "no.json"}, "path='x' is used as it is.*Drop", id="path-annotations"),
+    ],
+)
+def test_settings_that_mean_nothing_or_contradict_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TextMemory(**settings)
+
+
+def test_recipes_are_values() -> None:
+    a, b = (TextMemory(templates=["a {}", "the {}"], cache_dir="x") for _ in range(2))
+    assert a == b
+    assert len({a, b, TextMemory()}) == 2
+    assert pickle.loads(pickle.dumps(a)) == a
 
 
 def test_no_names_are_refused(tmp_path: Path) -> None:

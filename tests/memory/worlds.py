@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rar_mmdet.memory import CategoryMemory, Entries, EntryKind, MemoryInfo
+from rar_mmdet.memory import CategoryMemory, Entries, EntryKind, FaissSearch, IndexSpec, MemoryInfo, Shortlister
 
 INFO = MemoryInfo(encoder="fake@0", logit_scale=20.0, templates=("a photo of a {}",))
 
@@ -34,6 +34,12 @@ def make_entries(vectors: Tensor, num_categories: int, *, images: float = 0.0, s
 def make_memory(entries: Entries, num_categories: int, **settings: object) -> CategoryMemory:
     names = [f"c{i}" for i in range(num_categories)]
     return CategoryMemory(entries, names, info=INFO, **settings)  # type: ignore[arg-type]
+
+
+def make_search(entries: Entries, num_categories: int, index: str | IndexSpec, **settings: object) -> Shortlister:
+    """The memory itself for 'exact', else a FAISS index over it."""
+    memory = make_memory(entries, num_categories, **settings)
+    return memory if index == "exact" else FaissSearch(memory, index)
 
 
 def oracle(

@@ -1,25 +1,33 @@
 """FAISS instead of one matrix product: `Flat` (exact), `HNSW` (paper), reduced dimension (paper), any factory string.
 
-With an approximate index only the survivors' scores are known, not the softmax's denominator. The mass of all other
-categories is then estimated from a fixed random sample of categories, scored exactly: the sample's mean exp(score)
-times the number of categories outside, and no more than if each of them reached the worst survivor.
-`benchmarks/memory.py` prints the estimate's error.
+A plug-in beside the exact search of `CategoryMemory`, for exemplar memories of 10^5 entries and more. With an
+approximate index only the survivors' scores are known, not the softmax's denominator. The mass of all other categories
+is then estimated from a fixed random sample of categories, scored exactly: the sample's mean exp(score) times the
+number of categories outside, and no more than if each of them reached the worst survivor. `benchmarks/memory.py` prints
+the estimate's error.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from rar_mmdet.errors import HostError
+from rar_mmdet.errors import ConfigError, HostError
+from rar_mmdet.memory.base import EntryEncoder, MemorySource
+from rar_mmdet.memory.cache import default_cache_dir
 from rar_mmdet.memory.entries import Entries
 from rar_mmdet.memory.exact import (
     CHUNK_FLOATS,
@@ -30,22 +38,23 @@ from rar_mmdet.memory.exact import (
     prototypes,
     search_exactly,
 )
+from rar_mmdet.memory.memory import CategoryMemory
+from rar_mmdet.structures import Shortlist
 
-__all__ = ["FaissSearch", "IndexSpec"]
+__all__ = ["FaissMemory", "FaissSearch", "IndexSpec"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """How a memory is searched.
+    """A FAISS index, and how far to search in it.
 
-    `factory` is 'torch' (exact, on the queries' device), or what `faiss.index_factory` reads, for instance 'Flat',
-    'HNSW64' (the paper's degree), 'PCA64,HNSW32', 'IVF1024,Flat'. Short forms: 'flat', 'hnsw' (HNSW64) and 'pca-hnsw'
-    (an eighth of the dimension, the paper's 576 -> 64, then HNSW64).
+    `factory` is what `faiss.index_factory` reads, for instance 'Flat' (exact), 'HNSW64' (the paper's degree),
+    'PCA64,HNSW64' (the paper's reduced dimension, 576 -> 64), 'IVF1024,Flat'.
     """
 
-    factory: str = "torch"
+    factory: str = "HNSW64"
     ef_search: int = 256  # HNSW: candidates kept while searching; higher finds more and takes longer (ours)
     ef_construction: int = 64  # HNSW: the same while building
     nprobe: int = 8  # IVF: lists searched per query (ours)
@@ -53,83 +62,135 @@ class IndexSpec:
     mass_samples: int = 256  # categories scored to estimate the mass outside the survivors
 
     def __post_init__(self) -> None:
-        short = {"flat": "Flat", "hnsw": "HNSW64"}
-        object.__setattr__(self, "factory", short.get(self.factory, self.factory))
         for name in ("ef_search", "ef_construction", "nprobe", "mass_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.survivors is not None and self.survivors < 1:
-            raise ValueError(f"survivors must be at least 1 or None, got {self.survivors}")
+            raise ConfigError(f"survivors must be at least 1 or None, got {self.survivors}")
 
     @property
     def is_approximate(self) -> bool:
         """Whether neighbours can be missed and the softmax's denominator is an estimate."""
-        return self.factory not in ("torch", "Flat")
-
-    def build_key(self) -> dict[str, Any]:
-        """What a built index depends on, the vectors aside."""
-        own = asdict(self)
-        return {"factory": own["factory"], "ef_construction": own["ef_construction"]}
+        return self.factory != "Flat"
 
 
-class FaissSearch:
-    """Search through a FAISS index over a memory's rows, with exact scores for what it finds.
+class FaissMemory:
+    """A recipe: the memory of another recipe, searched by FAISS.
 
-    The rows are the entries for 'max', and one vector per category where scores are means (see `prototypes`).
+    An approximate index is built once and kept on disk, keyed by its vectors and settings; of several processes one
+    builds it. In a config: `memory=dict(type="FaissMemory", source=dict(type="TextMemory", ...), index="HNSW64")`.
 
     Args:
-        spec: which index, and how far to search.
-        entries: the memory's entries, on the CPU.
-        scorer: the memory's exact scores; for the denominator, and for queries the index serves too little.
-        text_weight: as the memory's; together with 'max' only exact search by torch can serve it.
-        index_file: a file of this very index, read instead of building.
+        source: a recipe that gives a `CategoryMemory`, or such a memory.
+        index: an `IndexSpec`, or its `factory`.
+        cache_dir: folder of built indexes; `None`: `RAR_MMDET_CACHE` or `~/.cache/rar_mmdet`.
     """
 
     def __init__(
-        self,
-        spec: IndexSpec,
-        entries: Entries,
-        scorer: CategoryScorer,
-        *,
-        aggregation: str,
-        text_weight: float | None = None,
-        index_file: Path | None = None,
+        self, source: MemorySource, index: IndexSpec | str = "HNSW64", *, cache_dir: str | Path | None = None
     ) -> None:
-        if aggregation == "max" and text_weight is not None:
-            raise ValueError(
-                f"index={spec.factory!r} cannot serve aggregation='max' with text_weight={text_weight}: the best entry "
-                "of a mix is not the nearest vector. Use index='torch', or aggregation='mean'"
+        self.source = source
+        self.index = IndexSpec(index) if isinstance(index, str) else index
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> FaissSearch:
+        """The memory of these names behind its index, from disk if it is there, else built and kept.
+
+        Raises:
+            MemoryMismatchError: as the source does.
+            ConfigError: the source gives no `CategoryMemory`, or the index cannot serve its settings.
+        """
+        memory = self.source.prepare(encoder, category_names)
+        if not isinstance(memory, CategoryMemory):
+            raise ConfigError(
+                f"FaissMemory needs a source of a CategoryMemory, such as TextMemory; got one of a "
+                f"{type(memory).__name__}"
             )
-        self.spec, self._scorer, num_categories = spec, scorer, scorer.num_categories
-        if aggregation == "mean":
-            rows, present = prototypes(entries, num_categories, text_weight)
+        return FaissSearch(memory, self.index, cache_dir=self.cache_dir or default_cache_dir() / "faiss")
+
+
+class FaissSearch:
+    """Search of a memory through a FAISS index over its rows, with exact scores for what it finds.
+
+    The rows are the entries for 'max', and one vector per category where scores are means (see `prototypes`). Queries
+    come back on their own device; the index is on the CPU.
+
+    Args:
+        memory: what is searched.
+        index: which index, and how far to search; an `IndexSpec`, or its `factory`.
+        cache_dir: folder in which an approximate index is kept; `None` builds it anew.
+
+    Raises:
+        ConfigError: FAISS does not know the index, or it cannot serve the memory's settings.
+        HostError: FAISS is not installed.
+    """
+
+    def __init__(
+        self, memory: CategoryMemory, index: IndexSpec | str = "HNSW64", *, cache_dir: Path | None = None
+    ) -> None:
+        self.memory, self.spec = memory, IndexSpec(index) if isinstance(index, str) else index
+        if memory.aggregation == "max" and memory.text_weight is not None:
+            raise ConfigError(
+                f"index={self.spec.factory!r} cannot serve aggregation='max' with text_weight={memory.text_weight}: "
+                "the best entry of a mix is not the nearest vector. Search without FAISS, or take aggregation='mean'"
+            )
+        entries = memory.entries
+        self._scorer = memory.scorer(torch.device("cpu"))
+        if memory.aggregation == "mean":
+            rows, present = prototypes(entries, memory.num_categories, memory.text_weight)
             self._row_category = present.nonzero().flatten()
             self._rows = rows if bool(present.all()) else rows[present]
         else:
             self._row_category, self._rows = entries.category_ids, entries.vectors
         self._is_one_to_one = len(self._row_category.unique()) == len(self._row_category)
-        self._num_present = int(scorer.has_entries.sum())
-        stored = _read(index_file, len(self._rows)) if index_file is not None else None
-        self.was_read = stored is not None
-        self.index: Any = stored if stored is not None else _build(spec, self._rows)
+        self._num_present = int(self._scorer.has_entries.sum())
+        if cache_dir is None or not self.spec.is_approximate:  # 'Flat' is made from the vectors in no time
+            self.index: Any = _build(self.spec, self._rows)
+        else:
+            self.index = _read_or_build(self.spec, self._rows, cache_dir)
         self._graph = _find_graph(self.index)
         lists = _faiss().try_extract_index_ivf(self.index)
         if lists is not None:
-            lists.nprobe = spec.nprobe
+            lists.nprobe = self.spec.nprobe
         self._knows_scores = _keeps_vectors(self.index)
-        self._sample, self._sample_scorer = self._draw_sample(entries, aggregation, text_weight)
+        self._sample, self._sample_scorer = self._draw_sample()
         self._warned = False
 
-    def search(self, queries: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """The best categories of each query.
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+        return self.memory.category_names
+
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> FaissSearch:
+        """Itself, once its memory is known to be of these names and this encoder; see `CategoryMemory.prepare`."""
+        self.memory.prepare(encoder, category_names)
+        return self
+
+    @torch.inference_mode()
+    def search(self, queries: Tensor, depth: int) -> Shortlist:
+        """The categories closest to each query; as `CategoryMemory.search`, but for what an approximate index misses.
 
         Args:
-            queries: (R, D) float32 on the CPU, already times the softmax's scale.
-            depth: N <= C.
+            queries: (R, D) unit vectors, any device and float type.
+            depth: N; at most C are returned.
 
         Returns:
-            ids (R, N) int64 and log-probabilities (R, N) float32, descending.
+            ids and probabilities (R, min(N, C)), best first, on the queries' device.
+
+        Raises:
+            ConfigError: as in `CategoryMemory.search`.
         """
+        if len(queries) == 0:
+            return self.memory.search(queries, depth)
+        self.memory.check_queries(queries, depth)
+        with torch.autocast(queries.device.type, enabled=False), torch.autocast("cpu", enabled=False):
+            scaled = (queries.float() * self.memory.scale).cpu()
+            ids, log_probs = self._search(scaled, min(depth, self.memory.num_categories))
+        probs = log_probs.clamp_(max=0).exp_()  # rounding may leave log p a hair above 0
+        return Shortlist(ids.to(queries.device), probs.to(queries.device))
+
+    def _search(self, queries: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """Ids (R, N) and log-probabilities (R, N), descending, of queries that are times the softmax's scale."""
         if self.spec.is_approximate and not self._warned:
             self._warned = True
             logger.warning(
@@ -153,18 +214,14 @@ class FaissSearch:
         log_probs = torch.empty((len(queries), depth))
         ids[lacking], log_probs[lacking] = search_exactly(self._scorer, queries[lacking], depth)
         if not lacking.all():
-            ids[~lacking], log_probs[~lacking] = self.search(queries[~lacking], depth)
+            ids[~lacking], log_probs[~lacking] = self._search(queries[~lacking], depth)
         return ids, log_probs
-
-    def write(self, path: Path) -> None:
-        """Save the index, to be read by the next process."""
-        _faiss().write_index(self.index, str(path))
 
     def _survivors(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Distinct categories of the nearest rows and their scores, best first; -inf where there are no more."""
-        if self._graph is not None:
-            self._graph.hnsw.efSearch = max(self.spec.ef_search, count)
         with _large_blocks():
+            if self._graph is not None:
+                self._graph.hnsw.efSearch = max(self.spec.ef_search, count)
             similarity, rows = (torch.from_numpy(a) for a in self.index.search(queries.contiguous().numpy(), count))
         if self._is_one_to_one and not self.spec.is_approximate:
             return self._row_category[rows], similarity
@@ -216,10 +273,9 @@ class FaissSearch:
         outside = torch.where(count > 0, torch.minimum(mean, worst), worst) + num_outside.log()
         return torch.logaddexp(inside, outside)
 
-    def _draw_sample(
-        self, entries: Entries, aggregation: str, text_weight: float | None
-    ) -> tuple[Tensor, CategoryScorer]:
+    def _draw_sample(self) -> tuple[Tensor, CategoryScorer]:
         """Some categories and a scorer for them alone; the same ones every time."""
+        entries, memory = self.memory.entries, self.memory
         present = self._scorer.has_entries.nonzero().flatten()
         generator = torch.Generator().manual_seed(0)
         sample = present[torch.randperm(len(present), generator=generator)[: self.spec.mass_samples]].sort().values
@@ -228,7 +284,7 @@ class FaissSearch:
         rows = (new_id[entries.category_ids] >= 0).nonzero().flatten()
         chosen = entries.take(rows)
         renumbered = Entries(chosen.vectors, new_id[chosen.category_ids], chosen.kinds, chosen.sources)
-        return sample, CategoryScorer(renumbered, len(sample), aggregation, text_weight)
+        return sample, CategoryScorer(renumbered, len(sample), memory.aggregation, memory.text_weight)
 
 
 def _score_rows(queries: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
@@ -244,13 +300,12 @@ def _score_rows(queries: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
 def _build(spec: IndexSpec, rows: Tensor) -> Any:
     faiss = _faiss()
     dim = rows.shape[1]
-    factory = f"PCA{max(dim // 8, 1)},HNSW64" if spec.factory == "pca-hnsw" else spec.factory
     try:
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise ValueError(
-            f"index={spec.factory!r} is neither 'torch' nor a FAISS factory string; for instance 'Flat', 'HNSW64', "
-            "'PCA64,HNSW32', 'IVF256,Flat'"
+        raise ConfigError(
+            f"index={spec.factory!r} is no factory string of FAISS; for instance 'Flat', 'HNSW64', 'PCA64,HNSW32', "
+            "'IVF256,Flat'"
         ) from error
     graph = _find_graph(index)
     if graph is not None:
@@ -260,16 +315,54 @@ def _build(spec: IndexSpec, rows: Tensor) -> Any:
         try:
             index.train(data)
         except RuntimeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"index={spec.factory!r} cannot be trained on {len(data)} vectors of {dim}: {error}"
             ) from error
     index.add(data)
     return index
 
 
-def _read(path: Path, num_rows: int) -> Any:
-    index = _faiss().read_index(str(path))
-    return index if index.ntotal == num_rows else None
+def _read_or_build(spec: IndexSpec, rows: Tensor, folder: Path) -> Any:
+    """The index from its file, or built and written; one process at a time."""
+    vectors = hashlib.sha256(np.ascontiguousarray(rows.numpy()).data)
+    key = hashlib.sha256(
+        json.dumps([spec.factory, spec.ef_construction, _faiss().__version__, vectors.hexdigest()]).encode()
+    ).hexdigest()[:24]
+    path, said = folder / f"{key}.faiss", folder / f"{key}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            stored = _read(path, said, len(rows))
+            if stored is None:
+                stored = _build(spec, rows)
+                fresh = path.with_suffix(f".{os.getpid()}.tmp")
+                _faiss().write_index(stored, str(fresh))
+                said.write_text(json.dumps({"factory": spec.factory, "sha256": _sha256(fresh)}))
+                os.replace(fresh, path)
+            return stored
+    except OSError as error:
+        logger.warning("the index cannot be kept in %s (%s), so it is built in every run; set cache_dir", folder, error)
+        return _build(spec, rows)
+
+
+def _read(path: Path, said: Path, num_rows: int) -> Any | None:
+    """The index in that file, unless there is none or it is not what was written."""
+    if not path.is_file() or not said.is_file():
+        return None
+    try:
+        if json.loads(said.read_text())["sha256"] == _sha256(path):
+            index = _faiss().read_index(str(path))
+            if index.ntotal == num_rows:
+                return index
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        logger.info("%s: %s", path, error)
+    logger.warning("the index in %s is damaged; built anew", path)
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find_graph(index: Any) -> Any | None:
@@ -287,21 +380,27 @@ def _keeps_vectors(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index), (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexIVFFlat))
 
 
+_searching = threading.Lock()  # settings of FAISS and of a graph hold for all threads; a search itself uses all cores
+
+
 @contextmanager
 def _large_blocks() -> Iterator[None]:
     """FAISS multiplies in blocks of 1,024 database rows; 4,096 took 0.6 of the time at 13,204 x 512 (measured)."""
-    settings = _faiss().cvar
-    before = settings.distance_compute_blas_database_bs
-    settings.distance_compute_blas_database_bs = 4096
-    try:
-        yield
-    finally:
-        settings.distance_compute_blas_database_bs = before
+    with _searching:
+        settings = _faiss().cvar
+        before = settings.distance_compute_blas_database_bs
+        settings.distance_compute_blas_database_bs = 4096
+        try:
+            yield
+        finally:
+            settings.distance_compute_blas_database_bs = before
 
 
 def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise HostError("this index needs FAISS: pip install faiss-cpu   (or use index='torch')") from error
+        raise HostError(
+            "FaissMemory needs FAISS: pip install faiss-cpu   (or use its `source` alone, which searches exactly)"
+        ) from error
     return faiss
