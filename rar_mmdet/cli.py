@@ -27,6 +27,10 @@ class Command:
 
 COMMANDS = {
     "calibrate-regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
+    "build-memory": Command(
+        "rar_mmdet.build_memory", "the memory of a config: names, and exemplars from annotated photos"
+    ),
+    "inspect-memory": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
 }

@@ -6,10 +6,11 @@ class of yours by its full path (`my_package.MyRanker`), or by its name after `r
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.recognizer import RegionRecognizer
 
-__all__ = ["add_lookup", "asks_a_model", "build_component", "build_recognizer", "find_recognizers", "register"]
+__all__ = [
+    "add_lookup",
+    "asks_a_model",
+    "build_component",
+    "build_recognizer",
+    "find_recognizers",
+    "read_config",
+    "register",
+    "retriever_of",
+]
 
 
 def _exported_classes() -> Iterator[type]:
@@ -191,20 +201,57 @@ def build_recognizer(
 def recognizer_of(config: str | Path | Mapping[str, Any], vocabulary: Any = None) -> RegionRecognizer:
     """The one recogniser of a config file; see `RegionRecognizer.from_config`."""
     if isinstance(config, str | Path):
-        config = _read_config(str(config))
+        config = read_config(config)
+    settings = dict(_settings_of(config)) | ({} if vocabulary is None else {"vocabulary": vocabulary})
+    return build_recognizer(settings)
+
+
+def retriever_of(config: str | Path, options: Sequence[str] = (), vocabulary: Any = None) -> RegionRecognizer:
+    """The recogniser of a config file without its ranker, whose weights or server need not be there.
+
+    Args:
+        config: the file.
+        options: overrides `key=value`, as `--cfg-options` takes them.
+        vocabulary: names or a file of names instead of the config's.
+
+    Raises:
+        ConfigError: as `recognizer_of`.
+    """
+    settings = dict(_settings_of(read_config(config, options)))
+    return recognizer_of(
+        {key: settings[key] for key in settings if key not in ("ranker", "ranker_cropper")}, vocabulary
+    )
+
+
+def _settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the one recogniser of a config."""
     # A whole config also holds the parts of its bases at the top level; a recogniser's dict has no model.
     is_recognizer = "encoder" in config and "model" not in config
     found = [config] if is_recognizer else [settings for _, settings in find_recognizers(config)]
     if len(found) != 1:
         raise ConfigError(f"expected one `recognizer` in the config's model, found {len(found)}")
-    settings = dict(found[0]) | ({} if vocabulary is None else {"vocabulary": vocabulary})
-    return build_recognizer(settings)
+    return found[0]
 
 
-def _read_config(path: str) -> Mapping[str, Any]:
-    from mmengine.config import Config
+def read_config(path: str | Path, options: Sequence[str] = ()) -> dict[str, Any]:
+    """A config file of MMEngine's, with overrides `key=value` as `--cfg-options` takes them.
+
+    Raises:
+        ConfigError: there is no such file, or an override is none.
+    """
+    from mmengine.config import Config, DictAction
 
     if not Path(path).is_file():
         raise ConfigError(f"config {path} does not exist (looked for in {Path.cwd()})")
-    content: dict[str, Any] = Config.fromfile(path).to_dict()
+    odd = [option for option in options if "=" not in option]
+    if odd:
+        raise ConfigError(f"{odd[0]!r} is no override; write KEY=VALUE, as model.recognizer.num_candidates=3")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--overrides", nargs="*", action=DictAction, default={})
+    config = Config.fromfile(path)
+    try:
+        config.merge_from_dict(parser.parse_args(["--overrides", *options]).overrides)
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(f"the overrides {list(options)} do not fit {path}: {error}") from error
+    content: dict[str, Any] = config.to_dict()
     return content

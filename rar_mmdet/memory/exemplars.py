@@ -105,7 +105,9 @@ def read_exemplars(annotations: str | Path, image_root: str | Path, category_nam
             found.append((order, exemplar))
     if left_out:
         told = ", ".join(f"{count} {problem}" for problem, count in left_out.most_common())
-        logger.log(logging.INFO if set(left_out) <= {CROWDS, SPECKS} else logging.WARNING, "%s: left out %s", where, told)
+        logger.log(
+            logging.INFO if set(left_out) <= {CROWDS, SPECKS} else logging.WARNING, "%s: left out %s", where, told
+        )
     return [exemplar for _, exemplar in sorted(found, key=lambda pair: pair[0])]
 
 

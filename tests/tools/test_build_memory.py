@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from rar_mmdet.memory import CategoryMemory, EntryKind
+from rar_mmdet.memory import EntryKind, load_memory
 from rar_mmdet.testing import make_image
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_fills_the_cache_once(world: Path, build: ModuleType, capsys: pytest.Cap
 
 
 def test_exemplars_join_the_texts(few_shot: Path) -> None:
-    memory = CategoryMemory.load(few_shot)
+    memory = load_memory(few_shot)
     assert memory.entries.of_kind(EntryKind.TEXT).counts(4).tolist() == [1, 1, 1, 1]
     assert memory.entries.of_kind(EntryKind.IMAGE).counts(4).tolist() == [1, 1, 1, 0]
     assert "up to 1 exemplars per category, seed 0" in memory.info.dataset
@@ -91,7 +91,7 @@ def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType)
     out = world / "changed"
     given = [str(world / "config.py"), "--update", str(few_shot), "--out", str(out)]
     assert build.main([*given, "--add", "square", "--remove", "blue cup"]) == 0
-    memory = CategoryMemory.load(out)
+    memory = load_memory(out)
     assert memory.category_names == ("red star", "cup_(drink)", "never seen", "square")
     assert memory.entries.of_kind(EntryKind.IMAGE).counts(4).tolist() == [1, 1, 0, 0]
 
@@ -102,6 +102,8 @@ def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType)
         pytest.param(
             ["--update", "{few}", "--remove", "zebra", "--out", "x"], "has 0 categories of that name", id="no-name"
         ),
+        pytest.param(["--cfg-options", "model.recognizer"], "is no override; write KEY=VALUE", id="override"),
+        pytest.param(["--names", "{few}/no.txt"], "no.txt' does not exist", id="names"),
         pytest.param(["--templates", "sinlge"], "no template set 'sinlge'", id="template"),
         pytest.param(
             ["--cfg-options", "model.recognizer.encoder.model=local-dir:/no/where"], "/no/where", id="weights"
@@ -163,3 +165,41 @@ def test_inspect_says_what_is_missing(
     ]:
         assert inspect.main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_names_in_another_spelling_find_the_same_memory(
+    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert build.main([str(world / "config.py")]) == 0
+    folder = capsys.readouterr().out.split("written to ")[1]
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfred_star\r\nblue_cup\r\ncup (drink)\r\nnever seen\r\n")
+    assert build.main([str(world / "config.py"), "--names", str(tmp_path / "words.txt")]) == 0
+    assert capsys.readouterr().out.split("written to ")[1] == folder
+
+
+def test_a_ranker_need_not_be_there(world: Path, build: ModuleType, tmp_path: Path) -> None:
+    config = (world / "config.py").read_text().rstrip()[
+        :-2
+    ] + ", ranker=dict(type='TransformersRanker', model='/no/where')))\n"
+    (tmp_path / "config.py").write_text(config)
+    assert build.main([str(tmp_path / "config.py")]) == 0
+
+
+def test_a_stopped_build_says_how_to_go_on(
+    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rar_mmdet.build_memory.save_memory", stop)
+    assert build.main([str(world / "config.py"), "--out", str(tmp_path / "m")]) == 130
+    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+
+
+def test_what_is_no_memory_is_not_replaced(
+    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").touch()
+    assert build.main([str(world / "config.py"), "--out", str(tmp_path)]) == 2
+    assert "holds something else than a memory" in capsys.readouterr().err
+    assert (tmp_path / "photo.jpg").exists()
