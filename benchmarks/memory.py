@@ -53,13 +53,13 @@ def exact_search() -> dict[str, float]:
     """Both exact backends over the baseline, runs interleaved, medians."""
     import torch
 
-    from rar_mmdet.memory import CategoryMemory
+    from rar_mmdet.memory import CategoryMemory, FaissSearch
 
     categories, dim, num_queries, depth = SMALL
     entries, names, info = _text_like(categories, dim)
     queries = _unit(num_queries, dim, seed=1)
     torch_memory = CategoryMemory(entries, names, info=info)
-    flat_memory = CategoryMemory(entries, names, info=info, index="Flat")
+    flat_memory = FaissSearch(torch_memory, "Flat")
 
     def baseline() -> object:
         scores = queries @ entries.vectors.T
@@ -83,12 +83,12 @@ def exact_search() -> dict[str, float]:
 
 def loading() -> dict[str, float]:
     """Time to open a memory of V3Det's size, hashes checked."""
-    from rar_mmdet.memory import CategoryMemory
+    from rar_mmdet.memory import CategoryMemory, load_memory, save_memory
 
     entries, names, info = _text_like(SMALL[0], SMALL[1])
     with tempfile.TemporaryDirectory() as folder:
-        CategoryMemory(entries, names, info=info).save(Path(folder) / "m")
-        seconds = _interleaved({"load": lambda: CategoryMemory.load(Path(folder) / "m")}, rounds=5)["load"]
+        save_memory(CategoryMemory(entries, names, info=info), Path(folder) / "m")
+        seconds = _interleaved({"load": lambda: load_memory(Path(folder) / "m")}, rounds=5)["load"]
     print(f"loading {SMALL[0]} x {SMALL[1]}, every file's hash checked: {seconds:.3f} s")
     return {"load_s": seconds}
 
@@ -97,7 +97,7 @@ def approximate_search(num_entries: int) -> dict[str, float]:
     """HNSW and reduced dimension + HNSW against exact search."""
     import torch
 
-    from rar_mmdet.memory import CategoryMemory, Entries, EntryKind, IndexSpec, MemoryInfo
+    from rar_mmdet.memory import CategoryMemory, Entries, EntryKind, FaissSearch, IndexSpec, MemoryInfo
 
     categories, dim, num_queries, _ = SMALL
     ids = torch.arange(num_entries) * categories // num_entries
@@ -123,7 +123,7 @@ def approximate_search(num_entries: int) -> dict[str, float]:
     found, runs = {}, {"exact": lambda: exact.search(queries, 5)}
     for name, spec in specs.items():
         started = time.perf_counter()
-        memory = CategoryMemory(entries, names, info=info, index=spec)
+        memory = FaissSearch(exact, spec)
         _print_build(name, spec.factory, memory, time.perf_counter() - started, num_entries)
         found[name] = memory.search(queries, 5)
         runs[name] = lambda memory=memory: memory.search(queries, 5)
@@ -146,9 +146,8 @@ def approximate_search(num_entries: int) -> dict[str, float]:
 def _print_build(name: str, factory: str, memory: object, seconds: float, num_entries: int) -> None:
     import faiss
 
-    size = len(faiss.serialize_index(memory.faiss.index)) / num_entries  # type: ignore[attr-defined]
-    dim = memory.dim  # type: ignore[attr-defined]
-    vectors = 4 * dim + 9  # float32, category id, kind
+    size = len(faiss.serialize_index(memory.index)) / num_entries  # type: ignore[attr-defined]
+    vectors = 4 * SMALL[1] + 9  # float32, category id, kind
     line = f"  {name} ({factory}): built in {seconds:.0f} s, {size:.0f} B of index + {vectors} B of vectors per entry"
     for count in (10**6, 10**7):
         gib, minutes = (size + vectors) * count / 2**30, seconds * count / num_entries / 60
