@@ -31,6 +31,7 @@ class AnnotatedRegions:
     image_hws: tuple[tuple[int, int], ...]  # I sizes in pixels
     starts: NDArray[np.int64]  # (I + 1,)
     boxes_xyxy: NDArray[np.float64]  # (R, 4) pixels of the upright photo
+    annotations: tuple[Mapping[str, Any], ...]  # R records of the annotation file
 
     def __len__(self) -> int:
         return len(self.boxes_xyxy)
@@ -69,65 +70,72 @@ def find_regions(annotations: Mapping[str, Any], root: Path, limit: int | None =
 
     Raises:
         MissingAssetError: no box is left, or an image file is not there.
-        AnnotationFileError: an image has no id or no file name.
+        AnnotationFileError: the file lacks a list, or an image has no id or no file name.
     """
     left_out: Counter[str] = Counter()
-    boxes_of = _boxes_by_image(annotations, limit, left_out)
-    _warn_of_odd_boxes(annotations, boxes_of)
-    files, image_ids, image_hws, boxes = [], [], [], []
+    objects_of = _objects_by_image(annotations, limit, left_out)
+    _warn_of_odd_boxes(annotations, objects_of)
+    files, image_ids, image_hws, boxes, records = [], [], [], [], []
     for image in annotations["images"][:limit]:
-        own = boxes_of[image["id"]]
+        own = objects_of[image["id"]]
         if not own:
             continue
         file = photo_path(image, root)
         if not file.is_file():
             raise MissingAssetError(f"{file} does not exist; give the folder of the images as --images")
         image_hw = photo_size_hw(image) or photo_hw(read_image(file))
-        xyxy = np.array(own, dtype=np.float64)
+        xyxy = np.array([box_of(record) for record in own], dtype=np.float64)
         bad = find_invalid_boxes(xyxy, image_hw)
         left_out.update(reason.split(":")[0].split(" of ")[0] for reason in bad.values())
-        xyxy = np.delete(xyxy, list(bad), axis=0)
-        if len(xyxy):
+        good = [row for row in range(len(own)) if row not in bad]
+        if good:
             files.append(file)
             image_ids.append(image["id"])
             image_hws.append(image_hw)
-            boxes.append(xyxy)
+            boxes.append(xyxy[good])
+            records += [own[row] for row in good]
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
         logger.warning("%d annotations are left out: %s", left_out.total(), reasons)
     if not files:
         raise MissingAssetError("the annotation file has no usable boxes; give one of training images as --annotations")
     starts = np.cumsum([0, *map(len, boxes)])
-    return AnnotatedRegions(tuple(files), tuple(image_ids), tuple(image_hws), starts, np.concatenate(boxes))
+    return AnnotatedRegions(
+        tuple(files), tuple(image_ids), tuple(image_hws), starts, np.concatenate(boxes), tuple(records)
+    )
 
 
-def _boxes_by_image(annotations: Mapping[str, Any], limit: int | None, left_out: Counter[str]) -> dict[Any, list]:
-    """Id of each image -> x1, y1, x2, y2 of its objects; counts what is none."""
-    boxes_of: dict[Any, list] = {}
+def _objects_by_image(annotations: Mapping[str, Any], limit: int | None, left_out: Counter[str]) -> dict[Any, list]:
+    """Id of each image -> the annotations of its objects; counts what is none."""
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(annotations.get(key), list):
+            raise AnnotationFileError(f"the annotation file has no list of {key!r} (it has {sorted(annotations)})")
+    objects_of: dict[Any, list] = {}
     for row, image in enumerate(annotations["images"][:limit]):
         if not isinstance(image, Mapping) or image.get("id") is None:
             raise AnnotationFileError(f"images[{row}] = {str(image)[:80]} has no id; is this an annotation file?")
-        boxes_of[image["id"]] = []
+        objects_of[image["id"]] = []
+    categories = {category["id"] for category in annotations["categories"]}
     for annotation in annotations["annotations"]:
-        own = boxes_of.get(annotation.get("image_id"))
+        own = objects_of.get(annotation.get("image_id"))
         if own is None:  # of an image beyond the limit
             continue
-        box = box_of(annotation)
         if not is_object(annotation):
             left_out["of a crowd or to be ignored"] += 1
-        elif box is None:
+        elif box_of(annotation) is None:
             left_out["without a box of four numbers and an area"] += 1
+        elif annotation.get("category_id") not in categories:
+            left_out["of a category that the file does not have"] += 1
         else:
-            own.append(box)
-    return boxes_of
+            own.append(annotation)
+    return objects_of
 
 
-def _warn_of_odd_boxes(annotations: Mapping[str, Any], boxes_of: Mapping[Any, list]) -> None:
+def _warn_of_odd_boxes(annotations: Mapping[str, Any], objects_of: Mapping[Any, list]) -> None:
     """Say when the boxes of the whole file look wrong, such as x1, y1, x2, y2 where x, y, width, height is expected."""
-    sizes = {image["id"]: photo_size_hw(image) for image in annotations["images"] if image.get("id") in boxes_of}
-    known = [(boxes_of[i], hw) for i, hw in sizes.items() if hw is not None and boxes_of[i]]
-    xyxy = [np.array(own, dtype=np.float64) for own, _ in known]
-    xywh = [np.concatenate([own[:, :2], own[:, 2:] - own[:, :2]], axis=1) for own in xyxy]
+    sizes = {image["id"]: photo_size_hw(image) for image in annotations["images"] if image.get("id") in objects_of}
+    known = [(objects_of[i], hw) for i, hw in sizes.items() if hw is not None and objects_of[i]]
+    boxes = [[record["bbox"] for record in own] for own, _ in known]
     if known:
-        for sentence in find_suspicious_boxes(xywh, [hw for _, hw in known], "xywh"):
+        for sentence in find_suspicious_boxes(boxes, [hw for _, hw in known], "xywh"):
             logger.warning("%s", sentence)

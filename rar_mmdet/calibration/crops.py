@@ -143,8 +143,11 @@ class Scorer:
         self.memory, self.emission, self.regions = memory, emission, regions
         self.category_ids = np.array(label_order(annotations["categories"]))
         self.protocol = LVIS if any("frequency" in category for category in annotations["categories"]) else COCO
+        records = [_complete(record, row + 1) for row, record in enumerate(regions.annotations)]
         self.truth = GroundTruth.from_dataset(
-            annotations, federated=self.protocol.federated, image_ids=regions.image_ids
+            {**annotations, "annotations": records},
+            federated=self.protocol.federated,
+            image_ids=regions.image_ids,
         )
 
     def __call__(self, embeddings: Picked) -> dict[str, float]:
@@ -172,6 +175,14 @@ class Scorer:
         xyxy = xyxy[emitted.region_ids.numpy()]
         xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
         return image_ids, category_ids, xywh, emitted.scores.double().numpy()
+
+
+def _complete(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """An annotation with all that scoring asks of it: a number of its own, and an area, else that of its box."""
+    area = annotation.get("area")
+    if not isinstance(area, int | float) or isinstance(area, bool) or not 0 < area < np.inf:
+        area = annotation["bbox"][2] * annotation["bbox"][3]
+    return {**annotation, "id": number, "area": area, "iscrowd": 0, "ignore": 0}
 
 
 def sweep(

@@ -284,6 +284,8 @@ ODD = [
     {"bbox": [5, 5, 20, 20], "ignore": True},
     {"bbox": [400, 5, 20, 20]},
     {"bbox": [5, 5, 20, 20], "image_id": 999},
+    {"bbox": [5, 5, 20, 20], "category_id": 999},
+    {"bbox": [5, 5, 20, 20], "category_id": None},
 ]
 
 
@@ -294,10 +296,23 @@ def test_odd_annotations_are_left_out_and_counted(world: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         found = find_regions(content, world)
     np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
+    assert found.annotations == expected.annotations
     assert (
-        "10 annotations are left out: 7 without a box of four numbers and an area, 2 of a crowd or to be ignored, "
-        "1 entirely outside the photo" in caplog.text
+        "12 annotations are left out: 7 without a box of four numbers and an area, 2 of a crowd or to be ignored, "
+        "2 of a category that the file does not have, 1 entirely outside the photo" in caplog.text
     )
+
+
+def test_odd_annotations_change_no_number(world: Path, table: list[dict], tmp_path: Path) -> None:
+    content = json.loads((world / "ann_calib.json").read_text())
+    for annotation in content["annotations"][:4]:
+        del annotation["area"], annotation["id"], annotation["iscrowd"]
+    content["annotations"][5] |= {"area": None, "id": 0}
+    content["annotations"] += [{"image_id": 7, "category_id": 1, **annotation} for annotation in ODD]
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    arguments = [str(world / "config.py"), "--annotations", str(tmp_path / "odd.json"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, *SWEEP]) == 0
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == table
 
 
 def test_sizes_that_the_file_lacks_are_looked_up(world: Path) -> None:
@@ -339,6 +354,7 @@ def test_a_box_that_cannot_be_cropped_is_named_with_its_photo(world: Path, tmp_p
         ({"images": [{"file_name": "0.png"}]}, AnnotationFileError, r"images\[0\] = .*has no id"),
         ({"images": [{"id": 7, "height": 200, "width": 320}]}, AnnotationFileError, "image 7 has no file_name"),
         ({"annotations": []}, MissingAssetError, "no usable boxes"),
+        ({"annotations": None}, AnnotationFileError, "no list of 'annotations'"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused(world: Path, changes: dict, error: type[Exception], match: str) -> None:
