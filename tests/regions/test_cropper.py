@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -255,6 +256,30 @@ def test_image_kinds(backend):
         assert torch.equal(crop, expected_crop(image, backend))
     for kind in (tensor.float(), image.astype(np.float16), image.astype(np.int32), Image.fromarray(image)):
         assert torch.equal(RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]]), crop)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_photos_that_are_views_or_may_not_be_written(backend):
+    image = photo()
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    spread = np.zeros((1024, 1024, 6), np.uint8)
+    spread[::2, ::2, ::2] = image
+    mirrored = np.array(image[:, ::-1])[:, ::-1]
+    for kind in (read_only, spread[::2, ::2, ::2], np.asfortranarray(image), image[::-1][::-1], mirrored):
+        crop = RegionCropper(size=32, backend=backend).crop(kind, [[16, 32, 80, 96]])
+        assert torch.equal(crop, expected_crop(image, backend))
+
+
+def test_one_cropper_in_eight_threads():
+    cropper = RegionCropper(size=48, scale=AreaScale(), background=BlurBackground(5, feather=2))
+    boxes = [[16, 32, 80, 96], [-30, -20, 50, 60], [0, 0, 512, 512]]
+    expected = cropper.crop(photo(), boxes)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(
+            torch.equal(crops, expected) for crops in threads.map(lambda _: cropper.crop(photo(), boxes), range(32))
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
