@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from rar_mmdet import __version__
 from rar_mmdet.errors import RarError
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "Command", "main"]
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -25,39 +26,56 @@ class Command:
     summary: str
 
 
+# Name, of one word or two -> what runs it.
 COMMANDS = {
-    "calibrate-regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
-    "build-memory": Command(
-        "rar_mmdet.build_memory", "the memory of a config: names, and exemplars from annotated photos"
-    ),
-    "inspect-memory": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
+    "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
+    "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
+    "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
+    "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
-    width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(
-        prog="rar-mmdet",
-        description="RAR: recognition by retrieving and ranking.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
-        + "\n\nrar-mmdet COMMAND --help tells more.",
-    )
-    parser.add_argument("--version", action="version", version=f"rar_mmdet {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=" | ".join(COMMANDS))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
-    args = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
+    if name is None:
+        return _explain(words)
+    program, sys.argv[0] = sys.argv[0], f"rar-mmdet {name}"  # what its usage line says
     try:
-        return int(importlib.import_module(COMMANDS[args.command].module).main(args.arguments) or 0)
+        return int(importlib.import_module(COMMANDS[name].module).main(words[len(name.split()) :]) or 0)
     except RarError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        sys.argv[0] = program
+
+
+def _explain(words: Sequence[str]) -> int:
+    """Help, version, or what was wrong with the command's name; ends the process where argparse does."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="rar-mmdet",
+        usage="rar-mmdet COMMAND ...",
+        description=f"RAR: recognition by retrieving and ranking.\n\ncommands:\n{listed}",
+        epilog="rar-mmdet COMMAND --help tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rar_mmdet {__version__}")
+    parser.parse_known_args(words)  # answers --help and --version
+    if words:
+        given = " ".join(words[:2])
+        same_group = [name for name in COMMANDS if name.split()[0] == words[0]]
+        near = same_group or difflib.get_close_matches(given, COMMANDS, n=3) or list(COMMANDS)
+        parser.error(f"no command {given!r}; did you mean one of: {', '.join(near)}?")
+    parser.print_help()
+    return EXIT_USER_ERROR
 
 
 if __name__ == "__main__":

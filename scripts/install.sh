@@ -106,7 +106,7 @@ build_mmcv() {
   if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null; then
     export CUDA_VISIBLE_DEVICES=  # without CUDA's compiler its ops can be built for the CPU alone
   fi
-  say "compiling mmcv $MMCV against the installed torch (10 to 20 minutes on 2 cores, once); its output goes to $LOG"
+  say "compiling mmcv $MMCV against the installed torch (about 6 minutes on 2 free cores, once); its output goes to $LOG"
   set -m  # a process group of its own, so that all of it can be stopped
   # ninja (in the venv's bin) compiles in parallel and remembers what is done; -g0: no debug symbols, which nobody reads.
   PATH="$(cd "$VENV/bin" && pwd):$PATH" CFLAGS="${CFLAGS:-} -g0" MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} \

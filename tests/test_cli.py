@@ -17,7 +17,7 @@ from rar_mmdet.errors import RarError
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_has_a_main_that_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
     assert f"usage: rar-mmdet {name}" in capsys.readouterr().out
 
@@ -29,11 +29,25 @@ def test_help_names_all_commands(capsys):
     assert all(command.summary in out for command in cli.COMMANDS.values())
 
 
-def test_an_unknown_command_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["doktor"], "no command 'doktor'; did you mean one of: doctor?"),
+        (["calibrate"], "no command 'calibrate'; did you mean one of: calibrate regions"),
+        (["calibrate", "region"], "no command 'calibrate region'; did you mean one of: calibrate regions"),
+        (["xyz"], "no command 'xyz'; did you mean one of: doctor, score"),
+    ],
+)
+def test_an_unknown_command_is_refused_with_the_nearest(words, said, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["doktor"])
+        cli.main(words)
     assert stop.value.code == 2
-    assert "choose from" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_no_command_shows_all(capsys):
+    assert cli.main([]) == 2
+    assert "calibrate regions" in capsys.readouterr().out
 
 
 def raising(error):

@@ -1,6 +1,6 @@
 """Find the crop scale and the blur of a retriever on training images (paper section C.3, Table 11, Figure 11).
 
-    rar-mmdet calibrate-regions configs/demo/clip_demo.py [--out work_dirs/regions/clip_demo]
+    rar-mmdet calibrate regions configs/demo/clip_demo.py [--out work_dirs/regions/clip_demo]
 
 Retrieval only: every annotated box is cropped at every scale with every blur, named, and scored by AP (LVIS's where the
 annotation file has frequencies, else COCO's) overall and by object size. Prints Table 11's layout; writes table.json,
@@ -83,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(
-        "rar-mmdet calibrate-regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "rar-mmdet calibrate regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", type=Path, help="config with a recognizer; its ranker, if any, is not asked")
     parser.add_argument(
