@@ -14,7 +14,7 @@ Another vocabulary without encoding the rest again:
     python tools/build_memory.py CONFIG --update DIR --add "red panda" --remove cup --out NEW_DIR
 
 A stopped build goes on where it was when the same command is given again. Exit status 2: the message says what to do.
-`rar-mmdet build-memory` is the same command.
+`rar-mmdet memory build` is the same command.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="rar-mmdet build-memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="rar-mmdet memory build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="config whose encoder, cropper, memory and vocabulary are used")
     parser.add_argument("--out", type=Path, help="folder to write; without it the cache of tools/test.py is filled")

@@ -8,7 +8,7 @@
 
 DIR is a folder of tools/build_memory.py, or one in the cache. Texts that are no names, and images, need the encoder the
 memory was built with: give the config that names it. Exit status 2: the message says what to do. `rar-mmdet
-inspect-memory` is the same command.
+memory inspect` is the same command.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EXIT_USER_ERROR = 2
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="rar-mmdet inspect-memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="rar-mmdet memory inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("memory", type=Path, help="memory folder")
     parser.add_argument("--near", metavar="TEXT", help="nearest categories of a name in the memory, or of any text")

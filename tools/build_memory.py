@@ -1,4 +1,4 @@
-"""Build the memory a config describes; `--help` tells more. The same as `rar-mmdet build-memory`."""
+"""Build the memory a config describes; `--help` tells more. The same as `rar-mmdet memory build`."""
 
 from rar_mmdet.build_memory import main
 

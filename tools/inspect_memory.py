@@ -1,4 +1,4 @@
-"""Look into a memory folder; `--help` tells more. The same as `rar-mmdet inspect-memory`."""
+"""Look into a memory folder; `--help` tells more. The same as `rar-mmdet memory inspect`."""
 
 from rar_mmdet.inspect_memory import main
 
