@@ -104,8 +104,6 @@ def read_table(dataset: Any, where: str, *, with_masks: bool, need_area: bool) -
     category_ids, categories = _distinct(_section(dataset, "categories", where), notes)
     image_hw = np.stack([images.lengths("height"), images.lengths("width")], axis=1).astype(np.int64).reshape(-1, 2)
     annotations = _section(dataset, "annotations", where)
-    if not len(annotations):
-        notes.append(f"{where} has no annotations (as files of test images): nothing can be found, every number is -1")
     ids = annotations.ids("id")
     _note_repeated(ids, annotations, "objects are lost; give every annotation its own id", notes)
     if 0 in ids:
@@ -198,7 +196,7 @@ def _rows(annotations: Records, key: str, ids: NDArray[Any], notes: list[str]) -
         annotations.refuse(values.index(twin[0]), key, f"an id as the records of each {kind} have it: {twin[1]!r}")
     said = (
         f"{len(unknown)} of {len(values)} annotations have {key} {some_of(values[i] for i in unknown)}, and the file "
-        f"has no such {kind} (it has {len(ids)}, such as {some_of(ids.tolist())})"
+        f"has no such {kind} (of its {len(ids)}: {some_of(ids.tolist())})"
     )
     if len(unknown) == len(values):
         raise annotations.error(f"{annotations.where}: {said}. Nothing can be scored")

@@ -186,6 +186,7 @@ class GroundTruth:
         category = _renumber(categories, len(table.category_ids))[table.category]
         index = _as_the_references_load(table, image, category, federated)
         crowd = table.crowd[index]
+        notes = table.notes + (_note_on_areas(table) if federated else [])
 
         def keys(key: str) -> IntArray:
             if key not in pairs:
@@ -210,7 +211,7 @@ class GroundTruth:
             negatives=keys("neg_category_ids"),
             not_exhaustive=keys("not_exhaustive_category_ids"),
             segmentations=None if table.segmentations is None else tuple(table.segmentations[i] for i in index),
-            notes=tuple(table.notes),
+            notes=tuple(notes),
         )
 
 
@@ -233,6 +234,11 @@ def load_annotation_file(path: str | Path, *, keep_segmentations: bool = False) 
             "images, annotations and categories; were the result file and the annotation file swapped?"
         )
     return dataset
+
+
+def _note_on_areas(table: AnnotationTable) -> list[str]:
+    count = int(np.count_nonzero(table.area == 0))
+    return [f"{count} annotations have area 0 and are left out, as in lvis-api"] if count else []
 
 
 def _chosen(wanted: Iterable[Hashable] | None, ids: NDArray[Any]) -> IntArray:

@@ -22,6 +22,7 @@ __all__ = ["BOX", "Records", "short"]
 
 BOX = "four finite numbers x, y, width, height"
 LONGEST_VALUE = 80  # characters of a value in a message
+LONGEST_SIDE = 10**7  # pixels of an image; what is longer is a mistake
 PLAIN_NUMBERS = {int, float}
 
 
@@ -42,7 +43,8 @@ class Records:
         """Raise the error that names record `index`, its field and what is expected there."""
         record, where = self.items[index], self.name(index)
         if not isinstance(record, dict):
-            raise self.error(f"{where} is {short(record)}, expected a dictionary with {', '.join((*self.keys, key))}")
+            fields = ", ".join(dict.fromkeys((*self.keys, key)))
+            raise self.error(f"{where} is {short(record)}, expected a dictionary with {fields}")
         said = f"has {key} {short(record[key])}" if key in record else f"has no {key}"
         raise self.error(f"{where} {said}, expected {expected}")
 
@@ -98,7 +100,7 @@ class Records:
     def lengths(self, key: str) -> list[int]:
         """Whole numbers from 0 on, as of a height; 0 where missing or null."""
         values: list[Any] = [r.get(key) for r in self._dictionaries()]
-        if set(map(type, values)) <= {int} and min(values, default=0) >= 0:
+        if set(map(type, values)) <= {int} and 0 <= min(values, default=0) <= max(values, default=0) <= LONGEST_SIDE:
             return values
         expected = "a whole number of pixels"
         return [0 if v is None else self._checked(i, key, v, _as_length, expected) for i, v in enumerate(values)]
@@ -112,7 +114,7 @@ class Records:
 
     def _dictionaries(self) -> Sequence[dict[str, Any]]:
         if not all(isinstance(r, dict) for r in self.items):
-            self.refuse(next(i for i, r in enumerate(self.items) if not isinstance(r, dict)), "…", "")
+            self.refuse(next(i for i, r in enumerate(self.items) if not isinstance(r, dict)), self.keys[0], "")
         return self.items
 
     def _checked(self, index: int, key: str, value: Any, read: Callable[[Any], Any], expected: str) -> Any:
@@ -169,4 +171,4 @@ def _as_flag(value: Any) -> bool | None:
 
 def _as_length(value: Any) -> int | None:
     number = _as_number(value)
-    return int(number) if number is not None and number >= 0 and number == int(number) else None
+    return int(number) if number is not None and 0 <= number <= LONGEST_SIDE and number == int(number) else None

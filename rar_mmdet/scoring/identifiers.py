@@ -63,7 +63,7 @@ def differ_in_type_only(unknown: Iterable[Any], known: Iterable[Any]) -> tuple[A
 def some_of(values: Iterable[Any]) -> str:
     """A few distinct values for a message, in their order."""
     distinct = list(dict.fromkeys(values))
-    return ", ".join(map(repr, distinct[:EXAMPLES])) + (", …" if len(distinct) > EXAMPLES else "")
+    return ", ".join(map(repr, distinct[:EXAMPLES])) + (", …" if len(distinct) > EXAMPLES else "") or "none"
 
 
 def _as_integers(values: Sequence[Any] | NDArray[Any]) -> IntArray | None:

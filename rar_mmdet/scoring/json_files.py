@@ -18,6 +18,7 @@ from rar_mmdet.errors import RarError
 
 __all__ = ["JsonText", "load_json"]
 
+HEAD_BYTES = 32
 GZIP = b"\x1f\x8b"
 PICKLE = "a Python pickle (such as the results.pkl of MMDetection's --out)"
 UNPACK = "; unpack it first"
@@ -37,6 +38,8 @@ OTHER_FORMATS = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
+    (b"version https://", "a Git LFS pointer, not the file it points to; run `git lfs pull`"),
+    (b"<", "an HTML or XML page; was a download refused?"),
 )
 
 
@@ -84,12 +87,12 @@ class JsonText:
             raise self.error(f"{self.name} cannot be opened: {error.strerror or error}") from None
 
     def _decoded(self, raw: BinaryIO) -> io.TextIOWrapper:
-        head = raw.read(16)
+        head = raw.read(HEAD_BYTES)
         raw.seek(0)
         if head.startswith(GZIP):
             source: Any = gzip.GzipFile(fileobj=raw)
             try:
-                head = source.read(16)
+                head = source.read(HEAD_BYTES)
                 source.seek(0)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raw.close()

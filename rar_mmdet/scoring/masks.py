@@ -34,12 +34,14 @@ def find_wrong_mask(masks: Sequence[Any]) -> tuple[int, str] | None:
     """The first segmentation that cannot be used and why, or None; entries that are None are skipped."""
     compressed: list[int] = []
     texts: list[bytes] = []
+    found = None
     for i, mask in enumerate(masks):
         if mask is None:
             continue
         wrong = _wrong_polygons(mask) if isinstance(mask, list) else _wrong_runs(mask)
         if wrong is not None:
-            return i, wrong
+            found = i, wrong
+            break
         if isinstance(mask, dict) and not isinstance(mask["counts"], list):
             compressed.append(i)
             counts = mask["counts"]
@@ -48,7 +50,7 @@ def find_wrong_mask(masks: Sequence[Any]) -> tuple[int, str] | None:
     areas = np.array([masks[i]["size"][0] * masks[i]["size"][1] for i in compressed], np.int64)
     bad = np.flatnonzero(totals != areas)
     if not len(bad):
-        return None
+        return found
     row = int(bad[0])
     height, width = masks[compressed[row]]["size"]
     if totals[row] < 0:

@@ -59,8 +59,8 @@ def explain_zero(truth: GroundTruth, detections: Detections, result: SparseResul
     """Why an average precision is 0 or -1: a sentence, or none where it is neither."""
     to_find = int(result.matches.num_truth[:, 0].sum())
     if not to_find:
-        why = "all are crowds, ignored or of no area" if len(truth) else "there are none"
-        return [f"no annotation counts ({why}): every number is -1"]
+        why = "all are crowds, ignored or of no area" if len(truth) else "there are none, as in files of test images"
+        return [f"no annotation counts ({why}): nothing can be found, and every number is -1"]
     if not len(detections) or (result.precision[..., 0, -1] > 0).any() or not result.protocol.use_categories:
         return []
     boxes_alone = replace(result.protocol, federated=False, use_categories=False, iou_thrs=np.array([0.5]))

@@ -1,4 +1,4 @@
-"""The oracles of `tests/scoring_oracles.py` as a fixture."""
+"""The oracles of `tests/scoring_oracles.py` and the world of `tests/scoring_worlds.py`."""
 
 import sys
 from pathlib import Path

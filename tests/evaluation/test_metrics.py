@@ -244,6 +244,26 @@ def test_unusable_predictions_are_named(world: SimpleNamespace) -> None:
         run(SparseLVISMetric(world.path, metric="segm"), world)
     with pytest.raises(MetricConfigError, match="no `instances`"):
         run(SparseCocoMetric(), world)
+    broken = copy.deepcopy(world.samples[0])
+    broken["pred_instances"]["bboxes"] = torch.cat([broken["pred_instances"]["bboxes"], torch.ones(40, 1)], dim=1)
+    with pytest.raises(DetectionError, match=r"bboxes .40, 5., scores .40,. and labels .40,. do not fit together"):
+        metric.process({}, [broken])
+    broken = copy.deepcopy(world.samples[0])
+    broken["pred_instances"]["labels"] = broken["pred_instances"]["labels"] + 0.5
+    with pytest.raises(DetectionError, match="labels are .* expected whole numbers"):
+        metric.process({}, [broken])
+    metric = SparseLVISMetric(world.path, metric="segm")
+    broken = copy.deepcopy(world.samples[0])
+    broken["pred_instances"]["masks"] = broken["pred_instances"]["masks"][:3]
+    with pytest.raises(DetectionError, match="3 masks for 40 detections"):
+        metric.process({}, [broken])
+    broken["pred_instances"]["masks"] = [{"size": [200, 200], "counts": b"1"}] * 40
+    with pytest.raises(DetectionError, match="the mask of detection 0 cannot be used: the run lengths add up to 1"):
+        metric.process({}, [broken])
+    broken["pred_instances"]["mask_scores"] = torch.full((40,), float("nan"))
+    broken["pred_instances"]["masks"] = torch.zeros(40, 200, 200)
+    with pytest.raises(DetectionError, match=r"mask_scores .40,., expected 40 finite numbers"):
+        metric.process({}, [broken])
     world.classes = ["zebra"]
     with pytest.raises(VocabularyError, match="1 of 1 classes are not among the 6 categories"):
         run(SparseCocoMetric(world.path), world)

@@ -85,6 +85,22 @@ RECORDS = [record(i) for i in range(9)]
             json.dumps([*RECORDS, {"bbox": [1, 2, 3, 4], "score": 1}]), "record 9 has no image_id", id="no-image"
         ),
         pytest.param(json.dumps([*RECORDS, 5]), "record 9 is 5, expected a dictionary", id="no-record"),
+        pytest.param(json.dumps([RECORDS]), "record 0 is .*, expected a dictionary with image_id", id="list-of-lists"),
+        pytest.param("\n".join(map(json.dumps, RECORDS)), "one record after the other .JSON lines", id="json-lines"),
+        pytest.param(json.dumps({"results": RECORDS}), "is one JSON object; .* write that list alone", id="wrapped"),
+        pytest.param("[" * 99999, "record 0 is not complete JSON .maximum recursion", id="too-deep"),
+        pytest.param(json.dumps([record(0, score=None)]), "has score None, expected a finite number", id="null-score"),
+        pytest.param(json.dumps([record(0, score=True)]), "has score True, expected a finite number", id="bool-score"),
+        pytest.param(
+            json.dumps([record(0, score="0.5")]), "has score '0.5', expected a finite number", id="score-text"
+        ),
+        pytest.param(json.dumps([record(0, bbox=["1", "2", "3", "4"])]), "four finite numbers", id="text-box"),
+        pytest.param(json.dumps([record(0, bbox=[1, 2, 3, 4, 5])]), "four finite numbers", id="five-numbers"),
+        pytest.param(json.dumps([record(0, bbox=None)]), "has bbox None, expected four finite numbers", id="null-box"),
+        pytest.param(json.dumps([record(0, image_id=None)]), "has image_id None, expected a whole", id="null-image"),
+        pytest.param(json.dumps([record(0, image_id=[1])]), "has image_id .1., expected a whole", id="list-image"),
+        pytest.param(json.dumps([record(0, category_id=True)]), "has category_id True, expected", id="bool-category"),
+        pytest.param(json.dumps([record(0, category_id=1.5)]), "has category_id 1.5, expected", id="part-category"),
     ],
 )
 def test_broken_files_name_the_record(
@@ -108,6 +124,35 @@ def test_negative_sizes_are_refused_where_the_reference_would_count_them(tmp_pat
     path = write(tmp_path / "r.json", json.dumps([record(0, bbox=[5, 5, -1, -3])]))
     with pytest.raises(ResultFileError, match="record 0 .* negative size"):
         read_checked_results(path, LVIS)
+
+
+@pytest.mark.parametrize("text", ["[{}, {},]", "[{},\r\n{}\r\n]", " \t[{} , {}]  \n"])
+def test_commas_and_white_space_do_no_harm(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "r.json", text.format(*(json.dumps(r) for r in RECORDS[:2])))
+    assert len(read_results(path)) == 2
+
+
+def test_whole_numbers_written_as_floats_are_the_same_ids(tmp_path: Path) -> None:
+    records = [record(0, image_id=7.0, category_id=3.0), record(1, image_id=2**70, category_id="a")]
+    read = read_results(write(tmp_path / "r.json", json.dumps(records)))
+    assert read.image_ids.tolist() == [7, 2**70]
+    assert read.category_ids.tolist() == [3, "a"]
+
+
+def test_masks_are_checked_where_they_are_kept(tmp_path: Path) -> None:
+    records = [record(0), record(1, segmentation={"size": [2, 2], "counts": [1, 1]})]
+    path = write(tmp_path / "r.json", json.dumps(records))
+    assert len(read_results(path)) == 2
+    with pytest.raises(ResultFileError, match="record 1 .* has segmentation .*add up to 2 pixels"):
+        read_results(path, keep_segmentations=True)
+    records = [record(0), {"image_id": 1, "category_id": 1, "score": 1}]
+    path = write(tmp_path / "r.json", json.dumps(records))
+    with pytest.raises(ResultFileError, match="record 1 .* has no bbox, expected four finite numbers .*, or a mask"):
+        read_results(path, keep_segmentations=True)
+    records[1]["segmentation"] = {"size": [2, 2], "counts": [1, 3]}
+    path = write(tmp_path / "r.json", json.dumps(records))
+    with pytest.raises(ResultFileError, match="record 0 has no compressed RLE, and some record has no box"):
+        read_results(path, keep_segmentations=True)
 
 
 def test_masks_without_boxes_bring_their_area(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tools/score.py`: the reference numbers from two files, and errors a user can act on."""
+"""`tools/score.py`: the reference numbers from two files, and errors a user can act on; no host package is needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +112,7 @@ def test_a_subset_is_noticed_and_can_be_scored_alone(
     numbers = run(results, annotations, "--protocol", "lvis", "--seen-only", out=tmp_path / "n.json")
     cut = {**dataset, "images": dataset["images"][:2]}
     assert numbers["bbox_AP"] == worlds.run_lvis_api(cut, records).results["AP"]
+    assert numbers["images_scored"] == 2
 
 
 def test_empty_result_file_scores_zero(files: tuple, tmp_path: Path) -> None:
@@ -143,3 +146,60 @@ def test_swapped_files_are_noticed(files: tuple, capsys: pytest.CaptureFixture[s
     assert "give the result file first" in capsys.readouterr().err
     assert score.main([files[0], files[0], "--protocol", "coco"]) == 2
     assert "were the result file and the annotation file swapped?" in capsys.readouterr().err
+
+
+def test_scores_where_no_host_package_can_be_imported(files: tuple, tmp_path: Path) -> None:
+    """Nor PyTorch, nor OpenCV: scoring needs NumPy, pycocotools and tqdm."""
+    script = ROOT / "tools" / "score.py"
+    out = tmp_path / "n.json"
+    program = f"""
+import runpy, sys
+for name in ("mmdet", "mmcv", "mmengine", "torch", "cv2", "lvis", "transformers"):
+    sys.modules[name] = None  # importing it fails
+sys.argv = {[str(script), *files[:2], "--protocol", "lvis", "--json", str(out)]!r}
+runpy.run_path({str(script)!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["bbox_AP"] == worlds.run_lvis_api(files[2], files[3]).results["AP"]
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        score.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for word in (
+        "Where results.bbox.json comes from",
+        "test_evaluator.0.outfile_prefix=",
+        "neg_category_ids",
+        "--seen-only",
+    ):
+        assert word in said
+
+
+def test_what_cannot_be_used_ends_with_status_2(
+    files: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, annotations = files[:2]
+    assert score.main([str(tmp_path / "none.json"), annotations, "--protocol", "lvis"]) == 2
+    assert "none.json does not exist" in capsys.readouterr().err
+    assert score.main([results, annotations, "--protocol", "lvis", "--json", str(tmp_path / "no" / "n.json")]) == 2
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    assert score.main([results, annotations, "--protocol", "lvis", "--classes", str(tmp_path)]) == 2
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        score.main([results, annotations, "--protocol", "lvis", "--resamples", "0"])
+    assert stop.value.code == 2
+    assert "expected a number from 1 on" in capsys.readouterr().err
+
+
+def test_notes_stand_before_the_numbers(files: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of both files: an annotation of no image, and a category the annotations do not have."""
+    results, annotations, dataset = files[:3]
+    dataset["annotations"][0]["image_id"] = 999
+    Path(annotations).write_text(json.dumps(dataset))
+    run(results, annotations, "--protocol", "coco", out=tmp_path / "n.json")
+    said = capsys.readouterr().err
+    assert "annotations have image_id 999, and the file has no such image" in said
+    assert "category_id 7 is no category of the annotations" in said
