@@ -4,7 +4,8 @@ from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_exemplars, sample_exemplars
-from rar_mmdet.memory.faiss_search import FaissMemory, FaissSearch, IndexSpec
+from rar_mmdet.memory.faiss_index import IndexSpec
+from rar_mmdet.memory.faiss_search import FaissMemory, FaissSearch
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
 from rar_mmdet.memory.store import load_memory, save_memory
 from rar_mmdet.memory.templates import TEMPLATE_SETS, resolve_templates

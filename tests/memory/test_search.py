@@ -19,7 +19,7 @@ from rar_mmdet.memory import (
     FaissSearch,
     IndexSpec,
     TextMemory,
-    faiss_search,
+    faiss_index,
 )
 from rar_mmdet.memory.exact import best_first
 from rar_mmdet.testing import FakeEncoder, FakeMemory
@@ -298,8 +298,8 @@ def test_faiss_searches_the_memory_of_another_recipe(tmp_path: Path) -> None:
 
 def test_an_index_is_built_once_for_its_vectors_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    real = faiss_search._build
-    monkeypatch.setattr(faiss_search, "_build", lambda *args: built.append(1) or real(*args))
+    real = faiss_index.build_index
+    monkeypatch.setattr(faiss_index, "build_index", lambda *args: built.append(1) or real(*args))
     memory = make_memory(make_entries(unit(200, 16), 50, images=0.5), 50)
     queries = unit(30, 16, seed=1)
     first = FaissSearch(memory, "HNSW8", cache_dir=tmp_path).search(queries, 5)
