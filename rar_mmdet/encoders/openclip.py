@@ -74,6 +74,8 @@ class OpenClipEncoder:
             raise ConfigError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if device is not None:
+            _device_of(device)
         self.model, self.pretrained, self.precision = model, pretrained, precision
         self.device, self.batch_size, self.cache_dir, self.allow_download = (
             device,
@@ -104,10 +106,11 @@ class OpenClipEncoder:
         """Load the model on `device`, or move it there; returns self.
 
         Raises:
+            ConfigError: there is no such kind of device.
             MissingAssetError: the weights are not on this machine.
             EncoderLoadError: the weights do not fill the model completely, or are damaged.
         """
-        wanted = torch.device(device) if device is not None else self._default_device()
+        wanted = _device_of(device) if device is not None else self._default_device()
         with self._lock:
             if self._loaded is None or self._loaded.device != wanted:
                 self._loaded = self._load(wanted)
@@ -268,6 +271,13 @@ class OpenClipEncoder:
             logger.warning(
                 "%d of %d texts exceed %d tokens and are cut, e.g. %.80r", len(cut), len(texts), limit, cut[0]
             )
+
+
+def _device_of(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device of torch; write 'cpu', 'cuda' or 'cuda:1'") from error
 
 
 def _create(source: WeightsSource, name: str, device: torch.device, precision: str) -> tuple[Any, Any]:

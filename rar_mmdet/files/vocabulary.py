@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 import re
 import time
 import unicodedata
@@ -216,7 +217,7 @@ def check_same_vocabulary(
 # Reading
 
 
-def read_vocabulary(source: str | Path | Iterable[str], backend_args: dict | None = None) -> list[str]:
+def read_vocabulary(source: str | os.PathLike[str] | Iterable[str], backend_args: dict | None = None) -> list[str]:
     """Category names in label order.
 
     Args:
@@ -233,9 +234,10 @@ def read_vocabulary(source: str | Path | Iterable[str], backend_args: dict | Non
         MissingAssetError: the file does not exist.
         VocabularyError: no names, an odd name, an empty line between names, a file of another kind or encoding.
     """
-    if isinstance(source, str | Path):
-        origin = f"vocabulary {str(source)!r}"
-        names = _check_names(_read_names(str(source), origin, backend_args), origin)
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        origin = f"vocabulary {path!r}"
+        names = _check_names(_read_names(path, origin, backend_args), origin)
     else:
         origin = "vocabulary (a list)"
         names = _check_names(source, origin)

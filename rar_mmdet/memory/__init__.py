@@ -1,6 +1,5 @@
 """Category names and exemplars as vectors, searched for the closest categories."""
 
-from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_exemplars, sample_exemplars
@@ -24,7 +23,6 @@ __all__ = [
     "Shortlister",
     "TEMPLATE_SETS",
     "TextMemory",
-    "clean_name",
     "encode_exemplars",
     "load_memory",
     "read_exemplars",

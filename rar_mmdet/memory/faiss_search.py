@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from rar_mmdet.memory.faiss_index import (
     read_or_build,
 )
 from rar_mmdet.memory.memory import CategoryMemory
+from rar_mmdet.memory.text import TextMemory
 from rar_mmdet.structures import Shortlist
 
 __all__ = ["FaissMemory", "FaissSearch"]
@@ -65,6 +67,11 @@ class FaissMemory:
         self.source = source
         self.index = IndexSpec(index) if isinstance(index, str) else index
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+
+    def missing_assets(self) -> list[str]:
+        """What must be there before it can be prepared: FAISS, and what its source needs. Cheap."""
+        lines = [] if find_spec("faiss") else ["FAISS\n  pip install faiss-cpu, or use `source` alone"]
+        return lines + (self.source.missing_assets() if isinstance(self.source, TextMemory) else [])
 
     def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> FaissSearch:
         """The memory of these names behind its index, from disk if it is there, else built and kept.

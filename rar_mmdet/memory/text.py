@@ -23,7 +23,7 @@ from rar_mmdet.memory.base import EntryEncoder
 from rar_mmdet.memory.cache import default_cache_dir
 from rar_mmdet.memory.encode import PromptGroup, encode_groups, name_groups, text_entries
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo, check_encoder, check_scoring
-from rar_mmdet.memory.store import SCHEMA_VERSION, load_memory, save_memory
+from rar_mmdet.memory.store import MANIFEST, SCHEMA_VERSION, load_memory, save_memory
 from rar_mmdet.memory.templates import resolve_templates
 
 __all__ = ["TextMemory"]
@@ -92,6 +92,17 @@ class TextMemory:
                 f"synonyms={self.synonyms!r} come from an annotation file; give `annotations`, the path of an LVIS or "
                 "V3Det file"
             )
+
+    def missing_assets(self) -> list[str]:
+        """What must be there before it can be prepared: what, where it is looked for, how to get it. Cheap."""
+        lines = []
+        if self.path is not None and not (Path(self.path) / MANIFEST).is_file():
+            lines.append(
+                f"memory folder {Path(self.path).absolute()}\n  tools/build_memory.py CONFIG --out DIR makes one"
+            )
+        if self.annotations is not None and not Path(self.annotations).is_file():
+            lines.append(f"annotations {Path(self.annotations).absolute()} (for synonyms)\n  correct `annotations`")
+        return lines
 
     def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> CategoryMemory:
         """The memory of these names, from disk if it is there, else built and kept. Two processes build it once.

@@ -22,7 +22,7 @@ from tiny import CONTEXT, write_model
 from torch import Tensor
 
 from rar_mmdet.encoders import OpenClipEncoder
-from rar_mmdet.errors import EncoderLoadError, MissingAssetError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 from rar_mmdet.memory import TEMPLATE_SETS
 
 TEXTS = ["a photo of a red star", "cup", "cup " * 40, "日本 bow", "", 'a, "b" [c]']
@@ -408,6 +408,9 @@ def test_quickgelu_follows_the_weights(tmp_path: Path, monkeypatch: pytest.Monke
 def test_bad_arguments_are_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="precision must be one of fp32, fp16, bf16"):
         OpenClipEncoder(model="ViT-B-16", pretrained="openai", precision="half")
+    for wrong in (lambda: encoder_of(folders["plain"], device="gpu"), lambda: encoder_of(folders["plain"]).load("gpu")):
+        with pytest.raises(ConfigError, match="device='gpu' is no device of torch; write 'cpu', 'cuda' or 'cuda:1'"):
+            wrong()
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         OpenClipEncoder(model="ViT-B-16", pretrained="openai", batch_size=0)
     with pytest.raises(ValueError, match=r"crops must be \(R, 3, S, S\) uint8 RGB, got \(2, 3, 32, 32\) torch.float32"):

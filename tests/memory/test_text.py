@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from rar_mmdet.errors import ConfigError, MemoryMismatchError, VocabularyError
 from rar_mmdet.files import clean_name
-from rar_mmdet.memory import TEMPLATE_SETS, TextMemory, encode, resolve_templates, save_memory
+from rar_mmdet.memory import TEMPLATE_SETS, FaissMemory, TextMemory, encode, resolve_templates, save_memory
 from rar_mmdet.testing import FakeEncoder
 
 NAMES = ["cup_(drink)", "red star", "cup_(drink)", 'say "hi"', "a, b [c]", "日本", "x" * 400]
@@ -112,7 +113,8 @@ def test_a_damaged_cache_is_built_anew(tmp_path: Path, caplog: pytest.LogCapture
 # Started anew, not forked: a fork of a process in which torch has used its threads waits for them for ever.
 BUILD = """
 import sys
-from rar_mmdet.memory import TextMemory
+from pathlib import Path
+from rar_mmdet.memory import FaissMemory, TextMemory, faiss_index
 from rar_mmdet.testing import FakeEncoder
 
 class Counting(FakeEncoder):
@@ -121,16 +123,30 @@ class Counting(FakeEncoder):
         self.num_texts += len(texts)
         return super().encode_texts(texts)
 
-encoder = Counting()
-TextMemory(templates="clip7", cache_dir=sys.argv[1]).prepare(encoder, [f"n{i}" for i in range(300)])
-print(encoder.num_texts)
+indexes, build_index = [], faiss_index.build_index
+faiss_index.build_index = lambda *args: indexes.append(1) or build_index(*args)
+encoder, folder = Counting(), Path(sys.argv[1])
+source = TextMemory(templates="clip7", cache_dir=folder / "memory")
+FaissMemory(source, "HNSW8", cache_dir=folder / "faiss").prepare(encoder, [f"n{i}" for i in range(300)])
+print(encoder.num_texts, len(indexes))
 """
 
 
 def test_several_processes_build_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(tmp_path)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert sorted(int(worker.communicate(timeout=120)[0]) for worker in workers) == [0, 0, 2100]
+    told = [[int(number) for number in worker.communicate(timeout=120)[0].split()] for worker in workers]
+    assert sorted(texts for texts, _ in told) == [0, 0, 2100]
+    assert sorted(indexes for _, indexes in told) == [0, 0, 1]
+
+
+def test_eight_threads_build_once(tmp_path: Path) -> None:
+    encoder, names = CountingEncoder(), [f"n{i}" for i in range(100)]
+    with ThreadPoolExecutor(8) as pool:
+        recipe = TextMemory(cache_dir=tmp_path)
+        memories = list(pool.map(lambda _: recipe.prepare(encoder, names), range(8)))
+    assert encoder.num_texts == 100
+    assert all(torch.equal(memory.entries.vectors, memories[0].entries.vectors) for memory in memories)
 
 
 SPELLINGS = [
@@ -288,6 +304,19 @@ def test_a_memory_that_does_not_fit_is_refused(
 def test_settings_that_mean_nothing_or_contradict_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TextMemory(**settings)
+
+
+def test_missing_assets_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TextMemory(cache_dir=tmp_path).missing_assets() == []
+    (line,) = TextMemory(path=tmp_path / "no").missing_assets()
+    assert line.startswith(f"memory folder {tmp_path / 'no'}")
+    assert "tools/build_memory.py CONFIG --out DIR makes one" in line
+    (line,) = TextMemory(annotations=tmp_path / "no.json", synonyms=True).missing_assets()
+    assert "no.json (for synonyms)" in line
+    faiss = FaissMemory(TextMemory(path=tmp_path / "no"))
+    assert len(faiss.missing_assets()) == 1
+    monkeypatch.setattr("rar_mmdet.memory.faiss_search.find_spec", lambda name: None)
+    assert "pip install faiss-cpu" in faiss.missing_assets()[0]
 
 
 def test_recipes_are_values() -> None:
