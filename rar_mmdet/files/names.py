@@ -12,7 +12,7 @@ from typing import Any
 
 from rar_mmdet.errors import VocabularyError
 
-__all__ = ["clean_name", "cleaned", "did_you_mean", "kind_of", "short", "shown", "vocabulary_hash"]
+__all__ = ["clean_name", "cleaned", "counted", "did_you_mean", "kind_of", "short", "shown", "vocabulary_hash"]
 
 NUM_SHOWN = 3  # examples in a message; a list of 13,204 names helps nobody
 
@@ -60,6 +60,11 @@ def shown(items: Sequence[str], separator: str = ", ") -> str:
     """The first few items, and how many more there are."""
     more = len(items) - NUM_SHOWN
     return separator.join(items[:NUM_SHOWN]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: '1 line', '2 lines'."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def kind_of(value: Any) -> str:

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from rar_mmdet.errors import RarError, VocabularyError
-from rar_mmdet.files.names import NUM_SHOWN, clean_name, cleaned, did_you_mean, kind_of, short, shown, vocabulary_hash
+from rar_mmdet.files.names import (
+    NUM_SHOWN,
+    clean_name,
+    cleaned,
+    counted,
+    did_you_mean,
+    kind_of,
+    short,
+    shown,
+    vocabulary_hash,
+)
 from rar_mmdet.files.text import decode_text, parse_json, read_bytes
 
 __all__ = ["check_same_vocabulary", "clean_name", "label_order", "read_vocabulary", "vocabulary_hash"]
@@ -157,9 +167,9 @@ def _unpaired(names: Sequence[str], wanted: Sequence[str], taken: Mapping[int, i
     times = sum(cleaned(other) == cleaned(name) for other in wanted)
     spellings = sorted({names[row] for row in rows})
     return (
-        f"the class {name!r} is there {times} times in `classes`, and {len(rows)} categories of {where} read so "
-        f"({shown([repr(spelling) for spelling in spellings])}; {len({wanted[i] for i in open_labels})} of the "
-        f"{len(wanted)} classes are like that). Labels would be a guess: "
+        f"the class {name!r} is there {counted(times, 'time')} in `classes`, and "
+        f"{counted(len(rows), 'category', 'categories')} of {where} may be meant: {shown(list(map(repr, spellings)))} "
+        f"(so for {len({wanted[i] for i in open_labels})} of {len(wanted)} classes). Labels would be a guess: "
         + (
             "name each class once"
             if times > len(rows)
@@ -251,7 +261,7 @@ def _read_names(path: str, origin: str, backend_args: dict | None) -> list[str]:
         close = difflib.get_close_matches(suffix, SUFFIXES, n=1)
         raise VocabularyError(
             f"{origin} ends in {suffix!r}; expected .txt (one name on each line) or .json (an annotation file with "
-            f"`categories`){'; did you mean ' + close[0] + '?' if close else ''} Names themselves are given as a list"
+            f"`categories`){'; did you mean ' + close[0] + '?' if close else '.'} Names themselves are given as a list"
         )
     if suffix == ".txt":
         data = read_bytes(path, origin, VocabularyError, backend_args)
@@ -267,20 +277,20 @@ def _names_of_text(text: str, origin: str) -> list[str]:
     empty = [number for number, line in enumerate(lines, 1) if not cleaned(line)]
     if empty:
         raise VocabularyError(
-            f"{origin}: line {empty[0]} is empty ({len(empty)} such lines). Labels count the lines, so it would be a "
-            "category without a name, or shift all labels after it. Remove the empty lines"
+            f"{origin}: line {empty[0]} is empty ({counted(len(empty), 'such line')}). Labels count the lines, so it "
+            "would be a category without a name, or shift all labels after it. Remove the empty lines"
         )
     comments = [number for number, line in enumerate(lines, 1) if line.lstrip().startswith(("#", "//"))]
     if comments:
         _warn_once(
-            f"{origin}: {len(comments)} lines look like comments and are taken as names, the first is line "
+            f"{origin}: {counted(len(comments), 'line')} looking like a comment, taken as a name; the first is line "
             f"{comments[0]}: {lines[comments[0] - 1]!r}. Remove them if they are no categories"
         )
     joined = [number for number, line in enumerate(lines, 1) if re.search(r"[,;\t|]", line.strip())]
     if joined:
         _warn_once(
-            f"{origin}: {len(joined)} lines hold a comma or another separator, the first is line {joined[0]}: "
-            f"{lines[joined[0] - 1]!r}. Each line is one name; write several names on several lines"
+            f"{origin}: {counted(len(joined), 'line')} with a comma or another separator; the first is line "
+            f"{joined[0]}: {lines[joined[0] - 1]!r}. Each line is one name; write several names on several lines"
         )
     return [unicodedata.normalize("NFC", line.strip()) for line in lines]
 
@@ -344,7 +354,7 @@ def _warn_of_twins(names: Sequence[str], origin: str) -> None:
     twins = [f"{names[own[0]]!r} (labels {', '.join(map(str, own))})" for own in labels.values() if len(own) > 1]
     if twins:
         _warn_once(
-            f"{origin}: {len(twins)} names are there more than once, not counting case and underscores: "
+            f"{origin}: {counted(len(twins), 'name')} given more than once, but for case and underscores: "
             f"{shown(twins)}. They share their probability, so each of them scores lower than it would alone"
         )
 

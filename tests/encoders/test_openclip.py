@@ -354,6 +354,24 @@ def test_weights_that_do_not_load_completely_are_refused(
         encoder_of(spoil(folders[kind], tmp_path / change, change)).load("cpu")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b'{"model_cfg": ', "open_clip_config.json is not JSON, or not complete", id="cut-short"),
+        pytest.param(b"[]", "open_clip_config.json: no `model_cfg`; expected the file", id="list"),
+        pytest.param(b'{"model_cfg": 3}', "no `model_cfg`", id="number"),
+        pytest.param(b"\xff\xfe", "open_clip_config.json is not JSON", id="no-text"),
+    ],
+)
+def test_damaged_model_configs_are_named(
+    folders: dict[str, Path], tmp_path: Path, content: bytes, message: str
+) -> None:
+    folder = Path(shutil.copytree(folders["plain"], tmp_path / "m"))
+    (folder / "open_clip_config.json").write_bytes(content)
+    with pytest.raises(EncoderLoadError, match=message):
+        encoder_of(folder).missing_assets()
+
+
 def test_missing_files_are_listed_without_loading(tmp_path: Path, folders: dict[str, Path]) -> None:
     assert encoder_of(folders["plain"]).missing_assets() == []
     (only,) = OpenClipEncoder(model="ViT-B-16", pretrained="openai", cache_dir=str(tmp_path)).missing_assets()

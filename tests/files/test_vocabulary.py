@@ -79,7 +79,11 @@ def test_names_that_the_file_repeats_keep_its_order():
         ),
         pytest.param(["Cat"], "'Cat' (did you mean 'cat'?)", id="another-case"),
         pytest.param(["zebra"], "1 of 1 classes are not among the 4 categories of a.json: 'zebra'. Write", id="unlike"),
-        pytest.param(["cat", "cat"], "'cat' is there 2 times in `classes`, and 1 categories", id="repeated"),
+        pytest.param(
+            ["cat", "cat"],
+            "'cat' is there 2 times in `classes`, and 1 category of a.json may be meant: 'cat'",
+            id="repeated",
+        ),
         pytest.param(["cat", "cat "], "name each class once", id="repeated-in-another-spelling"),
         pytest.param([], "classes holds no names", id="empty"),
         pytest.param("cat", "classes is the text 'cat', expected a list of names", id="text"),
@@ -96,8 +100,12 @@ def test_classes_that_do_not_fit_are_refused_by_name(classes, message):
 @pytest.mark.parametrize(
     ("names", "classes", "message"),
     [
-        (["bow", "bow", "cat"], ["bow", "cat"], "'bow' is there 1 times in `classes`, and 2 categories of x read so"),
-        (["a_b", "a b"], ["a  b"], "2 categories of x read so ('a b', 'a_b'"),
+        (
+            ["bow", "bow", "cat"],
+            ["bow", "cat"],
+            "'bow' is there 1 time in `classes`, and 2 categories of x may be meant: 'bow'",
+        ),
+        (["a_b", "a b"], ["a  b"], "2 categories of x may be meant: 'a b', 'a_b' (so for 1 of 1 classes)"),
         (["a_b", "a b"], ["a  b", " a b"], "Labels would be a guess: repeat the name as often as the file does"),
     ],
 )
@@ -269,7 +277,7 @@ def test_a_list_may_repeat_names():
             "b.txt",
             b"cat\n\ndog\n",
             VocabularyError,
-            r"line 2 is empty \(1 such lines\).*Remove the empty lines",
+            r"line 2 is empty \(1 such line\).*Remove the empty lines",
             id="blank-line",
         ),
         pytest.param("b.txt", b"\n \ncat", VocabularyError, r"line 1 is empty \(2 such", id="blank-lines-before"),
@@ -314,11 +322,15 @@ def test_file_backends_of_mmengine(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        pytest.param(["# animals", "cat"], "1 lines look like comments .* line 1: '# animals'", id="comment"),
-        pytest.param(["cat", "dog, bird"], "1 lines hold a comma .* line 2: 'dog, bird'", id="commas"),
-        pytest.param(["1\tcat", "2\tdog"], "2 lines hold a comma or another separator", id="tabs"),
         pytest.param(
-            ["Star", "dog", "star"], r"1 names .* 'Star' \(labels 0, 2\).*share their probability", id="twins"
+            ["# animals", "cat"], "1 line looking like a comment, taken as a name; .* line 1: '# animals'", id="comment"
+        ),
+        pytest.param(["cat", "dog, bird"], "1 line with a comma .* line 2: 'dog, bird'", id="commas"),
+        pytest.param(["1\tcat", "2\tdog"], "2 lines with a comma or another separator", id="tabs"),
+        pytest.param(
+            ["Star", "dog", "star"],
+            r"1 name given more than once.* 'Star' \(labels 0, 2\).*share their probability",
+            id="twins",
         ),
         pytest.param(["hot_dog", "hot dog"], r"'hot_dog' \(labels 0, 1\)", id="twins-in-two-spellings"),
     ],

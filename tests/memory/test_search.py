@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from worlds import INFO, coarse, make_entries, make_memory, make_search, oracle, ranked, unit
 
-from rar_mmdet.errors import ConfigError, MemoryMismatchError, VocabularyError
+from rar_mmdet.errors import ConfigError, HostError, MemoryMismatchError, VocabularyError
 from rar_mmdet.memory import (
     CategoryMemory,
     Entries,
@@ -272,6 +273,10 @@ def test_bad_settings_are_refused() -> None:
             make_memory(entries, 4, temperature=temperature)
     with pytest.raises(ConfigError, match="expected unit length"):
         Entries.sorted(torch.ones(2, 8), torch.zeros(2, dtype=torch.int64), EntryKind.TEXT, ["a", "b"])
+    with pytest.raises(VocabularyError, match="needs at least one category name"):
+        CategoryMemory(entries, [], info=INFO)
+    with pytest.raises(VocabularyError, match="needs at least one entry"):
+        CategoryMemory(entries.take(torch.arange(0)), ["a"], info=INFO)
     with pytest.raises(VocabularyError, match="entries name categories up to 3, but there are 2"):
         CategoryMemory(entries, ["a", "b"], info=INFO)
 
@@ -362,3 +367,9 @@ def test_bad_index_settings_are_refused() -> None:
         IndexSpec(survivors=0)
     with pytest.raises(ConfigError, match="cannot be trained on 4 vectors"):
         make_search(make_entries(unit(4, 8), 4), 4, "IVF64,Flat")
+
+
+def test_faiss_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(HostError, match="FaissMemory needs FAISS: pip install faiss-cpu"):
+        make_search(make_entries(unit(4, 8), 4), 4, "Flat")

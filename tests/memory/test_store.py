@@ -139,6 +139,25 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, change: dict
         load_memory(tmp_path / "m")
 
 
+def test_a_folder_that_is_exchanged_all_the_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "m")
+    states = iter(range(10**6))
+    monkeypatch.setattr(store, "_state_of", lambda folder: (next(states),))
+    monkeypatch.setattr(store, "WAIT_FOR_WRITER_S", 0.05)
+    with pytest.raises(MemoryMismatchError, match="is being written again and again; load it when that has ended"):
+        load_memory(tmp_path / "m")
+    with pytest.raises(MissingAssetError, match="no memory in"):
+        load_memory(tmp_path / "nothing")
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    (tmp_path / "m" / "manifest.json").unlink()
+    (tmp_path / "m" / "manifest.json").mkdir()
+    with pytest.raises(MemoryMismatchError, match="manifest.json cannot be read: Is a directory"):
+        load_memory(tmp_path / "m")
+
+
 def test_other_folders_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").touch()

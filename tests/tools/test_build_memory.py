@@ -103,6 +103,7 @@ def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType)
             ["--update", "{few}", "--remove", "zebra", "--out", "x"], "has 0 categories of that name", id="no-name"
         ),
         pytest.param(["--cfg-options", "model.recognizer"], "is no override; write KEY=VALUE", id="override"),
+        pytest.param(["--cfg-options", "model.recognizer.encoder.model.x=1"], "do not fit", id="misfit"),
         pytest.param(["--names", "{few}/no.txt"], "no.txt' does not exist", id="names"),
         pytest.param(["--templates", "sinlge"], "no template set 'sinlge'", id="template"),
         pytest.param(
@@ -175,6 +176,18 @@ def test_names_in_another_spelling_find_the_same_memory(
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfred_star\r\nblue_cup\r\ncup (drink)\r\nnever seen\r\n")
     assert build.main([str(world / "config.py"), "--names", str(tmp_path / "words.txt")]) == 0
     assert capsys.readouterr().out.split("written to ")[1] == folder
+
+
+def test_configs_without_a_recognizer_are_named(
+    build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.py").write_text("model = dict(type='x')\n")
+    for config, message in (
+        (tmp_path / "config.py", "expected one `recognizer`"),
+        (tmp_path / "no.py", "does not exist"),
+    ):
+        assert build.main([str(config)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_ranker_need_not_be_there(world: Path, build: ModuleType, tmp_path: Path) -> None:
