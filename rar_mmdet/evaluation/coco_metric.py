@@ -168,6 +168,7 @@ class SparseCocoMetric(SparseMetric):
         return dataset
 
     def label_ids_of(self, dataset: dict[str, Any], records: Sequence[ImageRecord]) -> list[Any]:
+        """Category id of each label; labels themselves where the annotations are the samples'."""
         if self.ann_file is None:
             return list(range(len(classes_of(self.dataset_meta))))
         return super().label_ids_of(dataset, records)

@@ -211,7 +211,7 @@ def _check_boxes(
     if row is not None:
         annotations.refuse(row, "bbox", "x, y, width, height with a size from 0 on. Were x1, y1, x2, y2 written?")
     given = boxes[np.isfinite(boxes).all(axis=1)]
-    if are_fractions(given) and image_hw.max(initial=0) != 1:
+    if are_fractions(given):
         annotations.refuse(
             int(np.argmax(np.isfinite(boxes[:, 0]))),
             "bbox",

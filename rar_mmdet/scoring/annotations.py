@@ -178,23 +178,16 @@ class GroundTruth:
                 scored; the message names it.
         """
         table = read_table(dataset, where, with_masks=keep_segmentations, need_area=need_area)
-        frequencies = table.frequencies() if federated else None
-        pairs = {key: table.listed_categories(key) for key in FEDERATED_LISTS} if federated else {}
-        images = _chosen(image_ids, table.image_ids)
-        categories = _chosen(category_ids, table.category_ids)
+        images, categories = _chosen(image_ids, table.image_ids), _chosen(category_ids, table.category_ids)
         image = _renumber(images, len(table.image_ids))[table.image]
         category = _renumber(categories, len(table.category_ids))[table.category]
+        frequencies = table.frequencies() if federated else None
+        negatives, not_exhaustive = (
+            _listed_pairs(table, key, images, categories) if federated else np.zeros(0, np.int64)
+            for key in FEDERATED_LISTS
+        )
         index = _as_the_references_load(table, image, category, federated)
         crowd = table.crowd[index]
-        notes = table.notes + (_note_on_areas(table) if federated else [])
-
-        def keys(key: str) -> IntArray:
-            if key not in pairs:
-                return np.zeros(0, np.int64)
-            row = _renumber(images, len(table.image_ids))[pairs[key][0]]
-            column = _renumber(categories, len(table.category_ids))[pairs[key][1]]
-            return np.unique((row * len(categories) + column)[(row >= 0) & (column >= 0)])
-
         return GroundTruth(
             image_ids=table.image_ids[images],
             image_hw=table.image_hw[images],
@@ -208,10 +201,10 @@ class GroundTruth:
             crowd=np.zeros(len(index), bool) if federated else crowd,
             ignore=table.ignore[index] if federated else crowd,
             counts=np.array([table.ids[i] != 0 for i in index], bool),
-            negatives=keys("neg_category_ids"),
-            not_exhaustive=keys("not_exhaustive_category_ids"),
+            negatives=negatives,
+            not_exhaustive=not_exhaustive,
             segmentations=None if table.segmentations is None else tuple(table.segmentations[i] for i in index),
-            notes=tuple(notes),
+            notes=(*table.notes, *(_notes_on_areas(table) if federated else ())),
         )
 
 
@@ -236,9 +229,17 @@ def load_annotation_file(path: str | Path, *, keep_segmentations: bool = False) 
     return dataset
 
 
-def _note_on_areas(table: AnnotationTable) -> list[str]:
+def _notes_on_areas(table: AnnotationTable) -> list[str]:
     count = int(np.count_nonzero(table.area == 0))
     return [f"{count} annotations have area 0 and are left out, as in lvis-api"] if count else []
+
+
+def _listed_pairs(table: AnnotationTable, key: str, images: IntArray, categories: IntArray) -> IntArray:
+    """Sorted pair keys of the chosen images and categories that a list field of the images names."""
+    image, category = table.listed_categories(key)
+    row = _renumber(images, len(table.image_ids))[image]
+    column = _renumber(categories, len(table.category_ids))[category]
+    return np.unique((row * len(categories) + column)[(row >= 0) & (column >= 0)])
 
 
 def _chosen(wanted: Iterable[Hashable] | None, ids: NDArray[Any]) -> IntArray:

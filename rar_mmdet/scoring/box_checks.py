@@ -10,15 +10,17 @@ __all__ = ["are_fractions", "first_negative", "note_on_boxes"]
 LEAVING_SHARE = 0.2  # of the boxes leave their photo: more than rounding or amodal annotation explains
 FEW = 10  # boxes from which on "every box is wider than its left edge is far" says something
 SLACK_SHARE, SLACK_PIXELS = 0.02, 2.0  # by which a box may leave its photo
+CHUNK = 1 << 18  # boxes looked at together
 
 BoxArray = NDArray[np.float64]
 
 
 def are_fractions(boxes_xywh: BoxArray) -> bool:
-    """All boxes lie within 0 and 1, and not all numbers are whole: shares of the photo's size."""
-    return bool(len(boxes_xywh)) and bool(
-        (np.abs(boxes_xywh) <= 1).all() and (boxes_xywh != np.round(boxes_xywh)).any()
-    )
+    """All boxes lie within 0 and 1, not all numbers whole: shares of the photo's size. NaN is passed over."""
+    if not len(boxes_xywh) or not np.fmax.reduce(boxes_xywh, axis=None) <= 1:
+        return False
+    given = boxes_xywh[np.isfinite(boxes_xywh)]
+    return bool((np.abs(given) <= 1).all() and (given != np.round(given)).any())
 
 
 def first_negative(boxes_xywh: BoxArray) -> int | None:
@@ -35,19 +37,27 @@ def note_on_boxes(boxes_xywh: BoxArray, image_hw: NDArray[np.int64], what: str) 
         image_hw: (n, 2) height and width of the photo of each; 0 where unknown.
         what: "annotations" or "detections".
     """
-    known = (image_hw > 0).all(axis=1) & np.isfinite(boxes_xywh).all(axis=1)
-    x, y, w, h = boxes_xywh[known].T
-    if not len(x):
+    boxes = leaving = 0
+    example: int | None = None
+    looks_like_corners = True
+    for low in range(0, len(boxes_xywh), CHUNK):
+        x, y, w, h = boxes_xywh[low : low + CHUNK].T
+        height, width = image_hw[low : low + CHUNK].T
+        known = (height > 0) & (width > 0) & np.isfinite(x)
+        too_low = y + h > height * (1 + SLACK_SHARE) + SLACK_PIXELS
+        outside = known & (too_low | (x + w > width * (1 + SLACK_SHARE) + SLACK_PIXELS))
+        boxes += int(known.sum())
+        leaving += int(outside.sum())
+        looks_like_corners &= bool(((w >= x) & (h >= y))[known].all())
+        if example is None and outside.any():
+            example = low + int(np.argmax(outside))
+    if example is None:
         return None
-    room = image_hw[known] * (1 + SLACK_SHARE) + SLACK_PIXELS
-    leaving = (y + h > room[:, 0]) | (x + w > room[:, 1])
-    looks_like_corners = len(x) >= FEW and bool((w >= x).all() and (h >= y).all())
-    if leaving.mean() <= LEAVING_SHARE and not (looks_like_corners and leaving.any()):
+    if leaving <= LEAVING_SHARE * boxes and not (looks_like_corners and boxes >= FEW):
         return None
-    row = int(np.flatnonzero(known)[np.argmax(leaving)])
-    height, width = image_hw[row].tolist()
+    height, width = image_hw[example].tolist()
     return (
-        f"{int(leaving.sum())} of {len(x)} boxes of the {what} leave their photo ({leaving.mean():.0%}), such as "
-        f"{boxes_xywh[row].round(1).tolist()} in {width} x {height}. COCO boxes are x, y, width, height in pixels of "
-        "the original photo; are these x1, y1, x2, y2, or pixels of another size?"
+        f"{leaving} of {boxes} boxes of the {what} leave their photo ({leaving / boxes:.0%}), such as "
+        f"{boxes_xywh[example].round(1).tolist()} in {width} x {height}. COCO boxes are x, y, width, height in pixels "
+        "of the original photo; are these x1, y1, x2, y2, or pixels of another size?"
     )

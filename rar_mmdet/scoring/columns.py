@@ -161,8 +161,8 @@ def _as_number(value: Any) -> float | None:
 def _as_box(value: Any) -> list[float] | None:
     if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != 4:
         return None
-    numbers = [_as_number(v) for v in value]
-    return None if any(v is None for v in numbers) else numbers  # type: ignore[return-value]
+    numbers = [number for number in map(_as_number, value) if number is not None]
+    return numbers if len(numbers) == 4 else None
 
 
 def _as_flag(value: Any) -> bool | None:

@@ -137,13 +137,28 @@ def read(path: str, protocol: Protocol) -> Detections:
 def read_truth(args: argparse.Namespace, protocol: Protocol, detections: Detections) -> GroundTruth:
     """The annotations the arguments name."""
     masks = args.metric == "segm"
+    dataset = load_annotation_file(args.annotations, keep_segmentations=masks)
+    if not protocol.federated and is_federated(dataset):
+        tell(
+            [
+                f"{args.annotations} is annotated in part (its images have neg_category_ids, as in LVIS): under "
+                f"--protocol {args.protocol} objects that are not annotated count as errors. Is --protocol lvis meant?"
+            ]
+        )
     return GroundTruth.from_dataset(
-        load_annotation_file(args.annotations, keep_segmentations=masks),
+        dataset,
         federated=protocol.federated,
         image_ids=set(detections.image_ids.tolist()) if args.seen_only else None,
         keep_segmentations=masks,
         where=f"annotation file {args.annotations}",
     )
+
+
+def is_federated(dataset: dict[str, Any]) -> bool:
+    """The first image lists categories that are verified absent."""
+    images = dataset.get("images")
+    first = images[0] if isinstance(images, list) and images else None
+    return isinstance(first, dict) and "neg_category_ids" in first
 
 
 def tree_for(args: argparse.Namespace, truth: GroundTruth) -> CategoryTree | None:

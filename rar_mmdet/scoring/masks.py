@@ -102,9 +102,10 @@ def _sum_of_runs(raw: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[np.
     runs -= np.repeat(np.concatenate([[[0, 0]], runs])[row], pairs, axis=0)
     runs[(row + pairs - 1)[is_odd], 1] = 0
     owner = np.repeat(np.arange(len(ends)), pairs)
-    sums = number[first] + np.bincount(owner, weights=runs.sum(axis=1), minlength=len(ends)).astype(np.int64)
+    odd, even = runs.T
+    sums = number[first] + np.bincount(owner, weights=odd + even, minlength=len(ends)).astype(np.int64)
     broken = number[first] < 0
-    broken[owner[(runs < 0).any(axis=1)]] = True
+    broken[owner[(odd < 0) | (even < 0)]] = True
     broken[np.searchsorted(ends, last[chars > MOST_CHARS], side="right")] = True
     return np.where(broken, -1, sums)
 
@@ -115,9 +116,10 @@ def _numbers(raw: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int6
     start = np.concatenate([[0], last[:-1] + 1])[: len(last)]
     chars = last - start + 1
     number = (raw[start] & DATA).astype(np.int64)
+    longer = np.flatnonzero(chars > 1)
     for place in range(1, MOST_CHARS):
-        longer = np.flatnonzero(chars > place)
         number[longer] |= (raw[start[longer] + place] & DATA).astype(np.int64) << (BITS * place)
+        longer = longer[chars[longer] > place + 1]
     negative = np.flatnonzero(raw[last] & SIGN)
     number[negative] -= np.int64(1) << (BITS * np.minimum(chars[negative], MOST_CHARS))
     return number, last, chars

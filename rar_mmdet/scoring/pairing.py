@@ -13,7 +13,7 @@ from rar_mmdet.scoring.box_checks import are_fractions, note_on_boxes
 from rar_mmdet.scoring.identifiers import differ_in_type_only, rows_of, some_of
 from rar_mmdet.scoring.masks import mask_size
 
-__all__ = ["image_rows", "note_on_categories", "notes_on_pair"]
+__all__ = ["image_rows", "note_on_categories", "note_on_scores", "notes_on_pair"]
 
 
 def image_rows(truth: GroundTruth, detections: Detections) -> IntArray:
@@ -77,6 +77,17 @@ def note_on_categories(truth: GroundTruth, category_ids: np.ndarray, rows: IntAr
     return said + hint
 
 
+def note_on_scores(detections: Detections) -> str | None:
+    """A sentence where all scores are equal, so that they order nothing."""
+    scores = detections.scores
+    if len(scores) < 2 or scores.min() < scores.max():
+        return None
+    return (
+        f"all {len(scores)} detections have the score {scores[0]:g}: average precision then follows their order in the "
+        "file. Does the detector give scores?"
+    )
+
+
 def notes_on_pair(truth: GroundTruth, detections: Detections, *, masks: bool) -> list[str]:
     """What a person should know before they read the numbers.
 
@@ -88,11 +99,8 @@ def notes_on_pair(truth: GroundTruth, detections: Detections, *, masks: bool) ->
         return ["there is no detection at all: every average precision is 0"]
     rows = image_rows(truth, detections)
     notes = [note_on_boxes(detections.boxes_xywh, truth.image_hw[rows], "detections")]
-    boxes = detections.boxes_xywh[np.isfinite(detections.boxes_xywh).all(axis=1)]
-    if are_fractions(boxes):
-        notes.append(
-            f"all {len(boxes)} boxes of the detections lie within 0 and 1: COCO boxes are pixels of the original photo"
-        )
+    if are_fractions(detections.boxes_xywh):
+        notes.append("all boxes of the detections lie within 0 and 1: COCO boxes are pixels of the original photo")
     if masks:
         notes.append(_note_on_masks(truth, detections, rows))
     return [note for note in notes if note is not None]

@@ -16,7 +16,7 @@ import numpy as np
 from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray, rows_of
 from rar_mmdet.scoring.category_tree import CategoryTree, add_ignored_ancestors
 from rar_mmdet.scoring.matching import find_edges, match
-from rar_mmdet.scoring.pairing import image_rows, note_on_categories
+from rar_mmdet.scoring.pairing import image_rows, note_on_categories, note_on_scores
 from rar_mmdet.scoring.settings import Protocol
 
 __all__ = [
@@ -91,7 +91,7 @@ def match_detections(
 ) -> MatchedDetections:
     """Filter, order and match detections; see `evaluate`."""
     category = rows_of(detections.category_ids, truth.category_ids)
-    note = note_on_categories(truth, detections.category_ids, category)
+    notes = [note_on_categories(truth, detections.category_ids, category), note_on_scores(detections)]
     detections, image, category, dropped = _select(truth, detections, protocol)
     if not protocol.use_categories:
         truth = truth.without_categories()
@@ -128,7 +128,7 @@ def match_detections(
         truth_image=truth.image,
         truth_category=truth.category,
         truth_counts=counts,
-        notes=() if note is None else (note,),
+        notes=tuple(note for note in notes if note is not None),
     )
 
 

@@ -92,6 +92,7 @@ def test_some_unknown_categories_are_counted() -> None:
         ),
         pytest.param(each("bbox", lambda b: [v / 200 for v in b]), 0, "within 0 and 1", id="fractions"),
         pytest.param(each("bbox", lambda b: [v / 200 for v in b]), 0, "find 0% of the objects", id="nowhere"),
+        pytest.param(each("category_id", lambda c: c % 3 + 1), 0, "enough", id="no-match"),
         pytest.param(each("bbox", lambda b: [2 * v for v in b]), 0, "9 of 9 boxes of the detections leave", id="scale"),
         pytest.param(lambda dataset, records: records.clear(), 0, "there is no detection at all", id="no-detection"),
         pytest.param(lambda dataset, records: dataset["annotations"].clear(), -1, "there are none", id="no-annotation"),
@@ -116,3 +117,11 @@ def test_boxes_written_as_corners() -> None:
 
 def test_boxes_that_stand_for_masks_are_counted() -> None:
     assert any("9 of 9 detections have no mask" in note for note in scored(lambda d, r: None, SEGM).notes)
+
+
+def test_scores_that_order_nothing() -> None:
+    found = scored(each("score", lambda _: 0.0))
+    assert found.notes == (
+        "all 9 detections have the score 0: average precision then follows their order in the file. Does the detector "
+        "give scores?",
+    )

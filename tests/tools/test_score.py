@@ -203,3 +203,6 @@ def test_notes_stand_before_the_numbers(files: tuple, tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert "annotations have image_id 999, and the file has no such image" in said
     assert "category_id 7 is no category of the annotations" in said
+    assert "Is --protocol lvis meant?" in said
+    run(results, annotations, "--protocol", "lvis", out=tmp_path / "n.json")
+    assert "is annotated in part" not in capsys.readouterr().err
