@@ -24,7 +24,9 @@ __all__ = [
     "asks_a_model",
     "build_component",
     "build_recognizer",
+    "check_keys",
     "find_recognizers",
+    "nearest",
     "read_config",
     "register",
     "retriever_of",
@@ -86,19 +88,25 @@ def _plain(value: Any) -> Any:
     return type(value)(_plain(item) for item in value) if type(value) in (list, tuple) else value
 
 
-def _nearest(word: str, words: list[str]) -> str:
+def nearest(word: str, words: list[str]) -> str:
+    """The end of a sentence about an unknown word: what may have been meant."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def _check_keys(target: Any, name: str, given: Mapping[str, Any], where: str) -> None:
+def check_keys(target: Any, name: str, given: Mapping[str, Any], where: str) -> None:
+    """Compare the keys of a dict with the arguments of the class it is for.
+
+    Raises:
+        ConfigError: one is unknown, or one that has no default is missing.
+    """
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for key in given:
         if key not in parameters:
             raise ConfigError(
-                f"{where}: {name} has no key {key!r}{_nearest(key, list(parameters))} Its keys: {', '.join(parameters)}"
+                f"{where}: {name} has no key {key!r}{nearest(key, list(parameters))} Its keys: {', '.join(parameters)}"
             )
     missing = [
         k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and k not in given
@@ -145,9 +153,9 @@ def build_component(config: Any, where: str, default_type: str | None = None) ->
     target = kind if callable(kind) else _find_type(kind)
     if target is None:
         known = sorted(_CLASSES)
-        raise ConfigError(f"{where}: there is no {kind!r}{_nearest(kind, known)} Known: {', '.join(known)}")
+        raise ConfigError(f"{where}: there is no {kind!r}{nearest(kind, known)} Known: {', '.join(known)}")
     name = getattr(target, "__name__", str(kind))
-    _check_keys(target, name, arguments, where)
+    check_keys(target, name, arguments, where)
     for key, value in arguments.items():
         if isinstance(value, dict) and "type" in value:
             arguments[key] = build_component(value, f"{where}.{key}")
@@ -185,7 +193,7 @@ def build_recognizer(
         raise ConfigError(f"{where} needs the key 'vocabulary': a names file, an annotation file or a list of names")
     vocabulary = arguments.pop("vocabulary")
     arguments["category_names"] = []
-    _check_keys(RegionRecognizer, "RegionRecognizer", arguments, where)
+    check_keys(RegionRecognizer, "RegionRecognizer", arguments, where)
     for key, value in arguments.items():
         if isinstance(value, dict):
             arguments[key] = build_component(value, f"{where}.{key}", default_type=_DEFAULT_TYPES.get(key))

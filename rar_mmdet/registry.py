@@ -28,7 +28,7 @@ TRANSFORMS = Registry(
     "transform", parent=mmdet_registry.TRANSFORMS, scope="rar_mmdet", locations=["rar_mmdet.datasets"]
 )
 METRICS = Registry("metric", parent=mmdet_registry.METRICS, scope="rar_mmdet", locations=["rar_mmdet.evaluation"])
-HOOKS = Registry("hook", parent=mmdet_registry.HOOKS, scope="rar_mmdet", locations=["rar_mmdet.models.hooks"])
+HOOKS = Registry("hook", parent=mmdet_registry.HOOKS, scope="rar_mmdet", locations=["rar_mmdet.engine"])
 VISUALIZERS = Registry(
     "visualizer", parent=mmdet_registry.VISUALIZERS, scope="rar_mmdet", locations=["rar_mmdet.visualization"]
 )

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "rar_mmdet"
 STAGES = ("regions", "encoders", "memory", "rankers")
-FACE = ("models", "datasets", "evaluation", "visualization", "registry")
+FACE = ("models", "datasets", "evaluation", "engine", "visualization", "registry")
 # mmengine is pure Python; its Config and its file backends are used, on demand, where files are read.
 READS_CONFIGS = ("files", "components", "doctor", "calibration")
 # May import: what stands to the right of it in the architecture.

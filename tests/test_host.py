@@ -84,7 +84,7 @@ def test_nothing_happens_at_import():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", ["models", "datasets", "evaluation", "visualization", "registry"])
+@pytest.mark.parametrize("room", ["models", "datasets", "evaluation", "engine", "visualization", "registry"])
 def test_every_room_of_the_face_checks_the_host_first(room):
     done = run(
         "import sys\n"

@@ -10,13 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from numpy.typing import NDArray
 
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.models.frames import ImageFrame, describe
 
-__all__ = ["annotated_boxes", "give_boxes", "given_boxes", "keep_proposals", "with_original_objects"]
+__all__ = [
+    "annotated_boxes",
+    "annotated_objects",
+    "give_boxes",
+    "given_boxes",
+    "keep_proposals",
+    "with_original_objects",
+]
 
 
 def _as_array(boxes: Any) -> NDArray[np.float32]:
@@ -42,6 +50,21 @@ def annotated_boxes(results: dict) -> NDArray[np.float32]:
             "so their frame is not known; put LoadAnnotations and ProposalsFromAnnotations before those transforms"
         )
     return _as_array([annotation["bbox"] for annotation in annotations])
+
+
+def annotated_objects(results: dict) -> dict[str, torch.Tensor] | None:
+    """Boxes (G, 4) in original pixels and labels (G,) of what the dataset has on the image; `None` if it has nothing.
+
+    Crowds and ignored objects are left out, as MMDetection leaves them out of `gt_instances`.
+    """
+    annotations = results.get("instances")
+    if not annotations or "bbox_label" not in annotations[0]:
+        return None
+    kept = [annotation for annotation in annotations if not annotation.get("ignore_flag", 0)]
+    return {
+        "bboxes": torch.from_numpy(_as_array([annotation["bbox"] for annotation in kept])),
+        "labels": torch.tensor([annotation["bbox_label"] for annotation in kept], dtype=torch.int64),
+    }
 
 
 def with_original_objects(results: dict, frame: ImageFrame) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from rar_mmdet.components import build_component
 from rar_mmdet.datasets.original_frame import (
     annotated_boxes,
+    annotated_objects,
     give_boxes,
     given_boxes,
     keep_proposals,
@@ -199,7 +200,8 @@ class PackRecognitionInputs(PackDetInputs):
 
     On the data sample: `given_boxes`, in original pixels, are what `ProposalRecognizer` names; `proposals` are the same
     boxes in the frame of the network input, as MMDetection's detectors expect them, whatever moved the image;
-    `gt_instances` are in original pixels, which is where they are drawn and compared with predictions.
+    `gt_instances` are in original pixels, which is where they are drawn and compared with predictions; `annotated` are
+    the dataset's objects, also where the pipeline loads no annotations, for the records of a run.
 
     Pixels are fields, not metainfo, so that they travel to the model's device with the data sample; the model drops
     them after use, so that they never reach metrics and result files.
@@ -234,6 +236,9 @@ class PackRecognitionInputs(PackDetInputs):
         sample = packed["data_samples"]
         if not frame.is_identity and "homography_matrix" in results:
             sample.set_metainfo({"homography_matrix": results["homography_matrix"]})
+        annotated = annotated_objects(results)
+        if annotated is not None:
+            sample.annotated = InstanceData(**annotated)
         if given is not None:
             boxes, scores = (torch.from_numpy(values) for values in given)
             sample.given_boxes = InstanceData(bboxes=boxes, scores=scores)

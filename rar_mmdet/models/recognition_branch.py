@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import Emission, TopPairs
 from rar_mmdet.errors import ConfigError
+from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.models.frames import ImageFrame, describe
 from rar_mmdet.models.pixels import original_image
 from rar_mmdet.structures import ImageRegions, RankStatus, Recognition
@@ -37,6 +39,8 @@ class RecognitionBranch:
     ) -> None:
         self.recognizer = build_recognizer(recognizer, where, default_emission, backend_args)
         self.backend_args = backend_args
+        # Told of every image before its annotations and pixels are dropped: hooks that keep more than a sample holds.
+        self.listeners: list[Callable[[DetDataSample, Recognition], None]] = []
 
     def predict(
         self,
@@ -90,7 +94,9 @@ class RecognitionBranch:
         recognitions = self.recognizer.recognize(batch)
         for sample, recognition in zip(samples, recognitions, strict=True):
             sample.recognition = _summary(recognition)
-            for field in ("ori_img", "region_crops", "given_boxes"):
+            for listen in self.listeners:
+                listen(sample, recognition)
+            for field in ("ori_img", "region_crops", "given_boxes", "annotated"):
                 if field in sample:
                     delattr(sample, field)
         return recognitions
@@ -152,11 +158,17 @@ def _refuse_scores_of_zero(box_scores: Tensor, weight: float, image: str) -> Non
         )
 
 
+@lru_cache(maxsize=4)
+def _hash_of(category_names: tuple[str, ...]) -> str:
+    return vocabulary_hash(category_names)
+
+
 def _summary(recognition: Recognition) -> InstanceData:
-    """`data_sample.recognition`: R rows, original frame, on the CPU."""
+    """`data_sample.recognition`: R rows, original frame, on the CPU; `vocabulary` says what the ids mean."""
     depth = min(recognition.shortlist.depth, _KEPT_DEPTH)
     best = recognition.shortlist.head(depth)
     return InstanceData(
+        metainfo={"vocabulary": _hash_of(recognition.category_names)},
         bboxes=recognition.boxes_xyxy.cpu(),
         box_scores=recognition.box_scores.cpu(),
         shortlist_ids=best.category_ids.cpu(),

@@ -66,8 +66,7 @@ def weights(config, tmp_path):
 
 
 def test_a_file_and_its_array_give_the_same(config, weights, photo):
-    # Without cfg_options MMDetection looks for `model.backbone`, which a wrapped detector keeps one level down.
-    model = init_detector(str(config), str(weights), device="cpu", palette="random", cfg_options={})
+    model = init_detector(str(config), str(weights), device="cpu", palette="random")
     from_file = inference_detector(model, str(photo)).pred_instances
     from_array = inference_detector(model, cv2.imread(str(photo))).pred_instances
     assert len(from_file) > 0

@@ -17,6 +17,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
+from rar_mmdet.engine.settings import keep_answers
 from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
 
 ROOT = Path(__file__).parents[2]
@@ -157,20 +158,44 @@ def test_flip_augmentation(tool, detector_config, detector_weights):
     assert summary("tta")["report"]["images"] == 4  # two images, each as it is and mirrored
 
 
-def test_two_processes_give_what_one_gives(tool, boxes_config):
-    assert run(tool, boxes_config, "--work-dir", "one") == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
-    script = ROOT / "tools" / "dist_test.sh"
-    command = ["bash", str(script), str(boxes_config), "none", "2", "--work-dir", "two"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = summary("one"), summary("two")
-    assert two["num_processes"] == 2
-    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
-    assert two["report"] == one["report"]  # every image once, though 5 do not divide by 2
+class TestTwoProcesses:
+    """tools/dist_test.sh on the CPU."""
+
+    @staticmethod
+    def run(*argv):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
+        command = ["bash", str(ROOT / "tools" / "dist_test.sh"), *(str(a) for a in argv)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+
+    def test_they_give_what_one_gives(self, tool, boxes_config):
+        assert run(tool, boxes_config, "--work-dir", "one") == 0
+        done = self.run(boxes_config, "none", "2", "--work-dir", "two")
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = summary("one"), summary("two")
+        assert two["num_processes"] == 2
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+        assert two["report"] == one["report"]  # every image once, though 5 do not divide by 2
+        assert Path("two/regions.jsonl").read_text() == Path("one/regions.jsonl").read_text()
+        assert not list(Path("two").glob("regions.rank*"))
+
+    def test_one_of_them_has_no_image(self, tool, boxes_config):
+        """The ranker's verdict and the metrics are collectives, which that process has to reach as well."""
+        assert run(tool, boxes_config, "--work-dir", "one", "--num-images", "1") == 0
+        done = self.run(boxes_config, "none", "2", "--work-dir", "two", "--num-images", "1")
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = summary("one"), summary("two")
+        assert one["report"]["ranker"]["asked"] == two["report"]["ranker"]["asked"] == 3
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+
+    def test_one_of_them_fails(self, boxes_config):
+        (boxes_config.parent / "val2017" / "000003.png").write_bytes(b"")
+        done = self.run(boxes_config, "none", "2", "--work-dir", "two")
+        assert done.returncode != 0
+        assert "ImageReadError: image 4" in done.stderr
+        assert not Path("two/summary.json").exists()
 
 
 class TestBadInput:
@@ -215,10 +240,10 @@ class TestBadInput:
         assert match in capsys.readouterr().err
 
 
-def test_answers_of_rankers_are_kept_in_the_work_dir_unless_asked_not_to(tool):
+def test_answers_of_rankers_are_kept_in_the_work_dir_unless_asked_not_to():
     def cache_of(ranker, path="out/answers.sqlite"):
         model = Config({"model": {"roi_head": {"recognizer": {"ranker": ranker}}}}).model
-        tool.keep_answers(model, path)
+        keep_answers(model, path)
         return model.roi_head.recognizer.ranker.get("cache", "absent")
 
     assert cache_of({"type": "TransformersRanker", "model": "m"}) == "out/answers.sqlite"

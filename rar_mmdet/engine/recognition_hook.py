@@ -13,21 +13,20 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from rar_mmdet.errors import VocabularyError
+from rar_mmdet.files.vocabulary import check_same_vocabulary
 from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.rankers.asking import COUNTS
-from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.registry import HOOKS
 
-__all__ = ["RecognitionHook", "check_vocabulary", "collect_reports", "find_recognizers"]
+__all__ = ["RecognitionHook", "collect_reports", "find_branches", "judge_rankers"]
 
 
-def find_recognizers(model: nn.Module) -> Iterator[RegionRecognizer]:
-    """The recognizers inside a model, wherever they sit."""
+def find_branches(model: nn.Module) -> Iterator[RecognitionBranch]:
+    """The recognition branches inside a model, wherever they sit."""
     for module in model.modules():
         branch = module.__dict__.get("branch")
         if isinstance(branch, RecognitionBranch):
-            yield branch.recognizer
+            yield branch
 
 
 def _add_up(reports: Sequence[Mapping[str, Any]], counts: Collection[str] | None = None) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _add_up(reports: Sequence[Mapping[str, Any]], counts: Collection[str] | None
 
 def collect_reports(model: nn.Module) -> dict[str, Any]:
     """The recognizers' reports, counts added up over all processes; call it in every process."""
-    own = [recognizer.report(judge=False) for recognizer in find_recognizers(model)]
+    own = [branch.recognizer.report(judge=False) for branch in find_branches(model)]
     reports = [report for rank in all_gather_object(own) for report in rank]
     return _add_up(reports)
 
@@ -54,35 +53,15 @@ def collect_reports(model: nn.Module) -> dict[str, Any]:
 def judge_rankers(model: nn.Module) -> None:
     """Refuse the results of rankers with too many unusable answers; all processes come to the same verdict.
 
+    Call it in every process, also in one that had no image.
+
     Raises:
-        RankerError: see `AskingRanker.judge`.
+        RankerError: see `Ranker.judge`.
     """
-    for recognizer in find_recognizers(model):
-        ranker = recognizer.ranker
+    for branch in find_branches(model):
+        ranker = branch.recognizer.ranker
         if ranker is not None:
             ranker.judge(sum((Counter(counts) for counts in all_gather_object(dict(ranker.counts))), Counter()))
-
-
-def check_vocabulary(category_names: Sequence[str], classes: Sequence[str] | None) -> None:
-    """Labels index both the recognizer's vocabulary and the dataset's classes, so they must agree.
-
-    Raises:
-        VocabularyError: another number of names, or the same names in another order.
-    """
-    if classes is None:
-        return
-    if len(classes) != len(category_names):
-        raise VocabularyError(
-            f"the recognizer's vocabulary has {len(category_names)} names, the dataset {len(classes)} classes; labels "
-            "would mean different things. Point `recognizer.vocabulary` at the dataset's annotation file"
-        )
-    different = [i for i, (a, b) in enumerate(zip(category_names, classes, strict=True)) if a != b]
-    if different and Counter(category_names) == Counter(classes):
-        i = different[0]
-        raise VocabularyError(
-            f"the recognizer's vocabulary has the dataset's names in another order: label {i} is {category_names[i]!r} "
-            f"here and {classes[i]!r} there. Point `recognizer.vocabulary` at the dataset's annotation file"
-        )
 
 
 @HOOKS.register_module()
@@ -97,32 +76,41 @@ class RecognitionHook(Hook):
         self._start: float | None = None
         self._num_images = 0
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
-    ) -> None:
-        """Keep the time; after the last batch a ranker with too many unusable replies stops the run, unscored."""
-        now = time.perf_counter()
-        if batch_idx + 1 == len(runner.test_dataloader):
-            judge_rankers(runner.model)
-        if self._start is None:
-            self._start = now
-            return
-        self._num_images += len(outputs or ())
-        self.seconds_per_image = (now - self._start) / max(self._num_images, 1)
-
     def before_test_epoch(self, runner: Runner) -> None:
         """Compare vocabulary and dataset."""
         classes = getattr(runner.test_dataloader.dataset, "metainfo", {}).get("classes")
-        for recognizer in find_recognizers(runner.model):
-            check_vocabulary(recognizer.category_names, classes)
+        for branch in find_branches(runner.model):
+            recognizer = branch.recognizer
+            check_same_vocabulary(recognizer.category_names, classes)
             runner.logger.info(
                 f"RAR: {len(recognizer.category_names)} categories, shortlist of {recognizer.shortlist_depth}, "
                 f"ranker {type(recognizer.ranker).__name__ if recognizer.ranker else 'none'}, "
                 f"{recognizer.fusion}, {recognizer.emission}"
             )
 
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        """Keep the time."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
+            return
+        self._num_images += len(outputs or ())
+        self.seconds_per_image = (now - self._start) / max(self._num_images, 1)
+
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Log the counts of all processes."""
+        """Log the counts of all processes; a ranker with too many unusable replies ends the run here.
+
+        Here and not after the last image: a process without images has none, and would leave the others waiting.
+        """
         report = collect_reports(runner.model)
         if report:
             runner.logger.info(f"RAR report: {json.dumps(report, default=str)}")
+        if report.get("images") and not report.get("regions"):
+            runner.logger.warning(
+                "no region was recognised in the whole run, so every number is about nothing. Are there boxes: in the "
+                "annotation or proposal file (in pixels, at least 1 px wide), or from the detector (was its checkpoint "
+                "loaded)?"
+            )
+        judge_rankers(runner.model)

@@ -1,6 +1,6 @@
 from mmengine.config import Config
 
-from rar_mmdet.models import missing_assets
+from rar_mmdet.engine import missing_assets
 from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
 
 

@@ -1,0 +1,7 @@
+"""Running a test: hooks, what is looked at beforehand, and the command; importing this package registers the hooks."""
+
+from rar_mmdet.engine.preflight import missing_assets
+from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
+from rar_mmdet.engine.record_hook import RegionRecordHook
+
+__all__ = ["RecognitionHook", "RegionRecordHook", "collect_reports", "missing_assets"]

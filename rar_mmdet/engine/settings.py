@@ -1,0 +1,69 @@
+"""What the test command's options change in a config."""
+
+from __future__ import annotations
+
+import inspect
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from rar_mmdet import registry
+from rar_mmdet.components import asks_a_model
+from rar_mmdet.engine.preflight import inner_dataset
+
+__all__ = ["add_test_time_augmentation", "keep_answers", "score_seen_images", "write_records"]
+
+# One view beside the image itself, and MMDetection's usual merging.
+_FLIPS = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
+_TTA_MODEL = {
+    "type": "rar_mmdet.RecognitionTTAModel",
+    "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 300},
+}
+
+
+def keep_answers(model: Any, path: str | None) -> None:
+    """Give every ranker that asks a model its file of answers; one named in the config stays, unless `path` is None."""
+    for key, value in model.items() if isinstance(model, dict) else ():
+        keep_answers(value, path)
+        if key == "ranker" and asks_a_model(value) and (path is None or "cache" not in value):
+            value.cache = path
+
+
+def add_test_time_augmentation(config: Config) -> None:
+    """As MMDetection's tool does, but keeping the config's own packing step and number of detections."""
+    if "tta_model" not in config:
+        config.tta_model = deepcopy(_TTA_MODEL)
+    dataset = inner_dataset(config)
+    if "tta_pipeline" not in config:
+        *steps, pack = deepcopy(dataset.pipeline)
+        config.tta_pipeline = [*steps, {"type": "TestTimeAug", "transforms": [deepcopy(_FLIPS), [pack]]}]
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    dataset.pipeline = config.tta_pipeline
+
+
+def score_seen_images(config: Config) -> list[str]:
+    """Let metrics score the images of a subset alone, where they can.
+
+    Returns:
+        The types of the metrics that score all images of the annotation file all the same.
+    """
+    stubborn = []
+    evaluators = config.get("test_evaluator") or []
+    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
+        kind = registry.METRICS.get(metric["type"]) if isinstance(metric["type"], str) else metric["type"]
+        parameters = inspect.signature(kind).parameters if kind is not None else {}
+        if "img_ids" in parameters:
+            metric["img_ids"] = "seen"
+        elif "ann_file" in parameters and not str(metric["type"]).endswith("RecognitionMetric"):
+            stubborn.append(str(metric["type"]))
+    return stubborn
+
+
+def write_records(config: Config) -> None:
+    """Write `regions.jsonl` into the work dir, unless the config has a hook that writes records already."""
+    hooks = list(config.get("custom_hooks") or [])
+    if not any(hook.get("type") == "rar_mmdet.RegionRecordHook" for hook in hooks if isinstance(hook, dict)):
+        hooks.append({"type": "rar_mmdet.RegionRecordHook", "path": str(Path(config.work_dir) / "regions.jsonl")})
+    config.custom_hooks = hooks
