@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.emission import BestPerRegion, Emission
-from rar_mmdet.encoders import Encoder
+from rar_mmdet.encoders import Encoder, RegionEncoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.files import clean_name, read_vocabulary
 from rar_mmdet.files.images import as_photo
@@ -58,7 +58,8 @@ class RegionRecognizer:
 
     Args:
         cropper: what the encoder sees; its `size` may be `None`, the encoder's own.
-        encoder: `OpenClipEncoder`, or any other `Encoder`.
+        encoder: `OpenClipEncoder`, or any other `Encoder`. One that is a `RegionEncoder` too gets whole photos with
+            their boxes; the cropper then serves the ranker alone.
         memory: where categories are looked up: a recipe such as `TextMemory()`, built or loaded at the first
             prediction, or a `CategoryMemory`.
         category_names: the vocabulary, in label order: names, or the path of a names or annotation file. Names are for
@@ -296,6 +297,8 @@ class RegionRecognizer:
 
     def _encode(self, batch: Sequence[ImageRegions]) -> Tensor:
         """(R, D) unit vectors of all regions of the batch; encoder batches are filled across images."""
+        if isinstance(self.encoder, RegionEncoder):
+            return _encode_whole_photos(self.encoder, self.encoder.dim, batch)
         vectors: list[Tensor] = []
         pending: list[Tensor] = []
         for regions in batch:
@@ -346,6 +349,20 @@ class RegionRecognizer:
             region_ids=emitted.region_ids,
             category_names=self.category_names,
         )
+
+
+def _encode_whole_photos(encoder: RegionEncoder, dim: int, batch: Sequence[ImageRegions]) -> Tensor:
+    """(R, D) unit vectors of all regions of the batch, by one forward pass per photo that has some."""
+    vectors = []
+    for regions in batch:
+        if regions.image is None and len(regions):
+            raise ConfigError(
+                f"{regions.name or 'an image'} came without pixels, but {type(encoder).__name__} encodes whole photos. "
+                "Leave CropRegions out of the test pipeline"
+            )
+        if regions.image is not None and len(regions):
+            vectors.append(encoder.encode_regions(regions.image, regions.boxes_xyxy))
+    return torch.cat(vectors) if vectors else torch.zeros((0, dim))
 
 
 def _scores_of(regions: ImageRegions) -> Tensor:

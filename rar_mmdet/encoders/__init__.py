@@ -1,6 +1,7 @@
 """Pixels and text to unit vectors of one space."""
 
-from rar_mmdet.encoders.base import Encoder
+from rar_mmdet.encoders.base import Encoder, RegionEncoder
+from rar_mmdet.encoders.fgclip import FGCLIP2Encoder, FGCLIP2RegionEncoder
 from rar_mmdet.encoders.openclip import OpenClipEncoder
 
-__all__ = ["Encoder", "OpenClipEncoder"]
+__all__ = ["Encoder", "FGCLIP2Encoder", "FGCLIP2RegionEncoder", "OpenClipEncoder", "RegionEncoder"]

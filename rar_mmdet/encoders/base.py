@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Encoder"]
+from rar_mmdet.boxes import Boxes
+from rar_mmdet.files.images import ImageSource
+
+__all__ = ["Encoder", "RegionEncoder"]
 
 
 class Encoder(Protocol):
@@ -55,4 +58,28 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """T texts -> (T, D) float32 unit vectors; T may be 0."""
+        ...
+
+
+@runtime_checkable
+class RegionEncoder(Protocol):
+    """An `Encoder` that also has this method: a recogniser gives it photos with their boxes, and cuts no crops for it.
+
+    `encode_images` then serves whole pictures, in the same space: exemplars without a box, for instance. Its
+    fingerprint is another one than that of an encoder of crops, even with the same weights.
+    """
+
+    def encode_regions(self, image: ImageSource, boxes_xyxy: Boxes) -> Tensor:
+        """Unit vectors of the boxes of one photo, by one forward pass for all of them.
+
+        Args:
+            image: what `rar_mmdet.files.read_image` takes; the original, upright photo.
+            boxes_xyxy: (R, 4) in pixels of it; R may be 0.
+
+        Returns:
+            (R, D) float32.
+
+        Raises:
+            InvalidBoxError: a box is not finite, has no area or lies outside the photo.
+        """
         ...

@@ -1,0 +1,115 @@
+"""What encoders of this package share: loaded at first use, once, on one device, in one precision."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
+
+__all__ = ["DTYPES", "LazyEncoder", "check_crops"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Model = TypeVar("Model")
+
+
+def check_crops(crops: Tensor) -> None:
+    """Refuse what are no crops.
+
+    Raises:
+        ConfigError: another shape than (R, 3, S, S), or no bytes.
+    """
+    if crops.ndim != 4 or crops.shape[1] != 3 or crops.dtype != torch.uint8:
+        raise ConfigError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
+
+
+class LazyEncoder(ABC, Generic[Model]):
+    """A plain object around a model: copied and pickled as its arguments alone, shared by threads.
+
+    Args:
+        device: where it runs when `load` is not told; `None`: the first GPU, else the CPU.
+        precision: 'fp32', 'fp16' or 'bf16'; `None`: fp32 on the CPU, `gpu_precision` on a GPU.
+        batch_size: crops or texts per forward pass.
+    """
+
+    gpu_precision = "fp16"
+
+    def __init__(self, device: str | torch.device | None, precision: str | None, batch_size: int) -> None:
+        if precision is not None and precision not in DTYPES:
+            raise ConfigError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        self.device, self.precision, self.batch_size = device, precision, batch_size
+        self._model: Model | None = None
+        self._at: torch.device | None = None
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_model", "_at", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=None, _at=None, _lock=threading.RLock())
+
+    @abstractmethod
+    def missing_assets(self) -> list[str]:
+        """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
+
+    @abstractmethod
+    def _read(self, device: torch.device, dtype: torch.dtype) -> Model:
+        """The model from disk."""
+
+    def load(self, device: torch.device | str | None = None) -> Self:
+        """Load the model on `device`, or read it again for another one; returns self.
+
+        Raises:
+            MissingAssetError: the files are not on this machine.
+            EncoderLoadError: the files are damaged, incomplete or of another model.
+        """
+        wanted = torch.device(device) if device is not None else self._default_device()
+        with self._lock:
+            if self._model is None or self._at != wanted:
+                self._expect_assets()
+                self._model, self._at = self._read(wanted, DTYPES[self._precision_on(wanted)]), wanted
+        return self
+
+    def _expect_assets(self) -> None:
+        missing = self.missing_assets()
+        if missing:
+            raise MissingAssetError("missing:\n" + "\n".join(missing))
+
+    def _default_device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def _precision_on(self, device: torch.device) -> str:
+        return self.precision or (self.gpu_precision if device.type == "cuda" else "fp32")
+
+    @property
+    def _precision(self) -> str:
+        """The precision it runs in; before it is loaded, on the device that `load` chooses without being told."""
+        return self._precision_on(self._at or self._default_device())
+
+    def _ready(self) -> tuple[Model, torch.device]:
+        with self._lock:
+            if self._model is None:
+                self.load()
+            assert self._model is not None
+            assert self._at is not None
+            return self._model, self._at
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        """Unit vectors in float32.
+
+        Raises:
+            EncoderLoadError: some are not finite, or zero.
+        """
+        vectors = vectors.float()
+        if not torch.isfinite(vectors).all() or not vectors.any(dim=1).all():
+            raise EncoderLoadError(
+                f"{self!r} gave vectors that are zero or not finite; use precision='fp32', and check the weights"
+            )
+        return F.normalize(vectors, dim=1)
