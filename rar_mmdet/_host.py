@@ -62,7 +62,7 @@ def line_for(name: str, python: tuple[int, int] = sys.version_info[:2]) -> str:
     if name != "mmcv":
         return f"pip install '{name}{(CORE | HOST)[name]}'"
     if python >= (3, 13):  # where the setup.py of mmcv fails as it is
-        return 'VENV="$VIRTUAL_ENV" bash scripts/install.sh   (in a checkout of rar_mmdet; needs a C++ compiler)'
+        return 'VENV="$VIRTUAL_ENV" bash scripts/install.sh again   (in a checkout of rar_mmdet; needs a C++ compiler)'
     return (
         "pip install 'setuptools<82' ninja && "
         "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall --no-binary mmcv "

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the set of constraints.txt and rar_mmdet in it. Run it again at any time, also after it was stopped:
-# what is there is kept, what is damaged comes anew.
+# what is there is kept, what is damaged comes anew. After a whole run it returns at once, until an input of it changes;
+# `scripts/install.sh again` goes through all steps all the same, and brings back what was changed by hand.
 #
 #   PYTHON=python3.13      the interpreter (3.11 to 3.13); by default the first of these that is found
 #   VENV=.venv             the folder
@@ -146,6 +147,11 @@ install_mmcv() {
 # The stamp holds what was installed from where: a second run with the same inputs returns at once.
 inputs=$({ cat constraints.txt requirements-dev.txt setup.py scripts/* rar_mmdet/_host.py; pwd; } | sha256sum | cut -d' ' -f1)
 STAMP=$VENV/.rar_installed
+case "${1:-}" in
+  again) rm -f "$STAMP" ;;
+  "") ;;
+  *) die "no option $1; usage: bash scripts/install.sh [again]" ;;
+esac
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$inputs" ]; then
   exit 0
 fi
