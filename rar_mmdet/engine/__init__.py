@@ -1,5 +1,6 @@
 """Running a test: hooks, what is looked at beforehand, and the command; importing this package registers the hooks."""
 
+import rar_mmdet.registry  # noqa: F401  # first: it checks that MMDetection can be used here
 from rar_mmdet.engine.preflight import missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
