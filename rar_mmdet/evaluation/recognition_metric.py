@@ -108,7 +108,15 @@ class RecognitionMetric(BaseMetric):
             recall_at=self.recall_at,
             max_confusions=self.max_confusions,
         )
-        MMLogger.get_current_instance().info("\n" + report_table(report))
+        logger = MMLogger.get_current_instance()
+        logger.info("\n" + report_table(report))
+        if not len(outcomes):
+            logger.warning("the images that were tested have no annotated object: nothing can be rated")
+        elif not outcomes.matched.any():
+            logger.warning(
+                f"no region covers any of the {len(outcomes)} annotated objects (IoU {self.iou_thr} or more): nothing "
+                "can be rated. Are there regions at all, and are both in pixels of the original photos?"
+            )
         if self.outfile_prefix is not None:
             write_report(report, self.outfile_prefix)
         return report.numbers

@@ -61,7 +61,9 @@ def explain_zero(truth: GroundTruth, detections: Detections, result: SparseResul
     if not to_find:
         why = "all are crowds, ignored or of no area" if len(truth) else "there are none, as in files of test images"
         return [f"no annotation counts ({why}): nothing can be found, and every number is -1"]
-    if not len(detections) or (result.precision[..., 0, -1] > 0).any() or not result.protocol.use_categories:
+    if not len(detections):
+        return [f"there is no detection at all, of {to_find} objects: average precision and recall are 0"]
+    if (result.precision[..., 0, -1] > 0).any() or not result.protocol.use_categories:
         return []
     boxes_alone = replace(result.protocol, federated=False, use_categories=False, iou_thrs=np.array([0.5]))
     recall = float(evaluate(truth, detections, boxes_alone).recall[0, 0, 0, -1])

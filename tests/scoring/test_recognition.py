@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
 from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError, VocabularyError
@@ -234,6 +237,26 @@ def test_labels_of_a_file_follow_the_classes_in_any_order(tmp_path: Path) -> Non
         assert numbers["recognition/objects"] == np.isin(LABELS, order).sum()
         if len(classes) == 3:
             assert numbers["recognition/retrieval_top1"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"instances": []}, "have no annotated object", id="no-object"),
+        pytest.param({}, "no region covers any of the 4 annotated objects", id="elsewhere"),
+    ],
+)
+def test_nothing_to_rate_is_said(change: dict, message: str) -> None:
+    found = sample(**change)
+    found["recognition"].bboxes += 5000
+    metric = RecognitionMetric()
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process({}, [found])
+    handler = logging.StreamHandler(text := io.StringIO())
+    MMLogger.get_current_instance().addHandler(handler)
+    metric.evaluate(1)
+    MMLogger.get_current_instance().removeHandler(handler)
+    assert message in text.getvalue()
 
 
 def test_labels_beyond_the_classes_are_refused() -> None:
