@@ -20,6 +20,7 @@ __all__ = [
     "RarError",
     "RecordFileError",
     "RemovedKeyError",
+    "RepeatedIdError",
     "ResultFileError",
     "UnknownCategoryError",
     "UnknownImageError",
@@ -89,6 +90,10 @@ class UnknownCategoryError(RarError, ValueError):
 
 class AnnotationFileError(RarError, ValueError):
     """An annotation file lacks something the chosen protocol needs."""
+
+
+class RepeatedIdError(AnnotationFileError, AssertionError):
+    """Annotations share an id (MMDetection's datasets raise an AssertionError here)."""
 
 
 class ResultFileError(RarError, ValueError):

@@ -1,16 +1,22 @@
-"""MMDetection's LVIS, V3Det and COCO datasets, with the category names taken from the annotation file."""
+"""MMDetection's LVIS, V3Det and COCO datasets for any vocabulary: that of the annotation file, or any part of it."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmdet.datasets import CocoDataset, LVISV1Dataset
-from mmengine.fileio import get, join_path
+from mmengine.fileio import get, get_local_path, join_path
+from mmengine.logging import print_log
 from mmengine.utils import is_abs
 
-from rar_mmdet.errors import ImageReadError, RarError
+from rar_mmdet.datasets.annotation_records import read_records
+from rar_mmdet.datasets.proposal_files import read_proposals
+from rar_mmdet.errors import AnnotationFileError, ImageReadError, InvalidBoxError, RarError, RepeatedIdError
 from rar_mmdet.files.images import decode_image
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
@@ -22,8 +28,8 @@ __all__ = ["CocoVocabularyDataset", "LVISVocabularyDataset", "V3DetVocabularyDat
 class _IdList(list):
     """A list of category ids whose `in` is a set look-up.
 
-    MMDetection asks `category_id in self.cat_ids` for every annotation, and `getCatIds` filters names by a tuple: with
-    13,204 categories a plain list costs minutes.
+    MMDetection asks `category_id in self.cat_ids` for every annotation: with 13,204 categories a plain list costs
+    minutes.
     """
 
     def __init__(self, ids: Iterable[int]) -> None:
@@ -34,47 +40,95 @@ class _IdList(list):
         return item in self._members
 
 
-def _names_metainfo(
-    metainfo: dict | None, ann_file: str, data_root: str | None, backend_args: dict | None, lazy_init: bool
-) -> dict | None:
-    if metainfo is not None and "classes" in metainfo:
-        return metainfo
-    path = ann_file if is_abs(ann_file) or not data_root else join_path(data_root, ann_file)
-    if lazy_init and not os.path.exists(path):
-        return metainfo  # `DetInferencer` builds the test dataset only for its palette; no data need be there
-    names = read_vocabulary(path, backend_args)
-    return {**(metainfo or {}), "classes": tuple(names)}
-
-
 class _VocabularyMixin:
-    """Names from the annotation file, fast membership, and errors that name the image."""
+    """Labels that follow `metainfo.classes`, fast membership, and errors that name file, record and image."""
 
     def __init__(
         self,
         ann_file: str = "",
-        metainfo: dict | None = None,
+        metainfo: Mapping[str, Any] | None = None,
         data_root: str = "",
         backend_args: dict | None = None,
         lazy_init: bool = False,
         **kwargs: Any,
     ) -> None:
+        given = dict(metainfo or {})
+        classes = given.get("classes")
+        self._classes: tuple[str, ...] | None = None
+        if classes is not None:
+            self._classes = tuple(read_vocabulary(classes, backend_args))
+            given["classes"] = self._classes
+        elif lazy_init:
+            # `DetInferencer` builds the test dataset only for its classes and palette; no data need be there.
+            path = ann_file if is_abs(ann_file) or not data_root else join_path(data_root, ann_file)
+            if os.path.exists(path):
+                given["classes"] = tuple(read_vocabulary(path, backend_args))
         super().__init__(  # type: ignore[call-arg]
             ann_file=ann_file,
-            metainfo=_names_metainfo(metainfo, ann_file, data_root, backend_args, lazy_init),
+            metainfo=given or None,
             data_root=data_root,
             backend_args=backend_args,
             lazy_init=lazy_init,
             **kwargs,
         )
 
-    @property
-    def cat_ids(self) -> list[int]:
-        """Annotation ids of the categories, in label order."""
-        return self._cat_ids
+    def load_data_list(self) -> list[dict]:
+        """Read the annotation file.
 
-    @cat_ids.setter
-    def cat_ids(self, ids: Iterable[int]) -> None:
-        self._cat_ids = _IdList(ids)
+        Raises:
+            AnnotationFileError: a record is odd; the message names it.
+            VocabularyError: `metainfo.classes` are not categories of the file.
+        """
+        ann_file: str = self.ann_file  # type: ignore[attr-defined]
+        with get_local_path(ann_file, backend_args=self.backend_args) as path:  # type: ignore[attr-defined]
+            found = read_records(path, f"annotation file {ann_file}", self._classes)
+        for note in found.notes:
+            print_log(note, logger="current", level=logging.WARNING)
+        if self._classes is None:
+            self._metainfo["classes"] = found.names  # type: ignore[attr-defined]
+        self.cat_ids = _IdList(found.category_ids)
+        self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+        self.cat_img_map: dict[int, list[Any]] = {category: [] for category in self.cat_ids}
+        ids = [annotation["id"] for own in found.annotations.values() for annotation in own if "id" in annotation]
+        if self.ANN_ID_UNIQUE and len(set(ids)) < len(ids):  # type: ignore[attr-defined]
+            raise RepeatedIdError(f"annotation ids in {ann_file!r} are not unique! Give each annotation its own id")
+        data = []
+        for image_id, image in found.images.items():
+            annotations = found.annotations.get(image_id, [])
+            for annotation in annotations:
+                if annotation["category_id"] in self.cat_img_map:
+                    self.cat_img_map[annotation["category_id"]].append(image_id)
+            data.append(self._data_info(image_id, image, annotations))
+        return data
+
+    def _data_info(self, image_id: Any, image: dict, annotations: list[dict]) -> dict:
+        sizes = {key: image.get(key) or math.inf for key in ("height", "width")}  # an unknown side cuts no box
+        raw = {**image, **sizes, "img_id": image_id, "file_name": self._file_name(image)}
+        info: dict = self.parse_data_info({"raw_img_info": raw, "raw_ann_info": annotations})  # type: ignore[attr-defined]
+        return {key: value for key, value in info.items() if value is not math.inf}
+
+    def _file_name(self, image: dict) -> str:
+        """Path of the image file below `data_prefix`."""
+        return _text_of(image, "file_name", self.ann_file)  # type: ignore[attr-defined]
+
+    def load_proposals(self) -> None:
+        """Read `proposal_file`, which may have more images than the dataset.
+
+        Raises:
+            MissingAssetError: there is no such file.
+            InvalidBoxError: it holds something else, or lacks an image of the dataset.
+        """
+        path: str = self.proposal_file  # type: ignore[attr-defined]
+        path = path if is_abs(path) else join_path(self.data_root, path)  # type: ignore[attr-defined]
+        proposals = read_proposals(path, self.backend_args)  # type: ignore[attr-defined]
+        for info in self.data_list:  # type: ignore[attr-defined]
+            name = "/".join(info["img_path"].split("/")[-2:])  # the key of MMDetection's proposal files
+            if name not in proposals:
+                raise InvalidBoxError(
+                    f"proposal file {path} has no image {name!r} (it has {len(proposals)}, such as "
+                    f"{', '.join(map(repr, list(proposals)[:2]))}); images are named by folder and file"
+                )
+            info["proposals"] = proposals[name]
 
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline on one image.
@@ -100,11 +154,12 @@ class _VocabularyMixin:
 
 @DATASETS.register_module()
 class CocoVocabularyDataset(_VocabularyMixin, CocoDataset):
-    """`CocoDataset` for any vocabulary: label i is the i-th category of the annotation file.
+    """`CocoDataset` for any vocabulary: label i is the i-th category of the annotation file, or of `metainfo.classes`.
 
     Args:
         ann_file: annotation file in COCO style.
-        metainfo: as in `CocoDataset`; with `classes` a subset of the names can be chosen.
+        metainfo: as in `CocoDataset`; `classes`, a list or a file of names, may be any of the file's names in any
+            order, and labels follow them.
         data_root: root of `ann_file` and `data_prefix`.
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
@@ -124,9 +179,23 @@ class LVISVocabularyDataset(_VocabularyMixin, LVISV1Dataset):
 
     Args:
         ann_file: annotation file in LVIS v1 style.
-        metainfo: as in `LVISV1Dataset`; names are read from the annotation file when `classes` is absent.
+        metainfo: as in `CocoVocabularyDataset`.
         data_root: root of `ann_file` and `data_prefix`.
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
         kwargs: the other arguments of `LVISV1Dataset`, checked there.
     """
+
+    def _file_name(self, image: dict) -> str:
+        if "coco_url" not in image:
+            return super()._file_name(image)
+        return re.sub(r"^https?://images\.cocodataset\.org/", "", _text_of(image, "coco_url", self.ann_file))
+
+
+def _text_of(image: dict, key: str, ann_file: str) -> str:
+    value = image.get(key)
+    if not isinstance(value, str) or not value:
+        raise AnnotationFileError(
+            f"annotation file {ann_file}: image {image.get('id')} has {key} {value!r}, expected the path of its file"
+        )
+    return value

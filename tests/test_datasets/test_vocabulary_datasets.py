@@ -8,8 +8,9 @@ from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.mask import PolygonMasks
 from mmengine.dataset import pseudo_collate
 from mmengine.fileio import dump
+from mmengine.logging import MMLogger
 
-from rar_mmdet.errors import ImageReadError
+from rar_mmdet.errors import AnnotationFileError, ImageReadError, InvalidBoxError, VocabularyError
 from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
 from rar_mmdet.testing import make_image
 
@@ -180,3 +181,142 @@ def test_proposals_are_resized_with_their_image(world, tmp_path):
     sample = dataset[3]["data_samples"]  # 80x60 px
     assert sample.proposals.bboxes.tolist() == [[2.0, 2.0, 18.0, 8.0]] * 3
     assert sample.ori_img.shape == (60, 80, 3)
+
+
+def labels_by_name(dataset):
+    """Names that the labels of all annotations stand for, in the order of the file."""
+    classes = dataset.metainfo["classes"]
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    return [classes[instance["bbox_label"]] for info in infos for instance in info["instances"]]
+
+
+class TestLabels:
+    """Whatever the order of the classes and of the file, a label is the name it stands for."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("order", ["reversed", "shuffled", "some"])
+    def test_classes_in_any_order(self, kind, order, world, tmp_path):
+        names = [f"thing_{i + 1}" for i in range(12)]
+        chosen = {"reversed": names[::-1], "shuffled": names[5:] + names[:5], "some": ["thing_7", "thing_2"]}[order]
+        every = labels_by_name(build(kind, tmp_path))
+        dataset = build(kind, tmp_path, metainfo={"classes": chosen})
+        assert labels_by_name(dataset) == [name for name in every if name in chosen]
+        assert [f"thing_{i}" for i in dataset.cat_ids] == chosen
+        assert [dataset.cat2label[i] for i in dataset.cat_ids] == list(range(len(chosen)))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_categories_in_any_order(self, kind, world, tmp_path):
+        every = labels_by_name(build(kind, tmp_path))
+        content = json.loads(world.read_text())
+        content["categories"] = content["categories"][4:] + content["categories"][:4]
+        world.write_text(json.dumps(content))
+        dataset = build(kind, tmp_path)
+        assert dataset.metainfo["classes"][0] == "thing_5"
+        assert labels_by_name(dataset) == every
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("classes", "match"),
+        [
+            (["thing_1", "thingy_2"], "'thingy_2'.*did you mean 'thing_2'"),
+            (["thing_1", "thing_1"], "'thing_1'.*2 times"),
+        ],
+        ids=["misspelt", "repeated"],
+    )
+    def test_classes_that_are_none(self, kind, classes, match, world, tmp_path):
+        with pytest.raises(VocabularyError, match=match):
+            build(kind, tmp_path, metainfo={"classes": classes})
+
+    def test_a_file_of_classes(self, world, tmp_path):
+        (tmp_path / "names.txt").write_text("thing_3\nthing_1\n")
+        dataset = build("CocoVocabularyDataset", tmp_path, metainfo={"classes": str(tmp_path / "names.txt")})
+        assert dataset.metainfo["classes"] == ("thing_3", "thing_1")
+        assert list(dataset.cat_ids) == [3, 1]
+
+
+class TestOddRecords:
+    @pytest.fixture
+    def content(self, world):
+        return json.loads(world.read_text())
+
+    @pytest.fixture
+    def boxes(self, world, tmp_path):
+        return [i["bbox"] for i in build("CocoVocabularyDataset", tmp_path).get_data_info(0)["instances"]]
+
+    def test_an_area_that_is_missing_is_the_boxes(self, content, world, tmp_path, boxes):
+        content["annotations"][0]["area"] = None
+        del content["annotations"][1]["area"]
+        world.write_text(json.dumps(content))
+        dataset = build("CocoVocabularyDataset", tmp_path)
+        assert [i["bbox"] for i in dataset.get_data_info(0)["instances"]] == boxes
+
+    def test_images_without_their_size(self, content, world, tmp_path, boxes):
+        for image in content["images"]:
+            del image["height"], image["width"]
+        world.write_text(json.dumps(content))
+        info = build("CocoVocabularyDataset", tmp_path).get_data_info(0)
+        assert [i["bbox"] for i in info["instances"]] == boxes
+        assert "height" not in info
+
+    @pytest.mark.parametrize(
+        ("changes", "match"),
+        [
+            ({"image_id": "1"}, r"annotations: record 0 \(id 1, image_id '1'\) has image_id '1', expected an id .*: 1"),
+            ({"category_id": "1"}, "has category_id '1', expected an id .*: 1"),
+            ({"bbox": [1, 2, 3]}, r"has bbox \[1, 2, 3\], expected four finite numbers"),
+            ({"bbox": None}, "has bbox None, expected four finite numbers"),
+            ({"area": "big"}, "has area 'big', expected a finite number"),
+            ({"iscrowd": "no"}, "has iscrowd 'no', expected 0 or 1"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_records_that_are_refused(self, changes, match, content, world, tmp_path):
+        content["annotations"][0] |= changes
+        world.write_text(json.dumps(content))
+        with pytest.raises(AnnotationFileError, match=match):
+            build("CocoVocabularyDataset", tmp_path)
+
+    @pytest.mark.parametrize("key", ["image_id", "category_id", "bbox"])
+    def test_fields_that_are_missing(self, key, content, world, tmp_path):
+        del content["annotations"][2][key]
+        world.write_text(json.dumps(content))
+        with pytest.raises(AnnotationFileError, match=rf"annotations: record 2 .*has (no {key}|bbox None)"):
+            build("CocoVocabularyDataset", tmp_path)
+
+    def test_an_image_without_its_file(self, content, world, tmp_path):
+        del content["images"][2]["file_name"]
+        world.write_text(json.dumps(content))
+        with pytest.raises(AnnotationFileError, match="image 3 has file_name None, expected the path"):
+            build("CocoVocabularyDataset", tmp_path)
+
+    def test_repeated_ids(self, content, world, tmp_path):
+        content["annotations"][1]["id"] = 1
+        world.write_text(json.dumps(content))
+        with pytest.raises(AssertionError, match="are not unique!"):
+            build("CocoVocabularyDataset", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda w: w.update(annotations=[]), "has no annotations: there are no annotated boxes"),
+            (
+                lambda w: [a.update(bbox=[v / 90 for v in a["bbox"]]) for a in w["annotations"]],
+                "all 12 boxes lie in 0..1",
+            ),
+            (lambda w: w["annotations"][0].update(image_id=77), "1 of 12 have no image in the file"),
+        ],
+        ids=["no-annotations", "fractions", "unknown-image"],
+    )
+    def test_what_is_said_once(self, change, match, content, world, tmp_path, caplog):
+        change(content)
+        world.write_text(json.dumps(content))
+        with caplog.at_level("WARNING"):
+            MMLogger.get_instance("dataset_notes").addHandler(caplog.handler)
+            build("CocoVocabularyDataset", tmp_path)
+        assert len([r for r in caplog.records if match in r.getMessage()]) == 1
+
+
+def test_a_proposal_file_of_other_images(world, tmp_path):
+    dump({"val2017/other.png": {"bboxes": np.zeros((0, 4))}}, str(tmp_path / "p.pkl"))
+    with pytest.raises(InvalidBoxError, match="has no image 'val2017/000000.png' .*such as 'val2017/other.png'"):
+        build("LVISVocabularyDataset", tmp_path, proposal_file="p.pkl")
