@@ -41,7 +41,7 @@ def compute_or_resume(parts_dir: Path | None, key: Any, count: int, compute: Cal
             vectors = load_file(str(path))["vectors"]
             if len(vectors) == count:
                 return vectors
-        except (SafetensorError, KeyError, OSError) as error:
+        except (SafetensorError, KeyError, OSError, RuntimeError) as error:
             logger.warning("a part of an earlier build is not readable (%s); made anew", error)
     vectors = compute()
     try:

@@ -72,7 +72,7 @@ class CategoryMemory:
             )
         self.entries, self.category_names, self.info = entries, tuple(category_names), info
         self.aggregation, self.text_weight, self.temperature = aggregation, text_weight, temperature
-        self._entries_on: dict[torch.device, Entries] = {}
+        self._vectors_on: dict[torch.device, Tensor] = {}
         self._scorers: dict[torch.device, CategoryScorer] = {}
 
     @property
@@ -151,8 +151,11 @@ class CategoryMemory:
             ConfigError: as in `search`.
         """
         self.check_queries(queries, k)
-        with torch.autocast(queries.device.type, enabled=False):
-            return nearest_rows(queries.float(), self._own(queries.device).vectors, min(k, len(self.entries)))
+        device = queries.device
+        if device not in self._vectors_on:
+            self._vectors_on[device] = self.entries.vectors.to(device)
+        with torch.autocast(device.type, enabled=False):
+            return nearest_rows(queries.float(), self._vectors_on[device], min(k, len(self.entries)))
 
     def with_names(self, category_names: Sequence[str]) -> CategoryMemory:
         """This memory with its C names spelt as given."""
@@ -197,18 +200,10 @@ class CategoryMemory:
     def scorer(self, device: torch.device) -> CategoryScorer:
         """Scores of all categories, on that device."""
         if device not in self._scorers:
-            self._scorers[device] = CategoryScorer(
-                self._own(device), self.num_categories, self.aggregation, self.text_weight
-            )
-        return self._scorers[device]
-
-    def _own(self, device: torch.device) -> Entries:
-        if device not in self._entries_on:
             own = self.entries
-            self._entries_on[device] = Entries(
-                own.vectors.to(device), own.category_ids.to(device), own.kinds.to(device), own.sources
-            )
-        return self._entries_on[device]
+            moved = Entries(own.vectors.to(device), own.category_ids.to(device), own.kinds.to(device), own.sources)
+            self._scorers[device] = CategoryScorer(moved, self.num_categories, self.aggregation, self.text_weight)
+        return self._scorers[device]
 
     def _like(self, entries: Entries, category_names: Sequence[str], info: MemoryInfo | None = None) -> CategoryMemory:
         return CategoryMemory(

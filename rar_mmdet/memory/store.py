@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rar_mmdet
-from rar_mmdet.errors import MemoryMismatchError, MissingAssetError
+from rar_mmdet.errors import ConfigError, MemoryMismatchError, MissingAssetError
 from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.memory.entries import Entries, EntryKind
 from rar_mmdet.memory.memory import CategoryMemory, MemoryInfo
@@ -31,6 +32,7 @@ __all__ = ["MANIFEST", "SCHEMA_VERSION", "load_memory", "save_memory"]
 FORMAT, SCHEMA_VERSION = "rar_mmdet memory", 1
 MANIFEST, VECTORS = "manifest.json", "vectors.safetensors"
 WAIT_FOR_WRITER_S = 10.0  # how long a reader that meets a writer tries again; exchanging a folder takes milliseconds
+QUIET_TRIES = 3  # after so many failures with no writer in sight a memory is missing or damaged
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def save_memory(memory: CategoryMemory, folder: str | Path) -> Path:
 
     Raises:
         MemoryMismatchError: there is something else in that place.
+        ConfigError: the place cannot be written.
     """
     folder = Path(folder).expanduser().absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
-    fresh.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
         _write(memory, fresh)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             backup = _backup_of(folder)
@@ -95,6 +98,8 @@ def save_memory(memory: CategoryMemory, folder: str | Path) -> Path:
                 os.rename(folder, backup)  # readers take the backup if we are killed between these two lines
             os.rename(fresh, folder)
             shutil.rmtree(backup, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"the memory cannot be written to {folder}: {error}. Give a folder that can be") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
@@ -133,20 +138,20 @@ def load_memory(
 
 
 def _read_while_others_write(folder: Path, verify: bool) -> StoredMemory:
-    """Read the folder; once more where a writer exchanged it meanwhile. Needs no right to write."""
-    give_up = time.monotonic() + WAIT_FOR_WRITER_S
+    """Read the folder; again where a writer may have exchanged it meanwhile. Needs no right to write."""
+    give_up, quiet = time.monotonic() + WAIT_FOR_WRITER_S, 0
     while True:
         before = _state_of(folder)
         try:
-            stored = _read(folder if folder.exists() else _backup_of(folder), folder, verify)
+            with _pinned(folder if folder.exists() else _backup_of(folder)) as pinned:
+                return _read(pinned, folder, verify)
         except (MissingAssetError, MemoryMismatchError):
-            if _state_of(folder) == before or time.monotonic() > give_up:
+            # Clocks of disks are coarse and numbers of folders are used again: looking the same once proves little.
+            quiet = quiet + 1 if _state_of(folder) == before else 0
+            if quiet == QUIET_TRIES or time.monotonic() > give_up:
                 raise
-        else:
-            if _state_of(folder) == before:  # else names of one memory may have met vectors of another
-                return stored
-            if time.monotonic() > give_up:
-                raise MemoryMismatchError(f"{folder} is being written again and again; load it when that has ended")
+        except OSError as error:
+            raise MemoryMismatchError(f"{folder} cannot be read: {error.strerror or error}") from error
         time.sleep(0.01)
 
 
@@ -158,6 +163,25 @@ def _check_replaceable(folder: Path) -> None:
         raise MemoryMismatchError(
             f"{folder} holds something else than a memory and is not replaced. Give another folder"
         )
+
+
+@contextmanager
+def _pinned(folder: Path) -> Iterator[Path]:
+    """The folder by a name that stays its own when a writer puts another one in its place.
+
+    Its files are opened one after the other, and one of them twice (safetensors and torch each open it); they must not
+    be of two memories. Where the system has no such names, the folder itself.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield folder
+        return
+    try:
+        pinned = Path(f"/proc/self/fd/{handle}")
+        yield pinned if pinned.exists() else folder
+    finally:
+        os.close(handle)
 
 
 def _state_of(folder: Path) -> tuple[int, ...]:
@@ -197,7 +221,7 @@ def _read(folder: Path, said: Path, verify: bool) -> StoredMemory:
         )
     except MemoryMismatchError:
         raise
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise MemoryMismatchError(f"{said / VECTORS} is not readable ({error}); build the memory anew") from error
 
 

@@ -273,7 +273,7 @@ class TextMemory:
                 save_memory(memory, folder)
                 shutil.rmtree(parts, ignore_errors=True)
                 return self._open(folder)
-            except (OSError, MemoryMismatchError) as error:
+            except (ConfigError, MemoryMismatchError) as error:
                 _warn_not_kept(folder, error)
                 return memory
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from worlds import INFO, make_entries, make_memory, unit
 
-from rar_mmdet.errors import MemoryMismatchError, MissingAssetError
+from rar_mmdet.errors import ConfigError, MemoryMismatchError, MissingAssetError
 from rar_mmdet.memory import CategoryMemory, load_memory, save_memory, store
 
 NAMES = ["cup", "cup", 'say "hi"', "a, b [c]", "日本 – naïve", "x" * 400]
@@ -139,15 +140,14 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, change: dict
         load_memory(tmp_path / "m")
 
 
-def test_a_folder_that_is_exchanged_all_the_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(tmp_path / "m")
-    states = iter(range(10**6))
-    monkeypatch.setattr(store, "_state_of", lambda folder: (next(states),))
-    monkeypatch.setattr(store, "WAIT_FOR_WRITER_S", 0.05)
-    with pytest.raises(MemoryMismatchError, match="is being written again and again; load it when that has ended"):
-        load_memory(tmp_path / "m")
-    with pytest.raises(MissingAssetError, match="no memory in"):
-        load_memory(tmp_path / "nothing")
+def test_a_reader_waits_for_a_writer(tmp_path: Path) -> None:
+    """The folder is away for a moment, many times as long as an exchange takes."""
+    memory = saved(tmp_path / "m")
+    (tmp_path / "m").rename(tmp_path / ".m.old")
+    assert torch.equal(load_memory(tmp_path / "m").entries.vectors, memory.entries.vectors)
+    (tmp_path / ".m.old").rename(tmp_path / "away")
+    threading.Timer(0.015, lambda: (tmp_path / "away").rename(tmp_path / "m")).start()
+    assert torch.equal(load_memory(tmp_path / "m").entries.vectors, memory.entries.vectors)
 
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -155,6 +155,27 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "m" / "manifest.json").unlink()
     (tmp_path / "m" / "manifest.json").mkdir()
     with pytest.raises(MemoryMismatchError, match="manifest.json cannot be read: Is a directory"):
+        load_memory(tmp_path / "m")
+
+
+def test_places_that_cannot_be_read_or_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written to .*file/m: .* Give a folder that can be"):
+        saved(tmp_path / "file" / "m")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(ConfigError, match="cannot be written to .*No space left on device"):
+        saved(tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store, "_read", denied)
+    with pytest.raises(MemoryMismatchError, match="m cannot be read: Permission denied"):
         load_memory(tmp_path / "m")
 
 
@@ -180,7 +201,7 @@ folder, mark = sys.argv[1], int(sys.argv[2])
 vectors = torch.nn.functional.one_hot(torch.full((50,), mark), 8).float()
 entries = Entries.sorted(vectors, torch.arange(50), EntryKind.TEXT, [f"of {mark}"] * 50)
 own = CategoryMemory(entries, [f"{mark}/{i}" for i in range(50)], info=MemoryInfo(f"writer {mark}", 1.0))
-for _ in range(60):
+for _ in range(40):
     save_memory(own, folder)
     found = load_memory(folder)
     whose = int(found.info.encoder.split()[1])
