@@ -252,7 +252,7 @@ def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> Non
     layouts = [lay_out_split(seed, split) for split in splits]
     checksums: dict[str, str] = {}
     categories: list[dict[str, Any]] = []
-    progress = tqdm(total=sum(map(len, layouts)), desc=f"demo world, seed {seed}", unit="photo", mininterval=0.5)
+    progress = tqdm(total=sum(map(len, layouts)), desc=f"demo world, seed {seed}", unit="photo", disable=None)
     with progress, ProcessPoolExecutor(workers) as pool:
         for split, photos in zip(splits, layouts, strict=True):
             per_photo = []

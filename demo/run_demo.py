@@ -15,6 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from rar_mmdet.drawing import draw_regions
+from rar_mmdet.records import RegionRecord, read_records
+
+NUM_PHOTOS = 8
 HERE = Path(__file__).resolve().parent
 # Beside demo/ in a checkout as well as in an installed package.
 CONFIGS, TOOLS = HERE.parent / "configs" / "demo", HERE.parent / "tools"
@@ -41,7 +47,7 @@ def make_world(data: Path, seed: int) -> Path:
 
 
 def run_test(row: str, root: Path, work_dir: Path) -> dict[str, float]:
-    """One run of tools/test.py; its metrics by the names of COLUMNS."""
+    """One run of tools/test.py; its metrics by the names of COLUMNS. Its tables go to a file, its bar is shown."""
     config = CONFIGS / ROWS[row][1]
     ann_file = root / "annotations" / "lvis_demo_test.json"
     command = [sys.executable, TOOLS / "test.py", config, "--work-dir", work_dir, "--no-cache", "--cfg-options"]
@@ -51,7 +57,11 @@ def run_test(row: str, root: Path, work_dir: Path) -> dict[str, float]:
         f"test_evaluator.1.ann_file={ann_file}",
         f"model.recognizer.vocabulary={ann_file}",
     ]
-    subprocess.run([str(part) for part in command], check=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with open(work_dir / "tables.log", "w", encoding="utf-8") as tables:
+        done = subprocess.run([str(part) for part in command], stdout=tables, check=False)
+    if done.returncode:
+        raise SystemExit(f"{config} ended with status {done.returncode}; it said why above or in {tables.name}")
     summary = json.loads((work_dir / "summary.json").read_text(encoding="utf-8"))
     return {**pick(summary["metrics"]), "s_per_image": summary["seconds_per_image"]}
 
@@ -84,12 +94,40 @@ def table(summary: dict[str, dict[str, float]], std: dict[str, dict[str, float]]
     return "\n".join(lines)
 
 
+def draw_photos(records: Path, folder: Path, most: int = NUM_PHOTOS) -> None:
+    """Photos on which ranking changed the most names, drawn with "retrieved -> ranked" on each box."""
+    by_photo: dict[str, list[RegionRecord]] = {}
+    for record in read_records(records):
+        by_photo.setdefault(record.file or str(record.image), []).append(record)
+    changed = {photo: sum(names_of(r)[0] != names_of(r)[1] for r in found) for photo, found in by_photo.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, photo in enumerate(sorted(changed, key=lambda p: (-changed[p], p))[:most], 1):
+        found = by_photo[photo]
+        boxes = torch.tensor([r.box_xyxy for r in found])
+        labels = [" -> ".join(dict.fromkeys(names_of(r))) for r in found]
+        draw_regions(photo, boxes, labels, [best_label(r) for r in found]).save(folder / f"{number}.jpg", quality=90)
+
+
+def names_of(record: RegionRecord) -> tuple[str, str]:
+    """The name of retrieval, and the one after ranking."""
+    return record.names[0], record.names[record.category_ids.index(best_label(record))]
+
+
+def best_label(record: RegionRecord) -> int:
+    """Label of the best fused score."""
+    return record.category_ids[max(range(len(record.fused)), key=lambda column: record.fused[column])]
+
+
 def main() -> None:
     args = parse_args()
     per_seed: dict[int, dict[str, dict[str, float]]] = {}
     for seed in args.seeds:
+        print(f"The demo world of seed {seed}: 800 photos, 600 classes")
         root = make_world(args.data, seed)
-        per_seed[seed] = {row: run_test(row, root, args.work_dir / f"seed{seed}" / row) for row in ROWS}
+        per_seed[seed] = {}
+        for row, (title, config) in ROWS.items():
+            print(f"{title}: 280 test photos (configs/demo/{config})", flush=True)
+            per_seed[seed][row] = run_test(row, root, args.work_dir / f"seed{seed}" / row)
     spreads = {row: {c: spread([per_seed[s][row][c] for s in args.seeds]) for c in COLUMNS} for row in ROWS}
     summary = {row: {c: spreads[row][c]["mean"] for c in COLUMNS} for row in ROWS}
     std = {row: {c: spreads[row][c]["std"] for c in COLUMNS} for row in ROWS} if len(args.seeds) > 1 else None
@@ -98,8 +136,13 @@ def main() -> None:
         content |= {"std": std, "seeds": {str(s): per_seed[s] for s in args.seeds}}
     path = args.work_dir / "summary.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    rar = args.work_dir / f"seed{args.seeds[0]}" / "rar"
+    draw_photos(rar / "regions.jsonl", args.work_dir / "photos")
     worlds = f"seed {args.seeds[0]}" if not std else f"mean ± standard deviation of seeds {args.seeds}"
-    print(f"\nDemo world, test split, annotated boxes, {worlds}; percent\n\n{table(summary, std)}\n\nwritten to {path}")
+    print(f"\nDemo world, test split, annotated boxes, {worlds}; percent\n\n{table(summary, std)}\n")
+    print(f"numbers   {path}\nrecords   {rar / 'regions.jsonl'}  (one line for each region)")
+    print(f"photos    {args.work_dir / 'photos'}  ({NUM_PHOTOS}, retrieved -> ranked)\nlogs      {rar.parent}/*/*.log")
+    print("next      README.md, 'Five lines'; docs/five_jobs.md; docs/your_data.md")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ALLOWED = {
     "scoring": {"scoring", *BASE},
     "testing": {"testing", *STAGES, *BASE},
     "boxes": {"errors"},
+    "terminal": set(),
     "structures": {"structures", "errors", "boxes", "drawing"},  # drawing on demand, for `Recognition.draw`
     "drawing": {"drawing", "files"},
     "records": {"records", "structures", "errors"},

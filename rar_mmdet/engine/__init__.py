@@ -1,8 +1,9 @@
 """Running a test: hooks, what is looked at beforehand, and the command; importing this package registers the hooks."""
 
 import rar_mmdet.registry  # noqa: F401  # first: it checks that MMDetection can be used here
+from rar_mmdet.engine.console import ProgressHook
 from rar_mmdet.engine.preflight import missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
 
-__all__ = ["RecognitionHook", "RegionRecordHook", "collect_reports", "missing_assets"]
+__all__ = ["ProgressHook", "RecognitionHook", "RegionRecordHook", "collect_reports", "missing_assets"]

@@ -21,11 +21,14 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from rar_mmdet.engine import settings
+from rar_mmdet.engine.check import check_run
+from rar_mmdet.engine.console import QuietRunner
 from rar_mmdet.engine.peers import PeerWatch
 from rar_mmdet.engine.preflight import check_config, check_vocabulary, inner_dataset, missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.errors import CheckpointError, ConfigError, MissingAssetError, RarError
+from rar_mmdet.terminal import show
 
 __all__ = ["EXIT_STOPPED", "EXIT_USER_ERROR", "load_config", "main", "parse_args"]
 
@@ -51,6 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--show-dir", help="save drawn predictions in work_dir/timestamp/SHOW_DIR")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds between shown images")
     parser.add_argument("--num-images", type=int, help="only the first so many images; scores are over these alone")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only look: what is missing, what looks wrong, a few images end to end, and how long the whole run takes",
+    )
+    parser.add_argument("--results", help="write the detections as FILE.bbox.json, which `rar-mmdet score` reads")
     parser.add_argument("--no-records", action="store_true", help="do not write regions.jsonl")
     parser.add_argument(
         "--no-cache",
@@ -101,8 +110,11 @@ def load_config(args: argparse.Namespace) -> Config:
         inner_dataset(config).indices = args.num_images
         for metric in settings.score_seen_images(config):
             _say(f"warning: {metric} cannot score a subset: objects of the other images count as missed")
+    if args.results is not None:
+        settings.write_results(config, args.results)
     if not args.no_records:
         settings.write_records(config)
+    settings.show_progress(config)
     return config
 
 
@@ -150,6 +162,10 @@ def run(args: argparse.Namespace) -> None:
     check_vocabulary(config)
     _join_on_cpu(config)
     runner = _build_runner(config, args.out)
+    if args.check:
+        for line in check_run(runner):
+            show(runner.logger, line)
+        return
     start = time.perf_counter()
     with PeerWatch():
         metrics = _test(runner, config)
@@ -158,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
         path = Path(config.work_dir) / "summary.json"
         path.write_text(json.dumps(summary, indent=2, default=float) + "\n", encoding="utf-8")
         for line in _where_things_are(path, runner, args):
-            runner.logger.info(line)
+            show(runner.logger, line)
 
 
 def _join_on_cpu(config: Config) -> None:
@@ -176,7 +192,7 @@ def _join_on_cpu(config: Config) -> None:
 def _build_runner(config: Config, out: str | None) -> Runner:
     """The runner, with the metric that dumps predictions if asked."""
     try:
-        runner = Runner.from_cfg(config) if "runner_type" not in config else RUNNERS.build(config)
+        runner = QuietRunner.from_cfg(config) if "runner_type" not in config else RUNNERS.build(config)
     except KeyError as error:
         if "is not in the" not in str(error):
             raise
@@ -221,6 +237,8 @@ def _where_things_are(summary: Path, runner: Runner, args: argparse.Namespace) -
     lines += [f"regions, one a line: {hook.path}" for hook in runner.hooks if isinstance(hook, RegionRecordHook)]
     if args.show_dir:
         lines.append(f"pictures: {Path(runner.log_dir) / args.show_dir}")
+    if args.results:
+        lines.append(f"detections: {args.results}")
     if args.out:
         lines.append(f"predictions: {args.out}")
     if args.num_images is not None:

@@ -17,6 +17,7 @@ from rar_mmdet.files.vocabulary import check_same_vocabulary
 from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.rankers.asking import COUNTS
 from rar_mmdet.registry import HOOKS
+from rar_mmdet.terminal import show
 
 __all__ = ["RecognitionHook", "collect_reports", "find_branches", "judge_rankers"]
 
@@ -64,6 +65,16 @@ def judge_rankers(model: nn.Module) -> None:
             ranker.judge(sum((Counter(counts) for counts in all_gather_object(dict(ranker.counts))), Counter()))
 
 
+def report_lines(report: Mapping[str, Any]) -> str:
+    """The report for people: counts in one line, and one for the ranker."""
+    ranker = report.get("ranker") or {}
+    counts = [f"{value:,} {key}" for key, value in report.items() if isinstance(value, int)]
+    lines = ["recognised: " + ", ".join(counts)]
+    if ranker:
+        lines.append("ranker: " + ", ".join(f"{name} {ranker[name]:,}" for name in COUNTS if ranker.get(name)))
+    return "\n".join(lines)
+
+
 @HOOKS.register_module()
 class RecognitionHook(Hook):
     """Before a test: the vocabulary must be the dataset's. After it: one log line with counts and failures.
@@ -107,6 +118,7 @@ class RecognitionHook(Hook):
         report = collect_reports(runner.model)
         if report:
             runner.logger.info(f"RAR report: {json.dumps(report, default=str)}")
+            show(runner.logger, report_lines(report))
         if report.get("images") and not report.get("regions"):
             runner.logger.warning(
                 "no region was recognised in the whole run, so every number is about nothing. Are there boxes: in the "

@@ -12,8 +12,18 @@ from mmengine.config import Config, ConfigDict
 from rar_mmdet import registry
 from rar_mmdet.components import asks_a_model
 from rar_mmdet.engine.preflight import inner_dataset
+from rar_mmdet.errors import ConfigError
 
-__all__ = ["add_test_time_augmentation", "keep_answers", "score_seen_images", "write_records"]
+__all__ = [
+    "add_test_time_augmentation",
+    "keep_answers",
+    "score_seen_images",
+    "show_progress",
+    "write_records",
+    "write_results",
+]
+
+_RESULTS = ".bbox.json"  # what MMDetection's metrics add to a prefix
 
 # One view beside the image itself, and MMDetection's usual merging.
 _FLIPS = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
@@ -59,6 +69,29 @@ def score_seen_images(config: Config) -> list[str]:
         elif "ann_file" in parameters and not str(metric["type"]).endswith("RecognitionMetric"):
             stubborn.append(str(metric["type"]))
     return stubborn
+
+
+def show_progress(config: Config) -> None:
+    """Add the bar."""
+    config.custom_hooks = [*(config.get("custom_hooks") or []), {"type": "rar_mmdet.ProgressHook"}]
+
+
+def write_results(config: Config, path: str) -> None:
+    """Let the first metric that scores boxes write its detections to `path`, as `rar-mmdet score` reads them.
+
+    Raises:
+        ConfigError: the name does not end in .bbox.json, or no metric can write results.
+    """
+    if not path.endswith(_RESULTS):
+        raise ConfigError(f"--results {path} must end in {_RESULTS}, such as {path.removesuffix('.json')}{_RESULTS}")
+    evaluators = config.get("test_evaluator") or []
+    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
+        kind = registry.METRICS.get(metric["type"]) if isinstance(metric["type"], str) else metric["type"]
+        keys = inspect.signature(kind).parameters if kind is not None else {}
+        if {"outfile_prefix", "format_only"} <= set(keys):
+            metric["outfile_prefix"] = path.removesuffix(_RESULTS)
+            return
+    raise ConfigError("--results: no metric of test_evaluator writes results; add rar_mmdet.SparseCocoMetric to it")
 
 
 def write_records(config: Config) -> None:

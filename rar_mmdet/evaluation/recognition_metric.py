@@ -32,6 +32,7 @@ from rar_mmdet.scoring.recognition import (
     objects_by_image,
     summarise,
 )
+from rar_mmdet.terminal import show
 
 __all__ = ["RecognitionMetric"]
 
@@ -109,7 +110,7 @@ class RecognitionMetric(BaseMetric):
             max_confusions=self.max_confusions,
         )
         logger = MMLogger.get_current_instance()
-        logger.info("\n" + report_table(report))
+        show(logger, "\n" + report_table(report))
         if not len(outcomes):
             logger.warning("the images that were tested have no annotated object: nothing can be rated")
         elif not outcomes.matched.any():

@@ -35,6 +35,7 @@ from rar_mmdet.scoring.result_files import write_results
 from rar_mmdet.scoring.settings import COCO, Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
 from rar_mmdet.scoring.summaries import per_category_ap
+from rar_mmdet.terminal import show
 
 __all__ = ["SparseMetric", "refuse_file_client"]
 
@@ -176,7 +177,7 @@ class SparseMetric(BaseMetric):
         numbers.update(self.report(name, summary))
         numbers.update(self.further_numbers(name, truth, detections))
         rows = [["number", "value"], *([key, f"{value:.3f}"] for key, value in summary.items())]
-        logger.info(f"{name}\n" + AsciiTable(rows).table)
+        show(logger, f"{name}\n" + AsciiTable(rows).table)
         return numbers
 
     def report(self, name: str, summary: dict[str, float], suffix: str = "") -> dict[str, float]:
@@ -240,8 +241,9 @@ class SparseMetric(BaseMetric):
             for i, name in zip(ids, truth.category_names, strict=True)
         }
         value_of = dict(zip(ids, values, strict=True))
-        logger.info(
-            "\n" + AsciiTable([["category", "AP"], *([names[i], f"{value_of[i]:.3f}"] for i in self.cat_ids)]).table
+        show(
+            logger,
+            "\n" + AsciiTable([["category", "AP"], *([names[i], f"{value_of[i]:.3f}"] for i in self.cat_ids)]).table,
         )
         digits = FULL_DIGITS if self.digits is None else self.digits
         return {f"{names[i]}_precision": round(value_of[i], digits) for i in self.cat_ids}

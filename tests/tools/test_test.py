@@ -250,3 +250,29 @@ def test_answers_of_rankers_are_kept_in_the_work_dir_unless_asked_not_to():
     assert cache_of({"type": "TransformersRanker", "model": "m", "cache": "mine"}) == "mine"
     assert cache_of({"type": "TransformersRanker", "model": "m", "cache": "mine"}, path=None) is None
     assert cache_of({"type": "IdentityRanker"}) == "absent"
+
+
+class TestTerminal:
+    def test_a_run_says_little_and_where_things_are(self, boxes_config, tmp_path):
+        command = [sys.executable, str(ROOT / "tools" / "test.py"), str(boxes_config), "--results", "found.bbox.json"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+        lines = done.stdout.splitlines()
+        assert len(lines) <= 60, done.stdout
+        assert not any("mmengine - INFO" in line or "Config:" in line for line in lines)
+        for name in ("summary.json", "regions.jsonl", "found.bbox.json"):
+            path = next(line for line in lines if name in line).split(": ", 1)[1]
+            assert (tmp_path / path).is_file()
+        logs = list((tmp_path / "work_dirs").rglob("*.log"))
+        assert any("Config:" in log.read_text() for log in logs)
+
+    def test_check_estimates_and_scores_nothing(self, tool, boxes_config, capfd):
+        assert tool.main([str(boxes_config), "--check", "--work-dir", "w"]) == 0
+        said = capfd.readouterr().out
+        assert "5 images, 12 names, ranker FakeRanker" in said
+        assert "the whole run: about" in said
+        assert not Path("w/summary.json").exists()
+        assert not Path("w/regions.jsonl").exists()
+
+    def test_results_need_a_name_that_metrics_write(self, tool, boxes_config, capsys):
+        assert tool.main([str(boxes_config), "--results", "found.json"]) == 2
+        assert "must end in .bbox.json, such as found.bbox.json" in capsys.readouterr().err
