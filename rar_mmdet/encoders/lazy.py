@@ -28,6 +28,13 @@ def check_crops(crops: Tensor) -> None:
         raise ConfigError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
 
 
+def _device_of(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r} is no device of torch; write 'cpu', 'cuda' or 'cuda:1'") from error
+
+
 class LazyEncoder(ABC, Generic[Model]):
     """A plain object around a model: copied and pickled as its arguments alone, shared by threads.
 
@@ -44,6 +51,8 @@ class LazyEncoder(ABC, Generic[Model]):
             raise ConfigError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if device is not None:
+            _device_of(device)
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self._model: Model | None = None
         self._at: torch.device | None = None
@@ -67,10 +76,11 @@ class LazyEncoder(ABC, Generic[Model]):
         """Load the model on `device`, or read it again for another one; returns self.
 
         Raises:
+            ConfigError: there is no such kind of device.
             MissingAssetError: the files are not on this machine.
             EncoderLoadError: the files are damaged, incomplete or of another model.
         """
-        wanted = torch.device(device) if device is not None else self._default_device()
+        wanted = _device_of(device) if device is not None else self._default_device()
         with self._lock:
             if self._model is None or self._at != wanted:
                 self._expect_assets()

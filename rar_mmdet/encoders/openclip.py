@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from rar_mmdet.encoders.lazy import LazyEncoder, check_crops
 from rar_mmdet.encoders.weights import (
     LOCAL_PREFIX,
     WeightsSource,
@@ -20,13 +20,11 @@ from rar_mmdet.encoders.weights import (
     locate,
     root_logging_untouched,
 )
-from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
+from rar_mmdet.errors import EncoderLoadError, MissingAssetError
 
 __all__ = ["OpenClipEncoder"]
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -41,12 +39,12 @@ class _Loaded:
     text_trim: tuple[str, str] | None  # parameter and buffer to cut for short texts, see `_trimmable`
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(LazyEncoder[_Loaded]):
     """Crops and texts to unit vectors, by any model open_clip knows, with the model's own preprocessing.
 
-    A plain object: it loads at first use, stays outside `nn.Module` registration (DDP, `state_dict` and `.to` must not
-    touch it), and copies or pickles as its arguments alone. Threads may share it. An autocast around it changes
-    nothing: the precision is the one it was given.
+    It loads at first use, stays outside `nn.Module` registration (DDP, `state_dict` and `.to` must not touch it), and
+    copies or pickles as its arguments alone. Threads may share it. An autocast around it changes nothing: the precision
+    is the one it was given.
 
     Args:
         model: an open_clip name ('ViT-B-16'), 'local-dir:FOLDER' (open_clip_config.json + weights + tokenizer), or
@@ -70,29 +68,14 @@ class OpenClipEncoder:
         cache_dir: str | None = None,
         allow_download: bool = False,
     ) -> None:
-        if precision is not None and precision not in DTYPES:
-            raise ConfigError(f"precision must be one of {', '.join(DTYPES)} or None, got {precision!r}")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        if device is not None:
-            _device_of(device)
-        self.model, self.pretrained, self.precision = model, pretrained, precision
-        self.device, self.batch_size, self.cache_dir, self.allow_download = (
-            device,
-            batch_size,
-            cache_dir,
-            allow_download,
-        )
-        self._loaded: _Loaded | None = None
+        super().__init__(device, precision, batch_size)
+        self.model, self.pretrained = model, pretrained
+        self.cache_dir, self.allow_download = cache_dir, allow_download
         self._source: WeightsSource | None = None
         self._told_of_cut_texts = False
-        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_loaded", "_source", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None, _source=None, _lock=threading.RLock())
+        return {**super().__getstate__(), "_source": None}
 
     def __repr__(self) -> str:
         return f"OpenClipEncoder(model={self.model!r}, pretrained={self.pretrained!r}, precision={self.precision!r})"
@@ -101,20 +84,6 @@ class OpenClipEncoder:
         """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
         missing = list(locate(self.model, self.pretrained, self.cache_dir).missing)
         return [] if self.allow_download and not self.model.startswith(LOCAL_PREFIX) else missing
-
-    def load(self, device: torch.device | str | None = None) -> OpenClipEncoder:
-        """Load the model on `device`, or move it there; returns self.
-
-        Raises:
-            ConfigError: there is no such kind of device.
-            MissingAssetError: the weights are not on this machine.
-            EncoderLoadError: the weights do not fill the model completely, or are damaged.
-        """
-        wanted = _device_of(device) if device is not None else self._default_device()
-        with self._lock:
-            if self._loaded is None or self._loaded.device != wanted:
-                self._loaded = self._load(wanted)
-        return self
 
     @property
     def image_size(self) -> int:
@@ -134,12 +103,12 @@ class OpenClipEncoder:
     @property
     def logit_scale(self) -> float:
         """The learned scale of cosines, 1 / τ (100 for OpenAI's CLIP)."""
-        return float(self._ready().model.logit_scale.detach().float().exp().item())
+        return float(self._ready()[0].model.logit_scale.detach().float().exp().item())
 
     @property
     def logit_bias(self) -> float | None:
         """The learned bias of SigLIP-type models, else `None`. It cancels in a softmax over categories."""
-        bias = getattr(self._ready().model, "logit_bias", None)
+        bias = getattr(self._ready()[0].model, "logit_bias", None)
         return None if bias is None else float(bias.detach().float().item())
 
     @property
@@ -149,9 +118,8 @@ class OpenClipEncoder:
         Precision is part of it because half precision moves vectors a little. Before it is loaded, this is the
         precision on the device that `load` chooses without being told.
         """
-        source, loaded = self._ready_source(), self._loaded
-        precision = self._precision_on(loaded.device if loaded is not None else self._default_device())
-        return f"{source.label}@{source.digest()}:{precision}"
+        source = self._ready_source()
+        return f"{source.label}@{source.digest()}:{self._precision}"
 
     @torch.inference_mode()
     def encode_images(self, crops: Tensor) -> Tensor:
@@ -163,9 +131,8 @@ class OpenClipEncoder:
         Returns:
             (R, D) float32 on the encoder's device.
         """
-        if crops.ndim != 4 or crops.shape[1] != 3 or crops.dtype != torch.uint8:
-            raise ConfigError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
-        state = self._ready()
+        check_crops(crops)
+        state, _ = self._ready()
         vectors = [torch.zeros((0, self.dim), device=state.device)]
         with torch.autocast(state.device.type, enabled=False):
             for batch in crops.split(self.batch_size) if len(crops) else ():
@@ -176,7 +143,7 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """(T, D) float32 unit vectors of T texts; those beyond the context length are cut, and warned of once."""
-        state = self._ready()
+        state, _ = self._ready()
         texts = list(texts)
         # Texts of like length share a batch: `_encode_tokens` drops the columns that are padding throughout.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -190,12 +157,6 @@ class OpenClipEncoder:
                 out[rows] = self._unit(_encode_tokens(state, tokens.to(state.device)))
         return out
 
-    def _default_device(self) -> torch.device:
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def _precision_on(self, device: torch.device) -> str:
-        return self.precision or ("fp16" if device.type == "cuda" else "fp32")
-
     def _ready_source(self) -> WeightsSource:
         with self._lock:
             if self._source is None:
@@ -208,19 +169,11 @@ class OpenClipEncoder:
                 self._source = source
             return self._source
 
-    def _ready(self) -> _Loaded:
-        loaded = self._loaded
-        if loaded is None:
-            self.load()
-            loaded = self._loaded
-        assert loaded is not None
-        return loaded
-
     def _image_hw(self) -> tuple[int, int]:
         size = self._ready_source().config["model_cfg"]["vision_cfg"].get("image_size", 224)
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
-    def _load(self, device: torch.device) -> _Loaded:
+    def _read(self, device: torch.device, dtype: torch.dtype) -> _Loaded:
         source, precision = self._ready_source(), self._precision_on(device)
         assert source.checkpoint is not None
         try:
@@ -236,7 +189,7 @@ class OpenClipEncoder:
             model=model,
             tokenizer=tokenizer,
             device=device,
-            dtype=DTYPES[precision],
+            dtype=dtype,
             mean=torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1),
             std=torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1),
             interpolation=preprocess["interpolation"],
@@ -253,12 +206,6 @@ class OpenClipEncoder:
             )
         return pixels.sub_(state.mean).div_(state.std).to(state.dtype)
 
-    def _unit(self, vectors: Tensor) -> Tensor:
-        unit = F.normalize(vectors.float(), dim=1)
-        if not torch.isfinite(unit).all():
-            raise EncoderLoadError(f"{self.model} gave vectors that are not finite; use precision='bf16' or 'fp32'")
-        return unit
-
     def _warn_of_cut_texts(self, texts: Sequence[str], state: _Loaded) -> None:
         if self._told_of_cut_texts:
             return
@@ -271,13 +218,6 @@ class OpenClipEncoder:
             logger.warning(
                 "%d of %d texts exceed %d tokens and are cut, e.g. %.80r", len(cut), len(texts), limit, cut[0]
             )
-
-
-def _device_of(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device={device!r} is no device of torch; write 'cpu', 'cuda' or 'cuda:1'") from error
 
 
 def _create(source: WeightsSource, name: str, device: torch.device, precision: str) -> tuple[Any, Any]:

@@ -113,7 +113,7 @@ def test_copies_and_pickles_without_its_model(folders: dict[str, Path]) -> None:
     own = encoder_of(folders["plain"])
     expected = own.encode_texts(["cup"])
     for twin in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
-        assert twin._loaded is None
+        assert twin._model is None
         torch.testing.assert_close(twin.encode_texts(["cup"]), expected)
     assert len(pickle.dumps(own)) < 2000
     assert not isinstance(own, torch.nn.Module)
@@ -299,7 +299,7 @@ def test_a_tags_preprocessing_is_kept(
             f"{place}.get_pretrained_cfg", lambda model, tag_name: dict(tag) if tag_name == "own" else {}
         )
     own = OpenClipEncoder(model="ViT-B-16", pretrained="own", cache_dir=str(tmp_path))
-    state = own._ready()
+    state, _ = own._ready()
     assert state.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert state.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert state.interpolation == "bilinear"
