@@ -145,7 +145,7 @@ install_mmcv() {
 }
 
 # The stamp holds what was installed from where: a second run with the same inputs returns at once.
-inputs=$({ cat constraints.txt requirements-dev.txt setup.py scripts/* rar_mmdet/_host.py; pwd; } | sha256sum | cut -d' ' -f1)
+inputs=$({ cat constraints.txt requirements-dev.txt setup.py scripts/install.sh scripts/installing.py rar_mmdet/_host.py; pwd; } | sha256sum | cut -d' ' -f1)
 STAMP=$VENV/.rar_installed
 case "${1:-}" in
   again) rm -f "$STAMP" ;;

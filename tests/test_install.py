@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -135,3 +137,52 @@ def test_every_package_that_is_installed_is_pinned():
 
 def test_the_script_is_sound_bash():
     assert subprocess.run(["bash", "-n", str(ROOT / "scripts" / "install.sh")], check=False).returncode == 0
+
+
+def install(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "install.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def fake_venv(folder: Path, says: str) -> Path:
+    """A venv whose python prints `says` whatever it is asked, and of which nothing is used."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text(f"#!/bin/sh\necho {says}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    return folder
+
+
+def test_a_second_run_returns_at_once(tmp_path):
+    script = (ROOT / "scripts" / "install.sh").read_text(encoding="utf-8")
+    inputs = re.search(r"^inputs=\$\((.*)\)$", script, re.MULTILINE).group(1)
+    stamp = subprocess.run(["bash", "-c", inputs], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    venv = fake_venv(tmp_path / "venv", "nothing may be asked")
+    (venv / ".rar_installed").write_text(stamp)
+    done = install(VENV=str(venv))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_environment_of_another_python_is_left_alone(tmp_path):
+    venv = fake_venv(tmp_path / "venv", "3.99")
+    done = install(VENV=str(venv), PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert f"{venv} holds Python 3.99, PYTHON={sys.executable} is" in done.stderr
+    assert "choose another folder with VENV=" in done.stderr
+
+
+def test_a_python_that_cannot_serve_is_named(tmp_path):
+    done = install(VENV=str(tmp_path / "venv"), PYTHON="/bin/false")
+    assert done.returncode == 1
+    assert "PYTHON=/bin/false is not a Python of 3.11 to 3.13 with its venv module" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_unknown_word_is_refused(tmp_path):
+    done = install("--upgrade", VENV=str(tmp_path / "venv"))
+    assert done.returncode == 1
+    assert "usage: bash scripts/install.sh [again]" in done.stderr
