@@ -37,10 +37,7 @@ usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.ver
 
 find_python() {
   local candidate
-  if [ -n "${PYTHON:-}" ]; then
-    usable "$PYTHON" || die "PYTHON=$PYTHON is not a Python of 3.11 to 3.13 with its venv module (Debian: apt-get install python3-venv)"
-    return
-  fi
+  [ -z "${PYTHON:-}" ] || return 0
   for candidate in python3.11 python3.12 python3.13 python3; do
     if usable "$candidate"; then PYTHON=$candidate; return; fi
   done
@@ -48,6 +45,8 @@ find_python() {
 }
 
 make_venv() {
+  [ -z "${PYTHON:-}" ] || usable "$PYTHON" ||
+    die "PYTHON=$PYTHON is not a Python of 3.11 to 3.13 with its venv module (Debian: apt-get install python3-venv)"
   if [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
     local here wanted
     here=$(py -c 'import sys; print(*sys.version_info[:2], sep=".")')
