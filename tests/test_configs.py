@@ -20,6 +20,7 @@ PROMISED = {
     *("clip_lvis.py", "clip_v3det.py", "rar_lvis_internlm.py", "demo/clip_demo.py", "demo/rar_demo.py"),
     *("rar_v3det_internlm.py", "rar_v3det_llava.py", "rar_v3det_qwen.py", "detectors/rar_faster-rcnn_demo.py"),
     *("rar_lvis_llava.py", "rar_lvis_qwen.py", "rar_lvis_internvl3.py", "rar_lvis_server.py", "clip_lvis_mask.py"),
+    "regionclip_lvis.py",
     *(f"demo/rar_demo_{way}.py" for way in ("generate", "likelihood", "letter", "yesno")),
 }
 FAKE_ENCODER = {"type": "rar_mmdet.testing.FakeEncoder"}

@@ -1,0 +1,332 @@
+"""RegionCLIP against open_clip's networks, a slow loop, and numbers of the authors' code where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from safetensors.torch import load_file, save_file
+from slow_pooling import pool
+from torch.nn import functional as F  # noqa: N812
+
+from rar_mmdet.encoders import RegionClipEncoder, RegionEncoder
+from rar_mmdet.encoders.regionclip import RegionClip, read_class_embeddings, region_logits, zero_shot_detections
+from rar_mmdet.errors import ConfigError, EncoderLoadError, InvalidBoxError, MissingAssetError
+from rar_mmdet.testing import make_boxes, make_image
+
+# 5 MB of numbers are too many for the repository; README.md beside them says what is what.
+GOLDEN = Path(os.environ.get("RAR_GOLDEN", Path(__file__).parents[3] / "shared" / "golden")) / "regionclip_a"
+DIM, WIDTH = 24, 8
+
+
+def published_names(resnet: ModifiedResNet, text: torch.nn.Module | None) -> dict[str, torch.Tensor]:
+    """A checkpoint as published ones are: other networks beside, whose names end as ours do."""
+    state = {f"backbone.{k}": v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if text is not None:
+        names = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+        own = {k: v for k, v in text.state_dict().items() if k.startswith(names)}
+        state |= {f"lang_encoder.{k}": v for k, v in own.items()}
+    state["teacher_backbone.conv1.weight"] = torch.full((4, 3, 3, 3), 7.0)
+    state["offline_backbone.attnpool.positional_embedding"] = torch.zeros(3, 3)
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+@pytest.fixture(scope="module", params=[7, 9], ids=["rn50-like", "rn50x4-like"])
+def oracle(request):
+    """open_clip's networks: image tower with random statistics, and a text tower of CLIP's vocabulary."""
+    torch.manual_seed(request.param)
+    layers = [1, 2, 1, 2]
+    resnet = ModifiedResNet(layers, DIM, heads=WIDTH * 32 // 64, image_size=32 * request.param, width=WIDTH).eval()
+    for module in resnet.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    text_cfg = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    vision_cfg = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    text = open_clip.CLIP(embed_dim=DIM, vision_cfg=vision_cfg, text_cfg=text_cfg, quick_gelu=True).eval()
+    return resnet.requires_grad_(False), text.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(oracle, tmp_path_factory):
+    path = tmp_path_factory.mktemp("regionclip") / "model.pth"
+    torch.save({"model": published_names(*oracle), "iteration": 3}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return RegionClip.from_checkpoint(checkpoint, min_size=96, max_size=160)
+
+
+class TestAgainstOpenClip:
+    def test_features_of_a_photo(self, model, oracle):
+        resnet, image = oracle[0], make_image(60, 80)
+        pixels = model.resize(image)[None].float() / 255
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
+        with torch.no_grad():
+            expected = resnet.layer3(resnet.layer2(resnet.layer1(resnet.stem((pixels - mean) / std))))
+        torch.testing.assert_close(model.image_features(image), expected, atol=1e-5, rtol=1e-5)
+
+    def test_the_last_stage_and_pooling(self, model, oracle):
+        resnet, side = oracle[0], model.backbone.box_side
+        maps = torch.randn(3, WIDTH * 16, side, side)
+        with torch.no_grad():
+            expected = resnet.attnpool(resnet.layer4(maps))
+            torch.testing.assert_close(model.backbone.pool(maps), expected, atol=1e-4, rtol=1e-4)
+
+    def test_texts(self, model, oracle):
+        ids = open_clip.get_tokenizer("RN50")(["a photo of a cup", "star", "a very long text " * 30])
+        with torch.no_grad():
+            expected = oracle[1].encode_text(ids)
+        torch.testing.assert_close(model.encode_tokens(ids), expected, atol=1e-5, rtol=1e-5)
+
+
+class TestBoxes:
+    def test_are_read_as_a_slow_loop_does(self, model):
+        image, boxes = make_image(60, 80), make_boxes(6, 60, 80)
+        features = model.image_features(image)
+        at = model._boxes_at(boxes, (60, 80))
+        found = model.backbone.read_boxes(features, at)
+        grid = features[0].double().numpy()
+        for row, box in zip(found, at.double().numpy() / 16, strict=True):
+            np.testing.assert_allclose(row.numpy(), pool(grid, box, model.backbone.box_side), atol=2e-5)
+
+    def test_number_order_and_batches_do_not_matter(self, model, monkeypatch):
+        image, boxes = make_image(60, 80), make_boxes(7, 60, 80)
+        together = model.region_features(image, boxes)
+        torch.testing.assert_close(model.region_features(image, boxes.flip(0)).flip(0), together, atol=1e-4, rtol=1e-4)
+        monkeypatch.setattr(model, "region_batch", 2)
+        torch.testing.assert_close(model.region_features(image, boxes), together, atol=1e-4, rtol=1e-4)
+
+    def test_none(self, model):
+        assert model.region_features(make_image(), []).shape == (0, DIM)
+
+    @pytest.mark.parametrize(
+        ("image_hw", "expected"),
+        [((60, 80), (96, 128)), ((80, 60), (128, 96)), ((50, 200), (40, 160)), ((1, 300), (1, 160))],
+        ids=str,
+    )
+    def test_short_side_unless_the_long_one_is_too_long(self, model, image_hw, expected):
+        assert model.resized_hw(image_hw) == expected
+        assert model.resize(make_image(*image_hw)).shape == (3, *expected)
+
+
+class TestScores:
+    def test_background_is_a_cosine_of_zero(self):
+        features, classes = torch.randn(4, 8), torch.randn(3, 8)
+        logits = region_logits(features, classes)
+        assert logits[:, 3].abs().max() == 0
+        expected = F.cosine_similarity(features[:, None], classes[None], dim=2) / 0.01
+        torch.testing.assert_close(logits[:, :3], expected, atol=1e-4, rtol=0)
+
+    def test_vectors_of_another_checkpoint_are_refused(self):
+        with pytest.raises(ConfigError, match="features are 8 wide, class embeddings 9"):
+            region_logits(torch.zeros(1, 8), torch.zeros(2, 9))
+
+    def test_each_pair_above_the_threshold_unless_a_better_box_of_its_class_overlaps(self):
+        boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 90, 90]], dtype=torch.float32)
+        probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.1, 0.0, 0.9]])
+        found = zero_shot_detections(boxes, probabilities, (50, 60), score_threshold=0.05)
+        assert found.rows.tolist() == [0, 1, 2]
+        assert found.classes.tolist() == [0, 1, 0]
+        torch.testing.assert_close(found.scores, torch.tensor([0.5, 0.35, 0.1]))
+        assert found.boxes[2].tolist() == [20, 20, 60, 50]
+        assert len(zero_shot_detections(boxes, probabilities, (50, 60), top=1).scores) == 1
+        assert len(zero_shot_detections(boxes[:0], probabilities[:0], (50, 60)).scores) == 0
+        probabilities[0, 0] = float("nan")
+        assert 0 not in zero_shot_detections(boxes, probabilities, (50, 60)).rows.tolist()
+
+
+class TestFiles:
+    def test_safetensors_give_the_same(self, checkpoint, model, tmp_path):
+        save_file(torch.load(checkpoint)["model"], tmp_path / "model.safetensors")
+        other = RegionClip.from_checkpoint(tmp_path / "model.safetensors", min_size=96, max_size=160)
+        for name, tensor in model.state_dict().items():
+            assert other.state_dict()[name].equal(tensor)
+
+    def test_nothing_but_tensors_is_unpickled(self, tmp_path):
+        class Harm:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "harm",))
+
+        torch.save({"model": {"backbone.conv1.weight": Harm()}}, tmp_path / "model.pth")
+        for read in (RegionClip.from_checkpoint, read_class_embeddings):
+            with pytest.raises(EncoderLoadError, match="holds more than tensors"):
+                read(tmp_path / "model.pth")
+        assert not (tmp_path / "harm").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            pytest.param(
+                "backbone.layer2.0.bn2.running_var", "no tensor backbone.layer2.0.bn2.running_var", id="statistic"
+            ),
+            pytest.param("backbone.conv2.weight", "no tensor backbone.conv2.weight", id="size"),
+            pytest.param("lang_encoder.ln_final.bias", "no tensor lang_encoder.ln_final.bias", id="text"),
+        ],
+    )
+    def test_a_missing_tensor_is_named(self, checkpoint, tmp_path, name, message):
+        state = torch.load(checkpoint)["model"]
+        del state[name]
+        torch.save(state, tmp_path / "model.pth")
+        with pytest.raises(EncoderLoadError, match=message):
+            RegionClip.from_checkpoint(tmp_path / "model.pth")
+
+    def test_tensors_that_do_not_fit_are_named(self, checkpoint, tmp_path):
+        state = torch.load(checkpoint)["model"]
+        torch.save(state | {"backbone.bn1.bias": torch.zeros(99)}, tmp_path / "shape.pth")
+        with pytest.raises(EncoderLoadError, match="another shape of tensor backbone.bn1.bias"):
+            RegionClip.from_checkpoint(tmp_path / "shape.pth")
+        torch.save(state | {"backbone.bn1.bias": state["backbone.bn1.bias"] * float("nan")}, tmp_path / "nan.pth")
+        with pytest.raises(EncoderLoadError, match="not finite: tensor backbone.bn1.bias"):
+            RegionClip.from_checkpoint(tmp_path / "nan.pth")
+        torch.save(state | {"backbone.other": torch.zeros(1)}, tmp_path / "other.pth")
+        with pytest.raises(EncoderLoadError, match="unknown tensor backbone.other"):
+            RegionClip.from_checkpoint(tmp_path / "other.pth")
+
+    def test_files_that_are_none(self, tmp_path):
+        with pytest.raises(MissingAssetError, match="is not there"):
+            RegionClip.from_checkpoint(tmp_path / "absent.pth")
+        with pytest.raises(MissingAssetError, match="are not there"):
+            read_class_embeddings(tmp_path / "absent.pth")
+        (tmp_path / "text.pth").write_text("<html>")
+        with pytest.raises(EncoderLoadError, match="text.pth"):
+            RegionClip.from_checkpoint(tmp_path / "text.pth")
+        (tmp_path / "text.safetensors").write_text("<html>")
+        with pytest.raises(EncoderLoadError, match="is damaged"):
+            RegionClip.from_checkpoint(tmp_path / "text.safetensors")
+        torch.save(torch.zeros(3, 4), tmp_path / "tensor.pth")
+        with pytest.raises(EncoderLoadError, match="holds a Tensor; expected a checkpoint"):
+            RegionClip.from_checkpoint(tmp_path / "tensor.pth")
+
+    def test_class_embeddings_are_one_tensor(self, tmp_path):
+        torch.save(torch.ones(3, 4).half(), tmp_path / "embeddings.pth")
+        assert read_class_embeddings(tmp_path / "embeddings.pth").equal(torch.ones(3, 4))
+        torch.save(torch.ones(3), tmp_path / "embeddings.pth")
+        with pytest.raises(EncoderLoadError, match="must be one tensor"):
+            read_class_embeddings(tmp_path / "embeddings.pth")
+
+    def test_sizes_of_photos_are_checked(self, checkpoint):
+        with pytest.raises(ConfigError, match="min_size <= max_size"):
+            RegionClip.from_checkpoint(checkpoint, min_size=900, max_size=800)
+
+
+class TestEncoder:
+    @pytest.fixture(scope="class")
+    def encoder(self, checkpoint):
+        return RegionClipEncoder(checkpoint=checkpoint, min_size=96, max_size=160, device="cpu")
+
+    def test_is_a_region_encoder(self, encoder, model):
+        assert isinstance(encoder, RegionEncoder)
+        assert (encoder.dim, encoder.logit_scale, encoder.missing_assets()) == (DIM, 100, [])
+        image, boxes = make_image(60, 80), make_boxes(5, 60, 80)
+        expected = F.normalize(model.region_features(image, boxes), dim=1)
+        torch.testing.assert_close(encoder.encode_regions(image, boxes), expected, atol=1e-5, rtol=0)
+        whole = encoder.encode_regions(image[:, :60], [[0, 0, 60, 60]])
+        crop = torch.from_numpy(image[:, :60].copy()).permute(2, 0, 1)[None]
+        torch.testing.assert_close(encoder.encode_images(crop), whole, atol=1e-5, rtol=0)
+        assert encoder.encode_images(crop[:0]).shape == encoder.encode_texts([]).shape == (0, DIM)
+
+    def test_texts_are_clips_and_cut_ones_keep_their_end(self, encoder, oracle, caplog):
+        texts = ["a photo of a cup", "star " * 100, "cup " * 100]
+        with caplog.at_level(logging.WARNING), torch.no_grad():
+            expected = F.normalize(oracle[1].encode_text(open_clip.get_tokenizer("RN50")(texts)), dim=1)
+            found = encoder.encode_texts(texts)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert (found[1] - found[2]).abs().max() > 1e-3
+        assert "2 of 3 texts exceed 77 tokens" in caplog.text
+
+    def test_bad_boxes_are_refused(self, encoder):
+        with pytest.raises(InvalidBoxError, match="no area"):
+            encoder.encode_regions(make_image(), [[5, 5, 5, 9]])
+
+    def test_pickles_as_its_arguments(self, encoder):
+        assert pickle.loads(pickle.dumps(encoder)).fingerprint == encoder.fingerprint
+
+    def test_half_precision_is_close(self, checkpoint, encoder):
+        half = RegionClipEncoder(checkpoint=checkpoint, min_size=96, max_size=160, device="cpu", precision="bf16")
+        image, boxes = make_image(60, 80), make_boxes(5, 60, 80)
+        cosines = (half.encode_regions(image, boxes) * encoder.encode_regions(image, boxes)).sum(1)
+        assert cosines.min() > 0.999
+
+    def test_missing_and_fine_tuned_files_are_told(self, oracle, tmp_path):
+        encoder = RegionClipEncoder(checkpoint=tmp_path / "absent.pth")
+        assert "model zoo of github.com/microsoft/RegionCLIP" in encoder.missing_assets()[0]
+        with pytest.raises(MissingAssetError, match="absent.pth"):
+            encoder.load("cpu")
+        torch.save({"model": published_names(oracle[0], None)}, tmp_path / "finetuned.pth")
+        with pytest.raises(EncoderLoadError, match="has no text network"):
+            RegionClipEncoder(checkpoint=tmp_path / "finetuned.pth").load("cpu")
+        with pytest.raises(ConfigError, match="has no text network"):
+            RegionClip.from_checkpoint(tmp_path / "finetuned.pth").encode_tokens(
+                torch.zeros((1, 77), dtype=torch.int64)
+            )
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden numbers in {GOLDEN}; set RAR_GOLDEN")
+class TestGolden:
+    @pytest.fixture(scope="class")
+    def world(self):
+        config = json.loads((GOLDEN / "config.json").read_text())
+        model = RegionClip.from_checkpoint(
+            GOLDEN / "model.safetensors", config["min_size_test"], config["max_size_test"]
+        )
+        return model, load_file(GOLDEN / "inputs.safetensors"), load_file(GOLDEN / "outputs.safetensors")
+
+    @pytest.mark.parametrize("i", [0, 1])
+    def test_from_photo_to_detections(self, world, i):
+        model, inputs, outputs = world
+        image = inputs[f"image_{i}"]
+        height, width = image.shape[:2]
+        boxes = inputs[f"boxes_xywh_{i}"][inputs[f"kept_{i}"]]
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        assert model.resize(image).equal(inputs[f"resized_{i}"])
+        torch.testing.assert_close(model.image_features(image)[0], outputs[f"res4_{i}"], atol=5e-5, rtol=0)
+        features = model.region_features(image, boxes)
+        torch.testing.assert_close(features, outputs[f"roi_features_{i}"], atol=5e-4, rtol=0)
+        logits = region_logits(features, inputs["class_embeddings"])
+        torch.testing.assert_close(logits, outputs[f"logits_{i}"], atol=1e-3, rtol=0)
+        probabilities = logits.softmax(dim=1)
+        torch.testing.assert_close(probabilities, outputs[f"probabilities_{i}"], atol=5e-5, rtol=0)
+        new_height, new_width = model.resized_hw((height, width))
+        found = zero_shot_detections(
+            inputs[f"boxes_resized_{i}"], probabilities, (new_height, new_width), score_threshold=0.001, top=100
+        )
+        assert found.classes.equal(outputs[f"gt_classes_{i}"])
+        assert found.rows.equal(outputs[f"gt_box_index_{i}"])
+        torch.testing.assert_close(found.scores, outputs[f"gt_scores_{i}"], atol=5e-5, rtol=0)
+        scale = torch.tensor([width / new_width, height / new_height] * 2)
+        torch.testing.assert_close(found.boxes * scale, outputs[f"gt_boxes_out_{i}"], atol=1e-3, rtol=0)
+
+    def test_texts(self, world):
+        model, inputs, outputs = world
+        found = model.encode_tokens(inputs["concept_ids"].flatten(0, 1)).unflatten(0, (5, 4))
+        torch.testing.assert_close(found, outputs["text_features"], atol=5e-5, rtol=0)
+        torch.testing.assert_close(found.mean(dim=1), outputs["concept_embeddings"], atol=5e-5, rtol=0)
+
+    @pytest.mark.parametrize("size", ["rn50", "rn50x4"])
+    def test_networks_have_the_published_names_and_shapes(self, size):
+        from rar_mmdet.encoders.regionclip.networks import ImageNetwork, TextNetwork
+
+        shapes = {
+            name: tuple(shape) for name, shape in json.loads((GOLDEN / "published_keys.json").read_text())[size].items()
+        }
+        for prefix, network in (("backbone.", ImageNetwork), ("lang_encoder.", TextNetwork)):
+            own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+            with torch.device("meta"):
+                built = network(own)
+            assert {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()} == own
+        assert built.token_embedding.num_embeddings == 49408
