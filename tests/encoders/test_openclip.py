@@ -429,7 +429,7 @@ def test_bad_arguments_are_refused(folders: dict[str, Path]) -> None:
     for wrong in (lambda: encoder_of(folders["plain"], device="gpu"), lambda: encoder_of(folders["plain"]).load("gpu")):
         with pytest.raises(ConfigError, match="device='gpu' is no device of torch; write 'cpu', 'cuda' or 'cuda:1'"):
             wrong()
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         OpenClipEncoder(model="ViT-B-16", pretrained="openai", batch_size=0)
     with pytest.raises(ValueError, match=r"crops must be \(R, 3, S, S\) uint8 RGB, got \(2, 3, 32, 32\) torch.float32"):
         encoder_of(folders["plain"]).encode_images(crops(2).float())
