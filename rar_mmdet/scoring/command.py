@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rar_mmdet.errors import RarError, ResultFileError
+from rar_mmdet.errors import RarError, ResultFileError, UnknownCategoryError, UnknownImageError
 from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.comparison import Comparison, Interval, compare
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     truth = read_truth(args, protocol, detections)
     tell(truth.notes)
     tell_coverage(truth, detections)
-    scored = score(truth, detections, protocol, tree_for(args, truth))
+    scored = score_file(args.results, truth, detections, protocol, tree_for(args, truth))
     tell(scored.notes)
     output: dict[str, Any] = dict(scored.numbers)
     if args.seen_only:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     print_left_out(scored)
     comparison = None
     if args.compare is not None:
-        other = score(truth, read(args.compare, protocol), protocol)
+        other = score_file(args.compare, truth, read(args.compare, protocol), protocol)
         tell(f"{args.compare}: {note}" for note in other.notes)
         comparison = compare(
             scored.result.matches,
@@ -132,6 +132,16 @@ def read(path: str, protocol: Protocol) -> Detections:
         total=size, unit="B", unit_scale=True, desc=f"reading {Path(path).name}", file=sys.stderr, disable=None
     ) as bar:
         return read_checked_results(path, protocol, progress=bar.update)
+
+
+def score_file(
+    path: str, truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None
+) -> Score:
+    """`score`, with the file in the message where it does not belong to the annotations."""
+    try:
+        return score(truth, detections, protocol, tree)
+    except (UnknownImageError, UnknownCategoryError, ResultFileError) as error:
+        raise type(error)(f"result file {path}: {error}") from None
 
 
 def read_truth(args: argparse.Namespace, protocol: Protocol, detections: Detections) -> GroundTruth:

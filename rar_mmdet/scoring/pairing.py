@@ -59,8 +59,9 @@ def note_on_categories(truth: GroundTruth, category_ids: np.ndarray, rows: IntAr
     twin = differ_in_type_only(unknown, known)
     if twin is not None:
         raise UnknownCategoryError(
-            f"{len(unknown)} of {len(rows)} detections have category_id {some_of(unknown)}, the annotations have "
-            f"{twin[1]!r}: write category_id as the annotations do, as text or as a number"
+            f"detection {category_ids.tolist().index(twin[0])} has category_id {twin[0]!r}, the annotations have "
+            f"{twin[1]!r}: write category_id as they do, as text or as a number ({len(unknown)} of {len(rows)} "
+            "detections have an unknown category)"
         )
     examples = some_of(sorted(set(unknown), key=str))
     said = (

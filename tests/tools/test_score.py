@@ -125,7 +125,12 @@ def test_empty_result_file_scores_zero(files: tuple, tmp_path: Path) -> None:
     [
         pytest.param({"score": float("nan")}, "record 5 .* has score nan", id="nan"),
         pytest.param({"score": float("-inf")}, "record 5 .* has score -inf", id="inf"),
-        pytest.param({"image_id": 999}, "detection 5 is of image 999", id="unknown-image"),
+        pytest.param({"image_id": 999}, "result file .*run.bbox.json: detection 5 is of image 999", id="unknown-image"),
+        pytest.param(
+            {"category_id": "1"},
+            "result file .*run.bbox.json: detection 5 has category_id '1', the annotations have 1",
+            id="text-category",
+        ),
         pytest.param({"bbox": [1, 1, -5, 5]}, "record 5 .* negative size", id="negative"),
     ],
 )
