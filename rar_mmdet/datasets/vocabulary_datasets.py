@@ -22,7 +22,7 @@ from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.registry import DATASETS
 
-__all__ = ["CocoVocabularyDataset", "LVISVocabularyDataset", "V3DetVocabularyDataset"]
+__all__ = ["CocoVocabularyDataset", "LVISVocabularyDataset", "V3DetVocabularyDataset", "VocabularyDataset"]
 
 
 class _IdList(list):
@@ -40,8 +40,13 @@ class _IdList(list):
         return item in self._members
 
 
-class _VocabularyMixin:
-    """Labels that follow `metainfo.classes`, fast membership, and errors that name file, record and image."""
+class VocabularyDataset:
+    """Labels that follow `metainfo.classes`, fast membership, and errors that name file, record and image.
+
+    What the datasets below share; stands before one of MMDetection's datasets among the bases.
+    """
+
+    proposal_file: str | None
 
     def __init__(
         self,
@@ -118,7 +123,7 @@ class _VocabularyMixin:
             MissingAssetError: there is no such file.
             InvalidBoxError: it holds something else, or lacks an image of the dataset.
         """
-        path: str = self.proposal_file  # type: ignore[attr-defined]
+        path = str(self.proposal_file)
         path = path if is_abs(path) else join_path(self.data_root, path)  # type: ignore[attr-defined]
         proposals = read_proposals(path, self.backend_args)  # type: ignore[attr-defined]
         for info in self.data_list:  # type: ignore[attr-defined]
@@ -153,7 +158,7 @@ class _VocabularyMixin:
 
 
 @DATASETS.register_module()
-class CocoVocabularyDataset(_VocabularyMixin, CocoDataset):
+class CocoVocabularyDataset(VocabularyDataset, CocoDataset):
     """`CocoDataset` for any vocabulary: label i is the i-th category of the annotation file, or of `metainfo.classes`.
 
     Args:
@@ -174,7 +179,7 @@ class V3DetVocabularyDataset(CocoVocabularyDataset):
 
 
 @DATASETS.register_module()
-class LVISVocabularyDataset(_VocabularyMixin, LVISV1Dataset):
+class LVISVocabularyDataset(VocabularyDataset, LVISV1Dataset):
     """`LVISV1Dataset` for any annotation file of that format; image files come from `coco_url`.
 
     Args:

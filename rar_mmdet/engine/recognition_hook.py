@@ -8,18 +8,23 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from rar_mmdet.datasets.vocabulary_datasets import VocabularyDataset
 from rar_mmdet.files.vocabulary import check_same_vocabulary
 from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.rankers.asking import COUNTS
+from rar_mmdet.regions.boxes import find_suspicious_boxes
 from rar_mmdet.registry import HOOKS
 from rar_mmdet.terminal import show
 
 __all__ = ["RecognitionHook", "collect_reports", "find_branches", "judge_rankers"]
+
+_IMAGES_TO_LOOK_AT = 2000  # enough to see what is wrong with the boxes of a file
 
 
 def find_branches(model: nn.Module) -> Iterator[RecognitionBranch]:
@@ -86,6 +91,8 @@ class RecognitionHook(Hook):
         self.seconds_per_image: float | None = None
         self._start: float | None = None
         self._num_images = 0
+        self._boxes: list[np.ndarray] = []
+        self._image_hws: list[tuple[int, int]] = []
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Compare vocabulary and dataset."""
@@ -102,8 +109,13 @@ class RecognitionHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        """Keep the time."""
+        """Keep the time, and boxes of the first images to look at."""
         now = time.perf_counter()
+        for sample in (outputs or ()) if len(self._boxes) < _IMAGES_TO_LOOK_AT else ():
+            recognition, hw = sample.get("recognition"), sample.metainfo.get("ori_shape")
+            if recognition is not None and hw is not None:
+                self._boxes.append(recognition.bboxes.numpy())
+                self._image_hws.append((int(hw[0]), int(hw[1])))
         if self._start is None:
             self._start = now
             return
@@ -125,4 +137,13 @@ class RecognitionHook(Hook):
                 "annotation or proposal file (in pixels, at least 1 px wide), or from the detector (was its checkpoint "
                 "loaded)?"
             )
+        elif any(map(len, self._boxes)) and not _were_annotations_looked_at(runner):
+            for sentence in find_suspicious_boxes(self._boxes, self._image_hws):
+                runner.logger.warning(f"boxes that were recognised: {sentence}")
         judge_rankers(runner.model)
+
+
+def _were_annotations_looked_at(runner: Runner) -> bool:
+    """Whether this project's dataset has looked at the very boxes while it read them."""
+    dataset = runner.test_dataloader.dataset
+    return isinstance(dataset, VocabularyDataset) and dataset.proposal_file is None

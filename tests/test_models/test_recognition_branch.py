@@ -5,6 +5,7 @@ from torchvision.ops import box_iou
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
+from rar_mmdet.files.vocabulary import vocabulary_hash
 from rar_mmdet.models import RecognitionBranch, RegionSelection
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image
@@ -155,3 +156,29 @@ def test_the_face_adds_nothing_to_the_recognizer():
     theirs = plain(make_image(60, 80, seed=0), make_boxes(5))
     assert torch.equal(ours.scores, theirs.scores)
     assert torch.equal(ours.category_ids, theirs.category_ids)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_scores_that_are_all_zero(weight):
+    """MMDetection's `LoadProposals` fills zeros in where a proposal file has no scores."""
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    head = branch(emission={"box_score_weight": weight})
+    if weight:
+        with pytest.raises(ConfigError, match=r"image 0 \(None\): all 4 boxes have score 0, and box_score_weight=0.5"):
+            head.recognize([sample], [make_boxes(4)], [torch.zeros(4)], CPU)
+    else:
+        (recognition,) = head.recognize([sample], [make_boxes(4)], [torch.zeros(4)], CPU)
+        assert recognition.scores.max() > 0
+
+
+def test_a_score_that_is_no_number():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    with pytest.raises(InvalidBoxError, match=r"image 0 \(None\): box_scores\[1\] is not a number"):
+        branch().recognize([sample], [make_boxes(2)], [torch.tensor([0.5, float("nan")])], CPU)
+
+
+def test_the_vocabulary_goes_with_the_recognition():
+    (sample,) = make_batch([(60, 80)])["data_samples"]
+    branch().recognize([sample], [make_boxes(2)], None, CPU)
+    assert sample.recognition.vocabulary == vocabulary_hash(NAMES)
+    assert sample.to_dict()["recognition"]["vocabulary"] == vocabulary_hash(NAMES)

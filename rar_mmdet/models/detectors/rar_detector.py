@@ -18,6 +18,7 @@ from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.placeholder import PlaceholderParameter
 from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.models.region_selection import RegionSelection
+from rar_mmdet.models.weights_check import WeightsCheck
 from rar_mmdet.registry import MODELS
 
 __all__ = ["RARDetector"]
@@ -95,6 +96,7 @@ class RARDetector(BaseDetector):
         self.selection = RegionSelection.from_config(selection, "model.selection", max_regions=300, nms_iou=0.7)
         self.placeholder = PlaceholderParameter()
         self._register_load_state_dict_pre_hook(self._add_prefix)
+        self._weights = WeightsCheck(self)
 
     dataset_meta = VocabularyMeta()
 
@@ -127,6 +129,7 @@ class RARDetector(BaseDetector):
         Returns:
             The data samples with `pred_instances` (the inner detector's masks follow their boxes) and `recognition`.
         """
+        self._weights.warn(type(self.detector).__name__)
         if self.text_prompt is not None:
             for sample in batch_data_samples:
                 sample.set_metainfo({"text": self.text_prompt, "custom_entities": True})

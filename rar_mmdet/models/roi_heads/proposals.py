@@ -1,7 +1,7 @@
 """What the two RoI heads do with proposals around recognition: refine them before, and find masks after.
 
 A head here is one of MMDetection's RoI heads whose classifier RAR replaces: it has `branch`, `selection`,
-`box_refinement` and `placeholder` beside what it inherits.
+`box_refinement`, `weights` and `placeholder` beside what it inherits.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def recognise_proposals(
     Returns:
         B times `bboxes`, `scores`, `labels`, `region_ids`, `label_names` and, with a mask head, `masks`.
     """
+    head.weights.warn("the detector around this RoI head")
     metas = [sample.metainfo for sample in batch_data_samples]
     frames = [ImageFrame.from_metainfo(meta) for meta in metas]
     refined = _refine(stages, [get_box_tensor(p.bboxes) for p in rpn_results_list], metas)

@@ -22,6 +22,7 @@ from rar_mmdet.models.roi_heads.proposals import (
     refuse_foreign_masks,
     without_classifier,
 )
+from rar_mmdet.models.weights_check import WeightsCheck
 from rar_mmdet.registry import MODELS
 
 __all__ = ["RARCascadeRoIHead", "RARRoIHead"]
@@ -88,6 +89,7 @@ class RARRoIHead(StandardRoIHead):
         self.placeholder = PlaceholderParameter()
         refuse_foreign_masks(self, len(self.branch.recognizer.category_names))
         self.register_load_state_dict_pre_hook(drop_classification)
+        self.weights = WeightsCheck(self)
 
     @property
     def with_bbox(self) -> bool:
@@ -167,6 +169,7 @@ class RARCascadeRoIHead(CascadeRoIHead):
         self.placeholder = PlaceholderParameter()
         refuse_foreign_masks(self, len(self.branch.recognizer.category_names))
         self.register_load_state_dict_pre_hook(drop_classification)
+        self.weights = WeightsCheck(self)
 
     @property
     def with_bbox(self) -> bool:

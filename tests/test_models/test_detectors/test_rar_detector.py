@@ -189,3 +189,21 @@ def test_training_is_refused():
 def test_misspelt_selection():
     with pytest.raises(ConfigError, match=r"model\.selection: .*nms_io"):
         rar(retinanet(), selection={"nms_io": 0.5})
+
+
+def test_parts_of_the_inner_detector_are_the_wrappers():
+    model = rar(retinanet())
+    inner = model.detector
+    assert (model.backbone, model.neck, model.bbox_head) == (inner.backbone, inner.neck, inner.bbox_head)
+    assert model.with_neck
+    assert model.with_bbox
+    assert not model.with_mask
+    with pytest.raises(AttributeError, match="rpn_head"):
+        model.rpn_head  # noqa: B018
+    assert not any(key.startswith("backbone") for key in model.state_dict())
+    two_stage = stock_model("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
+    model = MODELS.build({"type": "rar_mmdet.RARDetector", "detector": two_stage, "recognizer": fake_recognizer(NAMES)})
+    assert model.rpn_head is model.detector.rpn_head
+    assert model.roi_head is model.detector.roi_head
+    assert model.with_rpn
+    assert model.with_roi_head
