@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -58,8 +59,9 @@ def run_test(row: str, root: Path, work_dir: Path) -> dict[str, float]:
         f"model.recognizer.vocabulary={ann_file}",
     ]
     work_dir.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # tiny weights need no bar
     with open(work_dir / "tables.log", "w", encoding="utf-8") as tables:
-        done = subprocess.run([str(part) for part in command], stdout=tables, check=False)
+        done = subprocess.run([str(part) for part in command], stdout=tables, env=env, check=False)
     if done.returncode:
         raise SystemExit(f"{config} ended with status {done.returncode}; it said why above or in {tables.name}")
     summary = json.loads((work_dir / "summary.json").read_text(encoding="utf-8"))

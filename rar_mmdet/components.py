@@ -163,6 +163,8 @@ def build_component(config: Any, where: str, default_type: str | None = None) ->
             arguments[key] = [build_component(v, f"{where}.{key}[{i}]") for i, v in enumerate(value)]
     try:
         return target(**arguments)
+    except ConfigError as error:
+        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
     except RarError:
         raise
     except (TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ from rar_mmdet.files.images import as_photo
 from rar_mmdet.fusion import Fusion, LogLikFusion
 from rar_mmdet.memory import MemorySource, Shortlister
 from rar_mmdet.rankers import Ranker
-from rar_mmdet.regions import RegionCropper, find_invalid_boxes
+from rar_mmdet.regions import RegionCropper, find_invalid_boxes, find_suspicious_boxes
 from rar_mmdet.structures import ImageRegions, Ranking, Recognition, RegionCrops, Shortlist
 
 __all__ = ["RegionRecognizer", "crop_regions"]
@@ -40,6 +40,16 @@ def _warn_without_masks(background: str) -> None:
         "LoadAnnotations(with_mask=True), ProposalsFromAnnotations(with_masks=True) and CropRegions (docs/regions.md)",
         background,
     )
+
+
+_SAID: set[str] = set()
+
+
+def _warn_of_boxes(kind: str, remark: str) -> None:
+    """Each kind of remark once in a process."""
+    if kind not in _SAID:
+        _SAID.add(kind)
+        logger.warning("%s. Further images are not named", remark)
 
 
 def crop_regions(cropper: RegionCropper, regions: ImageRegions) -> Tensor:
@@ -262,6 +272,9 @@ class RegionRecognizer:
             self._check_settings(regions.crops)
         if regions.image_hw is None:
             return regions
+        if regions.box_scores is None and len(regions):  # given boxes; a detector's are in pixels
+            for remark in find_suspicious_boxes([regions.boxes_xyxy], [regions.image_hw]):
+                _warn_of_boxes(re.sub(r"[\d.]+", "N", remark), f"{regions.name or f'image {index}'}: {remark}")
         bad = find_invalid_boxes(regions.boxes_xyxy, regions.image_hw)
         if not bad:
             return regions

@@ -175,6 +175,24 @@ class RegionCrops:
         return replace(self, encoder=self.encoder.to(*args, **kwargs), ranker=ranker)
 
 
+_SCORE_SLACK = 1e-3  # of scores computed in half precision
+
+
+def _as_scores(values: Any, where: str) -> Tensor:
+    """(R,) float32 scores on the CPU."""
+    try:
+        scores = torch.as_tensor(values, dtype=torch.float32).detach().reshape(-1).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidBoxError(f"{where}box_scores must be (R,) numbers, got {_shortened(values)}: {error}") from error
+    odd = ~((scores >= -_SCORE_SLACK) & (scores <= 1 + _SCORE_SLACK))
+    if odd.any():
+        row = int(odd.nonzero()[0])
+        raise InvalidBoxError(
+            f"{where}box_scores[{row}] is {float(scores[row])}; expected confidences in [0, 1] (of logits: sigmoid)"
+        )
+    return scores
+
+
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -213,11 +231,7 @@ class ImageRegions:
             raise InvalidBoxError(f"{where}{error}") from error
         object.__setattr__(self, "boxes_xyxy", boxes)
         if self.box_scores is not None:
-            scores = torch.as_tensor(self.box_scores, dtype=torch.float32).detach().reshape(-1).cpu()
-            if scores.isnan().any():
-                row = int(scores.isnan().nonzero()[0])
-                raise InvalidBoxError(f"{where}box_scores[{row}] is not a number; expected confidences in [0, 1]")
-            object.__setattr__(self, "box_scores", scores)
+            object.__setattr__(self, "box_scores", _as_scores(self.box_scores, where))
         if self.masks is not None:
             object.__setattr__(self, "masks", torch.as_tensor(self.masks))
         for what, rows in (("box_scores", self.box_scores), ("crops", self.crops), ("masks", self.masks)):

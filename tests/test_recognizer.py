@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rar_mmdet import recognizer as recognizer_module
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.fusion import LogLikFusion, PermuteFusion
@@ -291,6 +292,17 @@ def test_other_words_share_encoder_and_ranker():
     fresh = make_recognizer(memory=TextMemory(cache_dir=None), category_names=["a", "b", "c"], ranker=FakeRanker())
     assert torch.equal(other(make_image(), make_boxes(3)).fused, fresh(make_image(), make_boxes(3)).fused)
     assert list(recognizer.category_names) == NAMES
+
+
+def test_boxes_that_look_like_another_format_are_warned_of_once(caplog):
+    boxes = [[10 + i, 5, 70, 50 + i] for i in range(10)]  # x, y, width, height, of which most leave 80 x 60 px
+    recognizer = make_recognizer(on_bad_box="skip")
+    recognizer_module._SAID.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            recognizer(make_image(), [[x1, y1, x1 + x2, y1 + y2] for x1, y1, x2, y2 in boxes])
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["image 0"]
+    assert "leave their image" in caplog.text
 
 
 def test_a_cropper_without_a_size_takes_the_encoders():

@@ -114,8 +114,11 @@ class TestImageRegions:
             ImageRegions(None, boxes, masks=torch.zeros(3, 9, 9))
         with pytest.raises(InvalidBoxError, match="2 boxes but 1 crops"):
             ImageRegions(None, boxes, crops=RegionCrops(torch.zeros(1, 3, 8, 8)))
-        with pytest.raises(InvalidBoxError, match=r"box_scores\[1\] is not a number"):
-            ImageRegions(None, boxes, [0.5, float("nan")])
+        for odd in (float("nan"), 7.0, -1.0):
+            with pytest.raises(InvalidBoxError, match=rf"box_scores\[1\] is {odd}; expected confidences in \[0, 1\]"):
+                ImageRegions(None, boxes, [0.5, odd])
+        with pytest.raises(InvalidBoxError, match=r"box_scores must be \(R,\) numbers, got \['a', 'b'\]"):
+            ImageRegions(None, boxes, ["a", "b"])
 
     def test_rows_go_together(self):
         crops = RegionCrops(torch.arange(3)[:, None, None, None].expand(3, 3, 2, 2))
