@@ -27,6 +27,7 @@ def requirements(table: str) -> list[str]:
     return [f"{name}{spec}" for name, spec in read_constant("rar_mmdet/_host.py", table).items()]
 
 
+optional = read_constant("rar_mmdet/_host.py", "OPTIONAL")
 setup(
     name="rar_mmdet",
     version=read_constant("rar_mmdet/__init__.py", "__version__"),
@@ -40,16 +41,11 @@ setup(
         # For environments that have mmcv, or a wheel of it: from its source pip builds it without torch and therefore
         # without its ops. scripts/install.sh builds it rightly.
         "mmdet": requirements("HOST"),
-        "openai": ["openai>=2.25,<4"],
+        "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
+        "openai": [f"openai{optional['openai']}"],
         "dev": [
-            "pytest",
-            "hypothesis",
-            "ruff",
-            "mypy",
-            "openai>=2.25,<4",
-            "num2words",
-            "scikit-image",
-            "faster-coco-eval",
+            *requirements("OPTIONAL"),
+            *("pytest", "hypothesis", "ruff", "mypy", "num2words", "scikit-image", "faster-coco-eval"),
         ],
     },
     entry_points={"console_scripts": ["rar-mmdet = rar_mmdet.cli:main"]},

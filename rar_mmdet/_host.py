@@ -15,9 +15,9 @@ from packaging.specifiers import SpecifierSet
 
 from rar_mmdet.errors import HostError
 
-__all__ = ["CORE", "HOST", "PYTHON", "check_host", "is_supported", "line_for"]
+__all__ = ["CORE", "HOST", "OPTIONAL", "PYTHON", "check_host", "is_supported", "line_for"]
 
-# setup.py reads these three; constraints.txt is the set that was run together.
+# setup.py reads these four; constraints.txt is the set that was run together.
 PYTHON = ">=3.11,<3.14"
 # What everything needs: name on the package index -> supported range.
 CORE = {
@@ -26,7 +26,6 @@ CORE = {
     "mmengine": ">=0.10.4,<0.11",
     "transformers": ">=5.16,<6",
     "open_clip_torch": ">=3.0,<4",
-    "faiss-cpu": ">=1.8",
     "timm": ">=1.0",
     "numpy": ">=1.24",
     "numba": ">=0.60",
@@ -48,19 +47,24 @@ HOST = {
     "lvis": ">=0.5.3",
     "setuptools": ">=65,<82",
 }
+# What single parts need: an extra each, `faiss` and `openai`.
+OPTIONAL = {
+    "faiss-cpu": ">=1.8",
+    "openai": ">=2.25,<4",
+}
 # Looked at before MMDetection is used: those whose wrong version fails late and unclearly.
 CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")
 
 
 def is_supported(name: str, version: str) -> bool:
     """Whether that version of a package lies in its range; a local part such as `+cu130` does not matter."""
-    return SpecifierSet((CORE | HOST)[name]).contains(version.split("+")[0], prereleases=True)
+    return SpecifierSet((CORE | HOST | OPTIONAL)[name]).contains(version.split("+")[0], prereleases=True)
 
 
 def line_for(name: str, python: tuple[int, int] = sys.version_info[:2]) -> str:
     """The line to type so that a package comes in a supported version."""
     if name != "mmcv":
-        return f"pip install '{name}{(CORE | HOST)[name]}'"
+        return f"pip install '{name}{(CORE | HOST | OPTIONAL)[name]}'"
     if python >= (3, 13):  # where the setup.py of mmcv fails as it is
         return 'VENV="$VIRTUAL_ENV" bash scripts/install.sh again   (in a checkout of rar_mmdet; needs a C++ compiler)'
     return (
@@ -96,7 +100,7 @@ def check_host(
     """
     problems = []
     for name in CHECKED:
-        needed = f"{name}{(CORE | HOST)[name]}"
+        needed = f"{name}{(CORE | HOST | OPTIONAL)[name]}"
         try:
             found = version_of(name)
         except metadata.PackageNotFoundError:

@@ -7,6 +7,7 @@ it any broken environment.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,19 +21,21 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from rar_mmdet import __version__
-from rar_mmdet._host import CORE, HOST, PYTHON, is_supported, line_for, mmcv_has_ops
-from rar_mmdet.errors import RarError
+from rar_mmdet._host import CORE, HOST, OPTIONAL, PYTHON, is_supported, line_for, mmcv_has_ops
 
 __all__ = ["Copy", "Finding", "Gpu", "Machine", "examine", "look", "main", "read_probe"]
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 # Other packages that bring a module `mmcv` or `mmdet`.
 RIVALS = {"mmcv": ("mmcv-full", "mmcv-lite", "onedl-mmcv"), "mmdet": ("onedl-mmdetection",)}
-CORE_MODULES = ("numpy", "cv2", "torch", "torchvision", "numba", "pycocotools.mask", "transformers", "open_clip")
+CORE_MODULES = ("numpy", "cv2", "torch", "torchvision", "numba", "pycocotools.mask", "transformers", "open_clip", "PIL")
+OPTIONAL_MODULES = ("faiss", "openai")
 HOST_MODULES = ("pkg_resources", "mmcv.ops", "mmdet")
 # Of what package a module that cannot be loaded is.
 PACKAGE_OF = {
+    "PIL": "pillow",
     "cv2": "opencv-python",
+    "faiss": "faiss-cpu",
     "pycocotools.mask": "pycocotools",
     "open_clip": "open_clip_torch",
     "pkg_resources": "setuptools",
@@ -68,6 +71,7 @@ class Machine:
     has_ops: bool = True  # mmcv's compiled extension is there
     gpu: Gpu = Gpu()
     folders: Mapping[str, Path] = field(default_factory=dict)  # what is kept there -> folder
+    left_overs: tuple[Path, ...] = ()  # records of packages without a name and version
 
     def version_of(self, name: str) -> str | None:
         copies = self.copies.get(_normalised(name))
@@ -94,8 +98,14 @@ def examine(machine: Machine) -> list[Finding]:
     findings = [_python(machine.python)]
     findings += [_package(machine, name) for name in CORE if name != "opencv-python"]
     findings.append(_opencv(machine))
+    for name in OPTIONAL:
+        wanted = f"{OPTIONAL[name]}, for the extra of its name only"
+        findings.append(_package(machine, name) if machine.version_of(name) else Finding(name, "-", wanted))
     for name in HOST:
-        findings.append(_package(machine, name) if uses_host else _unneeded(machine, name))
+        wanted = f"{HOST[name]}, for MMDetection only"
+        found = machine.version_of(name) or "-"
+        findings.append(_package(machine, name) if uses_host else Finding(name, found, wanted))
+    findings += [_left_over(path) for path in machine.left_overs]
     if uses_host:
         findings += _rivals(machine)
         findings += _ops(machine)
@@ -119,7 +129,7 @@ def _python(version: tuple[int, int, int]) -> Finding:
 
 
 def _package(machine: Machine, name: str) -> Finding:
-    wanted = (CORE | HOST)[name]
+    wanted = (CORE | HOST | OPTIONAL)[name]
     copies = machine.copies.get(_normalised(name), ())
     if not copies:
         return Finding(name, "-", wanted, f"{name} is not installed", line_for(name, machine.python[:2]))
@@ -135,9 +145,12 @@ def _package(machine: Machine, name: str) -> Finding:
     return Finding(name, found, wanted)
 
 
-def _unneeded(machine: Machine, name: str) -> Finding:
-    found = machine.version_of(name) or "-"
-    return Finding(name, found, f"{HOST[name]}, for MMDetection only")
+def _left_over(path: Path) -> Finding:
+    package = path.name.removesuffix(".dist-info").rpartition("-")[0]
+    problem = f"{path} is what an interrupted pip left of {package}"
+    return Finding(
+        package, "damaged", "", problem, f"rm -r '{path}' && pip install --force-reinstall --no-deps {package}"
+    )
 
 
 def _opencv(machine: Machine) -> Finding:
@@ -190,7 +203,7 @@ def _unloadable(machine: Machine) -> list[Finding]:
         if module in ("cv2", "mmcv.ops"):  # have rows of their own
             continue
         package = PACKAGE_OF.get(module, module)
-        line = f"pip install --force-reinstall --no-deps '{package}{(CORE | HOST)[package]}'"
+        line = f"pip install --force-reinstall --no-deps '{package}{(CORE | HOST | OPTIONAL)[package]}'"
         if module == "pkg_resources":
             line = "pip install 'setuptools<82'"
         elif module == "mmdet" and not machine.has_ops:
@@ -217,11 +230,19 @@ def _gpu(gpu: Gpu) -> Finding:
 def _folder(what: str, path: Path) -> Finding:
     existing = next((p for p in (path, *path.parents) if p.exists()), path)
     if existing.is_dir() and os.access(existing, os.W_OK):
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
-        return Finding(what, f"{path} ({size / 2**20:.0f} MiB)" if path.exists() else f"{path} (nothing yet)")
+        return Finding(what, f"{path} ({_size(path) / 2**20:.0f} MiB)" if path.exists() else f"{path} (nothing yet)")
     variable = "RAR_MMDET_CACHE" if what == "memories" else "HF_HOME"
     problem = f"{path} cannot be written"
     return Finding(what, str(path), "", problem, f"export {variable}=/a/folder/you/can/write")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):  # passes over folders that may not be read
+        for file in files:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += os.lstat(os.path.join(place, file)).st_size
+    return total
 
 
 # Imports one module after the other and says how it went, one line of JSON each; a `start` alone tells which killed it.
@@ -247,12 +268,12 @@ if "torch" in sys.modules:
 def look() -> Machine:
     """This machine. Imports the packages in a process of its own, which may die; takes some 10 seconds."""
     copies = _copies(metadata.distributions())
-    modules = [*CORE_MODULES, *(HOST_MODULES if {"mmcv", "mmdet"} & set(copies) else ())]
+    modules = [*CORE_MODULES, *OPTIONAL_MODULES, *(HOST_MODULES if {"mmcv", "mmdet"} & set(copies) else ())]
     installed = [m for m in modules if _is_installed(PACKAGE_OF.get(m, m), copies)]
     probe = subprocess.run([sys.executable, "-c", _PROBE, *installed], capture_output=True, text=True, check=False)
     broken, gpu = read_probe(probe.stdout.splitlines(), probe.returncode)
     has_ops = "mmcv" in copies and mmcv_has_ops()
-    return Machine(sys.version_info[:3], copies, broken, has_ops, gpu, _folders())
+    return Machine(sys.version_info[:3], copies, broken, has_ops, gpu, _folders(), _left_overs())
 
 
 def read_probe(lines: Sequence[str], return_code: int) -> tuple[dict[str, str], Gpu]:
@@ -277,11 +298,18 @@ def read_probe(lines: Sequence[str], return_code: int) -> tuple[dict[str, str], 
 def _copies(distributions: Iterable[metadata.Distribution]) -> dict[str, tuple[Copy, ...]]:
     found: dict[str, dict[Copy, None]] = {}  # a dict keeps the order and drops folders that are searched twice
     for distribution in distributions:
+        if not any(distribution.read_text(file) for file in ("METADATA", "PKG-INFO", "")):
+            continue  # see `_left_overs`; reading its metadata would fail
         name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-        if name and version:  # left-overs of an interrupted pip have neither
+        if name and version:
             copy = Copy(version, str(distribution.locate_file("")))
             found.setdefault(_normalised(name), {})[copy] = None
     return {name: tuple(copies) for name, copies in found.items()}
+
+
+def _left_overs() -> tuple[Path, ...]:
+    records = [record for place in dict.fromkeys(sys.path) for record in Path(place).glob("*.dist-info")]
+    return tuple(sorted(record for record in records if not (record / "METADATA").is_file()))
 
 
 def _is_installed(package: str, copies: Mapping[str, tuple[Copy, ...]]) -> bool:
@@ -342,27 +370,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rar-mmdet doctor", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args = parser.parse_args(argv)
-    findings = examine(look())
+    machine = look()
+    findings = examine(machine)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         print(f"rar_mmdet {__version__} in {Path(__file__).parent}\n\n{render_table(findings)}\n")
-        print_weights(broken=any(f.problem for f in findings))
+        print_weights(machine)
         print(render_problems(findings))
     return int(any(finding.problem for finding in findings))
 
 
-def print_weights(broken: bool) -> None:
+def print_weights(machine: Machine) -> None:
     """Weights are no part of an installation: what is not here is told, and no problem."""
-    try:
-        presets = weights_of_configs()
-    except (ImportError, RarError) as error:
-        if not broken:
-            raise
-        print(f"weights: not looked at, the problems below come first ({error})\n")
+    absent = [name for name in CORE if not machine.version_of(name) and not name.startswith("opencv")]
+    if machine.broken or absent or not machine.opencv_builds():
+        print("weights: not looked at, what is missing or does not load comes first\n")
         return
     print("weights that the shipped configs name")
-    for what, lines in presets:
+    for what, lines in weights_of_configs():
         print(f"  {what}: {'here' if not lines else 'not here'}")
         for line in lines:
             print("    " + line.replace("\n", "\n    "))

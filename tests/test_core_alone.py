@@ -153,6 +153,7 @@ def test_doctor_finds_a_sound_core(tmp_path):
     program = """
 from rar_mmdet import doctor
 doctor.CORE_MODULES = ("numpy", "cv2")  # the others take seconds
+doctor.OPTIONAL_MODULES = ()
 doctor.weights_of_configs = list
 sys.exit(doctor.main([]))
 """

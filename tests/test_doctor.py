@@ -177,18 +177,42 @@ def test_status_is_1_when_something_is_wrong(monkeypatch, capsys):
     assert "1. torch is not installed\n   type: pip install 'torch" in capsys.readouterr().out
 
 
-def test_weights_are_left_when_the_installation_is_broken(monkeypatch, capsys):
-    def fails():
-        raise ImportError("no torch")
-
-    monkeypatch.setattr(doctor, "weights_of_configs", fails)
-    monkeypatch.setattr(doctor, "look", lambda: machine({"torch": None}))
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(machine({"torch": None}), id="absent"),
+        pytest.param(machine(broken={"torchvision": "RuntimeError: operator torchvision::nms"}), id="does-not-load"),
+        pytest.param(machine({"opencv-python": None}), id="no-opencv"),
+    ],
+)
+def test_weights_are_not_looked_at_where_something_does_not_load(broken, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "weights_of_configs", lambda: pytest.fail("looked at"))
+    monkeypatch.setattr(doctor, "look", lambda: broken)
     assert doctor.main([]) == 1
     assert "weights: not looked at" in capsys.readouterr().out
 
 
+def test_optional_packages_may_be_absent_but_not_wrong():
+    assert problems(machine({"faiss-cpu": None, "openai": None})) == []
+    ((problem, line),) = problems(machine({"openai": "1.3.0"}))
+    assert "openai 1.3.0 is installed" in problem
+    assert "pip install 'openai>=2.25,<4'" in line
+
+
+def test_what_an_interrupted_pip_left_is_found(tmp_path, monkeypatch):
+    (tmp_path / "timm-1.0.31.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "CORE_MODULES", ())
+    monkeypatch.setattr(doctor, "OPTIONAL_MODULES", ())
+    monkeypatch.setattr(doctor, "HOST_MODULES", ())
+    ((problem, line),) = problems(replace(doctor.look(), folders={}))
+    assert "timm-1.0.31.dist-info is what an interrupted pip left of timm" in problem
+    assert line.startswith(f"rm -r '{tmp_path}")
+
+
 def test_this_machine(monkeypatch):
     monkeypatch.setattr(doctor, "CORE_MODULES", ("numpy",))  # the others take seconds
+    monkeypatch.setattr(doctor, "OPTIONAL_MODULES", ())
     monkeypatch.setattr(doctor, "HOST_MODULES", ())
     seen = doctor.look()
     assert problems(replace(seen, folders={})) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rar_mmdet._host import CORE, HOST, is_supported
+from rar_mmdet._host import CORE, HOST, OPTIONAL, is_supported
 
 ROOT = Path(__file__).parents[1]
 SETUP = """import re
@@ -128,11 +128,11 @@ def test_exactly_one_opencv_can_come():
 def test_every_package_that_is_installed_is_pinned():
     pinned = {normalised(name) for name in names_in("constraints.txt")}
     assert {normalised(name) for name in names_in("requirements-dev.txt")} <= pinned
-    needed = {normalised(name) for name in (*CORE, *HOST)}
+    needed = {normalised(name) for name in (*CORE, *HOST, *OPTIONAL)}
     assert needed <= pinned
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE))
-    assert all(is_supported(name, pins[name]) for name in (*CORE, *HOST) if name in pins)
+    assert all(is_supported(name, pins[name]) for name in (*CORE, *HOST, *OPTIONAL) if name in pins)
 
 
 def test_the_script_is_sound_bash():
