@@ -5,8 +5,10 @@ __all__ = [
     "CategoryTreeError",
     "CheckpointError",
     "ConfigError",
+    "DatasetError",
     "DetectionError",
     "EncoderLoadError",
+    "FewShotError",
     "HostError",
     "ImageReadError",
     "InferenceOnlyError",
@@ -125,3 +127,11 @@ class DetectionError(RarError, ValueError):
 
 class RecordFileError(RarError, ValueError):
     """A file of region records is missing, cut off or holds something else."""
+
+
+class FewShotError(RarError, ValueError):
+    """Exemplars, labels and text do not fit together, or a class has none where it needs some."""
+
+
+class DatasetError(RarError, ValueError):
+    """A classification data set is damaged, incomplete or not laid out as its reader expects."""
