@@ -2,7 +2,7 @@
 
 Letters: Q queries, N exemplars in C classes, V views of each, D channels. Queries, exemplars and text are unit vectors;
 the text classifier's logits are 100 x·T, as OpenAI's CLIP has them. Results have the dtype of the vectors; half
-precision is computed in single. Everything is made from the formulas of the papers:
+precision is computed in single. There are no gradients. Everything is made from the formulas of the papers:
 
 - Tip-Adapter: Zhang et al., ECCV 2022, equations 3 to 6.
 - GDA: Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024, equations 4 to 7.
@@ -23,8 +23,9 @@ __all__ = ["TEXT_SCALE", "GaussianClassifier", "fit_gda", "gda_logits", "nearest
 
 TEXT_SCALE = 100.0  # 1 / τ of OpenAI's CLIP; all of these papers write it out as 100
 
-# Work on queries is cut into blocks whose largest array has this size: it stays in the processor's cache (ours).
-BLOCK_BYTES = 16 * 2**20
+# Work on queries is cut into blocks whose largest array has this size (ours): a fraction of what all of them would
+# take, and large enough that threads seldom wait for one another.
+BLOCK_BYTES = 96 * 2**20
 
 # Exemplars nearer to their class mean than this, as a share of their length and in the quadratic mean, are the same
 # picture but for rounding (ours). Two photos, or two crops of one, differ by a few percent at least.
@@ -56,6 +57,7 @@ def tip_keys(views: Tensor) -> Tensor:
     return (mean / length[:, None]).to(views.dtype)
 
 
+@torch.no_grad()
 def tip_logits(
     queries: Tensor, keys: Tensor, labels: Tensor, text_weights: Tensor, alpha: float, beta: float
 ) -> Tensor:
@@ -90,18 +92,17 @@ def tip_logits(
     work = _wide(queries)
     ordered = _wide(keys).to(work)[torch.cat([rows.flatten() for _, rows in groups])].T.contiguous()
     offset = work.new_full((), -float(beta))
-    for block in _blocks(len(work), len(keys), work):
-        close = torch.addmm(offset, work[block], ordered, alpha=float(beta)).exp_()  # (q, N)
+    for block, space in _blocks(len(work), len(keys), work):
+        close = torch.addmm(offset, work[block], ordered, alpha=float(beta), out=space).exp_()  # (q, N)
         start = 0
         for classes, rows in groups:
             shots, width = rows.shape
             own = close[:, start : start + shots * width].view(-1, shots, width).sum(dim=1)
             start += shots * width
-            own.mul_(alpha)
             if width == num_classes:  # all classes have as many; they are in order
-                logits[block] += own
+                logits[block].add_(own, alpha=alpha)
             else:
-                logits[block, classes] += own.to(logits.dtype)
+                logits[block].index_add_(1, classes, own.to(logits.dtype), alpha=alpha)
     return logits
 
 
@@ -210,6 +211,7 @@ def gda_logits(queries: Tensor, text_weights: Tensor, gda: GaussianClassifier, a
     return torch.addmm(alpha * gda.bias.to(work), work, both).to(queries.dtype)
 
 
+@torch.no_grad()
 def nearest_labels(queries: Tensor, exemplars: Tensor, labels: Tensor, depth: int) -> Tensor:
     """Labels of the exemplars with the largest inner products, best first; a label may stand there several times.
 
@@ -237,16 +239,18 @@ def nearest_labels(queries: Tensor, exemplars: Tensor, labels: Tensor, depth: in
     work = _wide(queries)
     others = _wide(exemplars).to(work).T.contiguous()
     found = torch.empty(len(queries), depth, dtype=torch.int64, device=work.device)
-    for block in _blocks(len(work), len(exemplars), work):
-        found[block] = _first_best(work[block] @ others, depth)
+    for block, space in _blocks(len(work), len(exemplars), work):
+        found[block] = _first_best(torch.mm(work[block], others, out=space), depth)
     return labels[found]
 
 
 def _first_best(similarity: Tensor, depth: int) -> Tensor:
     """(q, depth) columns of the largest entries of each row; of equal ones the earlier column comes first.
 
-    `topk` says nothing about the order of equal entries, nor which of them are in.
+    `topk` says nothing about the order of equal entries, nor which of them are in; `max` gives the first.
     """
+    if depth == 1:
+        return similarity.max(dim=1, keepdim=True).indices
     values, columns = similarity.topk(depth, dim=1)
     columns = columns.sort(dim=1).values
     order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
@@ -284,10 +288,12 @@ def _equal_counts(labels: Tensor, num_classes: int) -> list[tuple[Tensor, Tensor
     return groups
 
 
-def _blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]:
-    """Rows of a (num_rows, num_columns) array of the dtype of `like`, as many at a time as fit."""
-    step = max(1, BLOCK_BYTES // max(1, num_columns * like.element_size()))
-    return (slice(start, start + step) for start in range(0, num_rows, step))
+def _blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a (num_rows, num_columns) array, as many at a time as fit, and space for them: always the same."""
+    step = min(max(1, BLOCK_BYTES // max(1, num_columns * like.element_size())), num_rows)
+    space = like.new_empty(step, num_columns)
+    for start in range(0, num_rows, max(1, step)):
+        yield slice(start, start + step), space[: num_rows - start]
 
 
 def _wide(values: Tensor) -> Tensor:
