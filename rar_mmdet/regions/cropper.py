@@ -35,7 +35,9 @@ class RegionCropper:
         scale: How much larger than the box the window is; `None` is the box itself (`FixedScale(1)`).
         background: What is shown outside the box; `None` is the photo (`NoBackground`).
         window: `square` around the box centre with side = scale x longer box side; `pad`: the scaled box with its
-            aspect, the rest filled; `warp`: the scaled box stretched to a square.
+            aspect, the rest filled; `warp`: the scaled box stretched to a square; `cover`: the scaled box with its
+            aspect, its shorter side as long as the crop and the ends of the longer one cut off. Of a whole photo at
+            scale 1 that is open_clip's own preprocessing (short side to S, centre crop); `pad` shows all of it.
         fill: What stands where the photo does not reach (and beside a padded window): its `mean` colour, its `edge`
             pixels repeated, or its mirror image (`reflect`).
         backend: `cpu`, `torch`, or `auto`: `torch` for photos on an accelerator, else `cpu`. They agree within 2 grey

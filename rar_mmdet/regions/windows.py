@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["FILLS", "HALVING_TAPS", "WINDOWS", "WindowPlan", "halving_taps", "plan_windows"]
 
-WINDOWS = ("square", "pad", "warp")
+WINDOWS = ("square", "pad", "warp", "cover")
 FILLS = ("mean", "edge", "reflect")
 
 # The low-pass filter of a halving: a Lanczos-3 kernel stretched by two, at half-pixel offsets (12 taps). Box averages
@@ -88,16 +88,21 @@ def plan_windows(
         photo_wh: width and height of the photo.
         size: S, the side of the crops.
         window: `square`: side = factor x longer box side. `pad`: factor x the box, the shorter side padded with the
-            fill. `warp`: factor x the box, each side stretched to S.
+            fill. `warp`: factor x the box, each side stretched to S. `cover`: factor x the box, its shorter side S
+            output pixels long, and the middle S of its longer side.
         fill: one of `FILLS`.
         reducing_gap: smallest number of pixels per output pixel at which a halved photo is read.
     """
     middle = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     scaled = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * factors[:, None]
-    longer = np.broadcast_to(scaled.max(axis=1, keepdims=True), scaled.shape)
-    step = (scaled if window == "warp" else longer) / size
-    start = middle - step * size / 2
-    reach = longer if window == "square" else scaled
+    if window == "cover":
+        start, step = _covering(middle, scaled, size)
+        middle, reach = start + step * size / 2, step * size
+    else:
+        longer = np.broadcast_to(scaled.max(axis=1, keepdims=True), scaled.shape)
+        step = (scaled if window == "warp" else longer) / size
+        start = middle - step * size / 2
+        reach = longer if window == "square" else scaled
     low = np.maximum(middle - reach / 2, 0.0)
     high = np.minimum(middle + reach / 2, np.asarray(photo_wh, dtype=np.float64))
 
@@ -109,7 +114,7 @@ def plan_windows(
     if fill != "mean":
         covered = np.ones_like(covered)
     shown = covered > 0  # neighbours
-    reach = shown.argmax(axis=2)[:, :, None] + shown.sum(axis=2)[:, :, None] * np.arange(2)
+    shown_range = shown.argmax(axis=2)[:, :, None] + shown.sum(axis=2)[:, :, None] * np.arange(2)
 
     inside = np.empty((len(boxes_xyxy), 4), dtype=np.int64)
     first = np.floor((boxes_xyxy[:, :2] - start) / step + INSIDE_ROUNDING).astype(np.int64)
@@ -117,7 +122,20 @@ def plan_windows(
     inside[:, :2] = np.clip(first, 0, size - 1)
     inside[:, 2:] = np.clip(last, inside[:, :2] + 1, size)
     level = np.maximum(np.floor(np.log2(step.min(axis=1) / reducing_gap)), 0).astype(np.int64)
-    return WindowPlan(size, photo_wh, start, step, centre, covered.astype(np.float32), reach, inside, level)
+    return WindowPlan(size, photo_wh, start, step, centre, covered.astype(np.float32), shown_range, inside, level)
+
+
+def _covering(
+    middle: NDArray[np.float64], sides: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Start and step, (R, 2) each, of windows that take the middle S of the longer side.
+
+    Rounded as torchvision's `Resize(S)` and `CenterCrop(S)` do, which open_clip's preprocessing is made of: the longer
+    side becomes a whole number of output pixels (rounded down), and the first of its S middle ones too (half to even).
+    """
+    resized = np.floor(size * sides / sides.min(axis=1, keepdims=True))
+    step = sides / resized
+    return middle - sides / 2 + np.round((resized - size) / 2) * step, step
 
 
 def _sample_centres(

@@ -83,7 +83,7 @@ def test_equals_pil_resize_where_halved_photos_are_read(backend, name, largest):
     assert (error > TOLERANCE).mean() < 1e-3
 
 
-@pytest.mark.parametrize("window", ["square", "pad", "warp"])
+@pytest.mark.parametrize("window", ["square", "pad", "warp", "cover"])
 @pytest.mark.parametrize("fill", ["mean", "edge", "reflect"])
 def test_backends_agree(window, fill):
     image = photo()
