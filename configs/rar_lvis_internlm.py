@@ -1,4 +1,4 @@
 # RAR on LVIS v1 val, annotated boxes: CLIP ViT-B/16 and InternLM-XComposer2-VL-7B, k = 5 (the paper's Table 3).
 _base_ = ["clip_lvis.py", "_base_/rankers/internlm_xc2.py"]
 
-model = dict(recognizer=dict(ranker={{_base_.ranker}}))
+model = dict(recognizer=dict(ranker=_base_.ranker))

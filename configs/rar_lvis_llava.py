@@ -1,4 +1,4 @@
 # RAR on LVIS v1 val, annotated boxes: CLIP ViT-B/16 and LLaVA-1.5-7B, k = 5 (the paper's Table 3 protocol).
 _base_ = ["clip_lvis.py", "_base_/rankers/llava.py"]
 
-model = dict(recognizer=dict(ranker={{_base_.ranker}}))
+model = dict(recognizer=dict(ranker=_base_.ranker))

@@ -2,4 +2,4 @@
 # (the paper's Table 4 protocol).
 _base_ = ["clip_v3det.py", "_base_/rankers/qwen.py"]
 
-model = dict(recognizer=dict(ranker={{_base_.ranker}}))
+model = dict(recognizer=dict(ranker=_base_.ranker))

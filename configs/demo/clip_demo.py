@@ -3,10 +3,5 @@ _base_ = ["../_base_/default_runtime.py", "../_base_/datasets/demo_boxes.py", ".
 
 model = dict(
     type="rar_mmdet.ProposalRecognizer",
-    recognizer=dict(
-        vocabulary={{_base_.ann_file}},
-        cropper={{_base_.cropper}},
-        encoder={{_base_.encoder}},
-        memory={{_base_.memory}},
-    ),
+    recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
 )

@@ -20,11 +20,6 @@ model = dict(
         type="rar_mmdet.RARRoIHead",
         bbox_head=None,
         selection=dict(max_regions=30, nms_iou=0.5),
-        recognizer=dict(
-            vocabulary={{_base_.ann_file}},
-            cropper={{_base_.cropper}},
-            encoder={{_base_.encoder}},
-            memory={{_base_.memory}},
-        ),
+        recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
     ),
 )

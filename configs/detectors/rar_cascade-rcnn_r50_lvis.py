@@ -10,11 +10,6 @@ _base_ = [
 model = dict(
     roi_head=dict(
         type="rar_mmdet.RARCascadeRoIHead",
-        recognizer=dict(
-            vocabulary={{_base_.ann_file}},
-            cropper={{_base_.cropper}},
-            encoder={{_base_.encoder}},
-            memory={{_base_.memory}},
-        ),
+        recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
     ),
 )

@@ -8,10 +8,5 @@ _base_ = [
 model = dict(
     type="rar_mmdet.RARDetector",
     detector="mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py",
-    recognizer=dict(
-        vocabulary={{_base_.ann_file}},
-        cropper={{_base_.cropper}},
-        encoder={{_base_.encoder}},
-        memory={{_base_.memory}},
-    ),
+    recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
 )

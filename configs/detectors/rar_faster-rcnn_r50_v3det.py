@@ -11,11 +11,6 @@ model = dict(
     roi_head=dict(
         type="rar_mmdet.RARRoIHead",
         bbox_head=dict(reg_class_agnostic=True),
-        recognizer=dict(
-            vocabulary={{_base_.ann_file}},
-            cropper={{_base_.cropper}},
-            encoder={{_base_.encoder}},
-            memory={{_base_.memory}},
-        ),
+        recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
     ),
 )

@@ -12,20 +12,14 @@ model = dict(
         type="rar_mmdet.RARRoIHead",
         bbox_head=dict(num_classes=1203),
         mask_head=dict(num_classes=1203),
-        recognizer=dict(
-            vocabulary={{_base_.ann_file}},
-            cropper={{_base_.cropper}},
-            encoder={{_base_.encoder}},
-            memory={{_base_.memory}},
-        ),
+        recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
     ),
 )
 test_evaluator = [
     dict(
         type="rar_mmdet.SparseLVISMetric",
-        ann_file={{_base_.ann_file}},
+        ann_file=_base_.ann_file,
         metric=["bbox", "segm"],
-        img_ids="seen",
         digits=None,
     ),
 ]

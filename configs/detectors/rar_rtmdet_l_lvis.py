@@ -8,12 +8,7 @@ _base_ = [
 model = dict(
     type="rar_mmdet.RARDetector",
     detector="mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py",
-    recognizer=dict(
-        vocabulary={{_base_.ann_file}},
-        cropper={{_base_.cropper}},
-        encoder={{_base_.encoder}},
-        memory={{_base_.memory}},
-    ),
+    recognizer=dict(vocabulary=_base_.ann_file, **_base_.retriever),
 )
 test_pipeline = [
     dict(type="LoadImageFromFile"),

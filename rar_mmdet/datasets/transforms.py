@@ -147,8 +147,8 @@ class CropRegions(BaseTransform):
     any more: crops are all the model needs.
 
     Args:
-        cropper: the config of the recognizer's `cropper`.
-        ranker_cropper: the config of its `ranker_cropper`; `None` when there is no ranker.
+        cropper: the config of the recognizer's `cropper`, with its `size`.
+        ranker_cropper: the config of its `ranker_cropper`, with its `size`; `None` when there is no ranker.
 
     The crops carry these settings; a recognizer with others refuses them. An image with a box that cannot be cut is
     left to the recognizer, which raises or skips and counts.
@@ -159,6 +159,11 @@ class CropRegions(BaseTransform):
         self.ranker_cropper = ranker_cropper and build_component(
             ranker_cropper, "CropRegions.ranker_cropper", default_type="RegionCropper"
         )
+        for name, own in (("cropper", self.cropper), ("ranker_cropper", self.ranker_cropper)):
+            if own and own.size is None:
+                raise ConfigError(
+                    f"CropRegions.{name} needs `size`: the workers have no encoder or ranker to ask for it"
+                )
 
     def transform(self, results: dict) -> dict:
         """Add `region_crops`."""

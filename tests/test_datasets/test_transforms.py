@@ -176,6 +176,10 @@ class TestCropRegions:
         with pytest.raises(ConfigError, match="ProposalsFromAnnotations or LoadProposals"):
             CropRegions(cropper=CROPPER)(results())
 
+    def test_without_a_size(self):
+        with pytest.raises(ConfigError, match=r"CropRegions\.ranker_cropper needs `size`"):
+            CropRegions(cropper=CROPPER, ranker_cropper={"type": "RegionCropper"})
+
     def test_misspelt_key(self):
         with pytest.raises(ConfigError, match=r"CropRegions\.cropper: RegionCropper has no key 'sise'"):
             CropRegions(cropper={"sise": 32})

@@ -1,31 +1,17 @@
-# The embedded demo world, annotated boxes as proposals. Images are not resized.
+# The embedded demo world, annotated boxes.
+_base_ = "boxes.py"
+
 data_root = "data/demo/"
 ann_file = data_root + "annotations/lvis_demo_test.json"
 how_to_get = ["the demo world: python demo/make_world.py --out data/demo --seed 0"]
 
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="rar_mmdet.KeepOriginalImage"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="rar_mmdet.ProposalsFromAnnotations"),
-    dict(type="rar_mmdet.PackRecognitionInputs"),
-]
 test_dataloader = dict(
-    batch_size=8,
     num_workers=2,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
     dataset=dict(
-        type="rar_mmdet.LVISVocabularyDataset",
-        data_root=data_root,
-        ann_file="annotations/lvis_demo_test.json",
-        data_prefix=dict(img=""),
-        test_mode=True,
-        pipeline=test_pipeline,
+        type="rar_mmdet.LVISVocabularyDataset", data_root=data_root, ann_file="annotations/lvis_demo_test.json"
     ),
 )
 test_evaluator = [
-    dict(type="rar_mmdet.SparseLVISMetric", ann_file=ann_file, metric="bbox", img_ids="seen", digits=None),
+    dict(type="rar_mmdet.SparseLVISMetric", ann_file=ann_file, metric="bbox", digits=None),
     dict(type="rar_mmdet.RecognitionMetric", ann_file=ann_file),
 ]

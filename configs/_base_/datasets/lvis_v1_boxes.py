@@ -1,4 +1,6 @@
-# LVIS v1 val, annotated boxes as proposals: the paper's zero-shot recognition. Images are not resized.
+# LVIS v1 val, annotated boxes.
+_base_ = "boxes.py"
+
 data_root = "data/lvis_v1/"
 ann_file = data_root + "annotations/lvis_v1_val.json"
 how_to_get = [
@@ -8,29 +10,10 @@ how_to_get = [
     + " (LVIS val uses both)",
 ]
 
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="rar_mmdet.KeepOriginalImage"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="rar_mmdet.ProposalsFromAnnotations"),
-    dict(type="rar_mmdet.PackRecognitionInputs"),
-]
 test_dataloader = dict(
-    batch_size=8,
-    num_workers=4,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
-    dataset=dict(
-        type="rar_mmdet.LVISVocabularyDataset",
-        data_root=data_root,
-        ann_file="annotations/lvis_v1_val.json",
-        data_prefix=dict(img=""),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(type="rar_mmdet.LVISVocabularyDataset", data_root=data_root, ann_file="annotations/lvis_v1_val.json"),
 )
 test_evaluator = [
-    dict(type="rar_mmdet.SparseLVISMetric", ann_file=ann_file, metric="bbox", img_ids="seen", digits=None),
+    dict(type="rar_mmdet.SparseLVISMetric", ann_file=ann_file, metric="bbox", digits=None),
     dict(type="rar_mmdet.RecognitionMetric", ann_file=ann_file),
 ]

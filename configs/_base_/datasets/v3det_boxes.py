@@ -1,30 +1,15 @@
-# V3Det val, annotated boxes as proposals; the 13,204 names come from the annotation file. Images are not resized.
+# V3Det val, annotated boxes; the 13,204 names come from the annotation file.
+_base_ = "boxes.py"
+
 data_root = "data/V3Det/"
 ann_file = data_root + "annotations/v3det_2023_v1_val.json"
 how_to_get = [
     "images and annotations: https://github.com/V3Det/V3Det (v3det_image_download.py), unpacked in " + data_root
 ]
 
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="rar_mmdet.KeepOriginalImage"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="rar_mmdet.ProposalsFromAnnotations"),
-    dict(type="rar_mmdet.PackRecognitionInputs"),
-]
 test_dataloader = dict(
-    batch_size=8,
-    num_workers=4,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
     dataset=dict(
-        type="rar_mmdet.V3DetVocabularyDataset",
-        data_root=data_root,
-        ann_file="annotations/v3det_2023_v1_val.json",
-        data_prefix=dict(img=""),
-        test_mode=True,
-        pipeline=test_pipeline,
+        type="rar_mmdet.V3DetVocabularyDataset", data_root=data_root, ann_file="annotations/v3det_2023_v1_val.json"
     ),
 )
 # Two protocols: MMDetection's plain COCO rule with 300 detections, and, with `category_tree`, V3Det's own.
@@ -35,7 +20,6 @@ test_evaluator = [
         metric="bbox",
         proposal_nums=[300],
         use_mp_eval=True,
-        img_ids="seen",
         digits=None,
     ),
     dict(type="rar_mmdet.RecognitionMetric", ann_file=ann_file),

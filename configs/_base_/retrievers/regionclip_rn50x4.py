@@ -4,3 +4,4 @@
 cropper = dict(type="RegionCropper")
 encoder = dict(type="RegionClipEncoder", checkpoint="data/regionclip/regionclip_pretrained-cc_rn50x4.pth")
 memory = dict(type="TextMemory", templates="vild81", temperature=0.01)
+retriever = dict(cropper=cropper, encoder=encoder, memory=memory)
