@@ -25,7 +25,7 @@ TEXT_SCALE = 100.0  # 1 / τ of OpenAI's CLIP; all of these papers write it out 
 
 # Work on queries is cut into blocks whose largest array has this size (ours): a fraction of what all of them would
 # take, and large enough that threads seldom wait for one another.
-BLOCK_BYTES = 96 * 2**20
+BLOCK_BYTES = 112 * 2**20
 
 # Exemplars nearer to their class mean than this, as a share of their length and in the quadratic mean, are the same
 # picture but for rounding (ours). Two photos, or two crops of one, differ by a few percent at least.
@@ -88,9 +88,9 @@ def tip_logits(
     logits = _text_logits(queries, text_weights)
     if alpha == 0 or not len(keys):
         return logits
-    groups = _equal_counts(labels, num_classes)
+    groups = equal_counts(labels, num_classes)
     work = _wide(queries)
-    ordered = _wide(keys).to(work)[torch.cat([rows.flatten() for _, rows in groups])].T.contiguous()
+    ordered = _wide(keys).to(work)[torch.cat([rows.flatten() for _, rows in groups])].T
     offset = work.new_full((), -float(beta))
     for block, space in _blocks(len(work), len(keys), work):
         close = torch.addmm(offset, work[block], ordered, alpha=float(beta), out=space).exp_()  # (q, N)
@@ -237,7 +237,7 @@ def nearest_labels(queries: Tensor, exemplars: Tensor, labels: Tensor, depth: in
         raise FewShotError("nearest_labels: there are no exemplars; give at least one")
     depth = min(depth, len(exemplars))
     work = _wide(queries)
-    others = _wide(exemplars).to(work).T.contiguous()
+    others = _wide(exemplars).to(work).T
     found = torch.empty(len(queries), depth, dtype=torch.int64, device=work.device)
     for block, space in _blocks(len(work), len(exemplars), work):
         found[block] = _first_best(torch.mm(work[block], others, out=space), depth)
@@ -271,7 +271,7 @@ def _scatter(features: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     return total
 
 
-def _equal_counts(labels: Tensor, num_classes: int) -> list[tuple[Tensor, Tensor]]:
+def equal_counts(labels: Tensor, num_classes: int) -> list[tuple[Tensor, Tensor]]:
     """Classes with equally many exemplars together: their ids (m,), and the exemplars' rows (count, m).
 
     There are at most about √(2N) different counts, so that a sum per group is few calls however uneven classes are.
