@@ -3,6 +3,15 @@
 from rar_mmdet.encoders.base import Encoder, RegionEncoder
 from rar_mmdet.encoders.fgclip import FGCLIP2Encoder, FGCLIP2RegionEncoder
 from rar_mmdet.encoders.openclip import OpenClipEncoder
+from rar_mmdet.encoders.openclip_regions import OpenClipRegionEncoder
 from rar_mmdet.encoders.regionclip import RegionClipEncoder
 
-__all__ = ["Encoder", "FGCLIP2Encoder", "FGCLIP2RegionEncoder", "OpenClipEncoder", "RegionClipEncoder", "RegionEncoder"]
+__all__ = [
+    "Encoder",
+    "FGCLIP2Encoder",
+    "FGCLIP2RegionEncoder",
+    "OpenClipEncoder",
+    "OpenClipRegionEncoder",
+    "RegionClipEncoder",
+    "RegionEncoder",
+]

@@ -196,14 +196,13 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
             text_trim=_trimmable(model),
         )
 
-    def _preprocess(self, crops: Tensor, state: _Loaded) -> Tensor:
+    def _preprocess(self, crops: Tensor, state: _Loaded, size_hw: tuple[int, int] | None = None) -> Tensor:
+        size_hw = size_hw or self._image_hw()
         pixels = crops.to(state.device).float() / 255
-        if tuple(crops.shape[-2:]) != self._image_hw():
+        if tuple(crops.shape[-2:]) != size_hw:
             mode = state.interpolation if state.interpolation in ("bicubic", "bilinear") else "bicubic"
             # Antialiased, as PIL resizes; overshoot of the cubic is clamped as it is in 8 bits.
-            pixels = F.interpolate(pixels, self._image_hw(), mode=mode, antialias=True, align_corners=False).clamp_(
-                0, 1
-            )
+            pixels = F.interpolate(pixels, size_hw, mode=mode, antialias=True, align_corners=False).clamp_(0, 1)
         return pixels.sub_(state.mean).div_(state.std).to(state.dtype)
 
     def _warn_of_cut_texts(self, texts: Sequence[str], state: _Loaded) -> None:

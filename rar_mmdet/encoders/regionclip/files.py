@@ -73,7 +73,7 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise EncoderLoadError(
             f"{path} holds more than tensors, or is no file of torch.save: {str(error).splitlines()[0]}. Only tensors "
-            "are read, because a pickle may run any program; get the published file, or save the tensors as .safetensors"
+            "are read, because a pickle may run any program; get the published file, or save it as .safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise EncoderLoadError(f"{path} is damaged: {error}. Download it again") from error
