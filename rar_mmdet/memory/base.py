@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["EntryEncoder", "MemorySource", "Shortlister"]
+__all__ = ["EntryEncoder", "MemorySource", "PhotoEncoder", "Shortlister"]
 
 
 class EntryEncoder(Protocol):
@@ -31,6 +31,15 @@ class EntryEncoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """T texts -> (T, D) float32 unit vectors."""
+        ...
+
+
+@runtime_checkable
+class PhotoEncoder(Protocol):
+    """The part of a `RegionEncoder` that exemplars are encoded by; stages do not import one another."""
+
+    def encode_regions(self, image: Any, boxes_xyxy: Any) -> Tensor:
+        """(R, D) float32 unit vectors of (R, 4) boxes of one photo."""
         ...
 
 

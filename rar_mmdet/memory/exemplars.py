@@ -28,7 +28,7 @@ from rar_mmdet.files.coco import box_of, is_object, photo_path, photo_size_hw
 from rar_mmdet.files.images import ImageSource, check_size, photo_hw, read_image
 from rar_mmdet.files.text import parse_json, read_bytes
 from rar_mmdet.files.vocabulary import label_order
-from rar_mmdet.memory.base import EntryEncoder
+from rar_mmdet.memory.base import EntryEncoder, PhotoEncoder
 from rar_mmdet.memory.cache import compute_or_resume
 from rar_mmdet.memory.encode import full_precision
 from rar_mmdet.memory.entries import Entries, EntryKind
@@ -41,7 +41,7 @@ IMAGES_PER_PART = 64  # photos between two writes to disk (ours)
 MIN_SIDE = 2  # px; smaller regions show nothing (ours)
 CROWDS, SPECKS = "crowds or ignored regions", f"below {MIN_SIDE} px"  # in every file; nothing to mend
 
-Crop = Callable[[NDArray[np.uint8], Tensor], Tensor]
+Look = Callable[[NDArray[np.uint8], Tensor], Tensor]  # photo and boxes to a row for each box
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def sample_exemplars(exemplars: Iterable[Exemplar], *, shots: int, seed: int = 0
 
 def encode_exemplars(
     encoder: EntryEncoder,
-    crop: Crop,
+    crop: Look,
     exemplars: Iterable[Exemplar],
     *,
     parts_dir: Path | None = None,
@@ -144,7 +144,7 @@ def encode_exemplars(
     """Image entries of exemplars.
 
     Args:
-        encoder: encodes the crops.
+        encoder: encodes the crops; one that encodes boxes of photos gets the photos, and `crop` is not used.
         crop: photo (H, W, 3) uint8 RGB and boxes (n, 4) to crops (n, 3, S, S) uint8; the recogniser's own
             `cropper.crop`, so that exemplars look as regions will.
         exemplars: in any order; those of one photo are cropped together.
@@ -163,6 +163,8 @@ def encode_exemplars(
             "there are no exemplars, so there is nothing to encode. Does the file have usable regions?"
         )
     vectors = []
+    whole_photos = isinstance(encoder, PhotoEncoder)
+    look = encoder.encode_regions if isinstance(encoder, PhotoEncoder) else crop
     # disable=None: a bar on a terminal, silence in a log file
     with tqdm(total=len(ordered), unit="region", desc="exemplars", disable=None) as bar, full_precision():
         for start in range(0, len(photos), IMAGES_PER_PART):
@@ -170,11 +172,12 @@ def encode_exemplars(
             size = sum(len(own) for own in part)
 
             def compute(part: list[list[Exemplar]] = part, bar: Any = bar) -> Tensor:
-                crops = []
+                found = []
                 for own in part:
-                    crops.append(_crop_photo(crop, own))
+                    found.append(_look_at(look, own))
                     bar.update(len(own))
-                return encoder.encode_images(torch.cat(crops)).float().cpu()
+                rows = torch.cat(found)
+                return (rows if whole_photos else encoder.encode_images(rows)).float().cpu()
 
             identity = [key, encoder.fingerprint, [_identity(own) for own in part]] if parts_dir is not None else None
             vectors.append(compute_or_resume(parts_dir, identity, size, compute))
@@ -234,8 +237,8 @@ def _identity(exemplars: Sequence[Exemplar]) -> list[Any]:
     return [state, [exemplar.box_xyxy for exemplar in exemplars]]
 
 
-def _crop_photo(crop: Crop, exemplars: Sequence[Exemplar]) -> Tensor:
-    """(n, 3, S, S) crops of the exemplars of one photo."""
+def _look_at(look: Look, exemplars: Sequence[Exemplar]) -> Tensor:
+    """(n, ...) what `look` makes of the exemplars of one photo."""
     image = exemplars[0].image
     photo = read_image(image)
     height, width = photo_hw(photo)
@@ -244,6 +247,6 @@ def _crop_photo(crop: Crop, exemplars: Sequence[Exemplar]) -> Tensor:
         check_size((height, width), exemplar.photo_hw, f"photo {name}")
     boxes = [exemplar.box_xyxy or (0.0, 0.0, float(width), float(height)) for exemplar in exemplars]
     try:
-        return crop(photo, torch.tensor(boxes, dtype=torch.float32))
+        return look(photo, torch.tensor(boxes, dtype=torch.float32))
     except InvalidBoxError as error:
         raise InvalidBoxError(f"photo {name}, exemplars {[e.name for e in exemplars]}: {error}") from error

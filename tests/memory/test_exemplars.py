@@ -348,3 +348,29 @@ def test_odd_ids_are_left_out_too(dataset: Path) -> None:
 def test_shots_that_are_lacking_are_told(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
     sample_exemplars(read_exemplars(dataset, dataset.parent, NAMES), shots=5)
     assert "2 of 3 categories have fewer than 5 exemplars" in caplog.text
+
+
+class PhotoEncoder(FakeEncoder):
+    """Encodes boxes of whole photos: the mean colour of the box and where it is."""
+
+    def encode_regions(self, image, boxes_xyxy):
+        rows = [
+            torch.tensor([*image[int(y1) : int(y2), int(x1) : int(x2)].mean(axis=(0, 1)), x1, y1, x2, y2])
+            for x1, y1, x2, y2 in torch.as_tensor(boxes_xyxy).tolist()
+        ]
+        return torch.nn.functional.normalize(torch.stack(rows).float(), dim=1)
+
+
+def test_an_encoder_of_boxes_sees_exemplars_as_it_will_see_regions() -> None:
+    encoder, exemplars = PhotoEncoder(), [
+        Exemplar(make_image(40, 50, 1), 0, (3, 4, 20, 30)),
+        Exemplar(make_image(40, 50, 2), 1),
+    ]  # fmt: skip
+
+    def no_crops(image, boxes):
+        raise AssertionError("crops are not needed")
+
+    entries = encode_exemplars(encoder, no_crops, exemplars)
+    expected = [encoder.encode_regions(exemplars[0].image, [exemplars[0].box_xyxy])]
+    expected.append(encoder.encode_regions(exemplars[1].image, [[0, 0, 50, 40]]))
+    torch.testing.assert_close(entries.vectors, torch.cat(expected))
