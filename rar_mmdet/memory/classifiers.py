@@ -102,7 +102,7 @@ def gda_classifier(text_weights: Tensor, gda: GaussianClassifier, alpha: float) 
         text_weights: (D, C) unit columns.
         gda: of `fit_gda`, for the same classes.
         alpha: weight of the exemplars, >= 0. There is no value that suits all data: |W| grows as exemplars get alike.
-            Its authors choose among seven decades on the val part. Never choose it on the test part.
+            Its authors choose among seven decades on the val part: `tune_gda`. Never choose it on the test part.
 
     Raises:
         FewShotError: the classifier is for other classes or channels, or `alpha` is no number >= 0.
@@ -151,7 +151,11 @@ class NearestImages:
 
 @dataclass(frozen=True)
 class TipAdapter:
-    """Tip-Adapter without training. α and β are those of the paper's ImageNet config, the same for every set."""
+    """Tip-Adapter without training, at one α and β for every set.
+
+    1 and 5.5 are in common use; the release's configs start their search at 1.17 and 1 and keep what it finds.
+    `tune_tip` searches on a val part.
+    """
 
     text_weights: Tensor  # (D, C) unit columns
     keys: Tensor  # (N, D), of `tip_keys`
