@@ -9,20 +9,23 @@ Zero-shot text, class means, text and images mixed, and GDA are all x·W + b: on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rar_mmdet.errors import FewShotError
+from rar_mmdet.errors import FewShotError, MemoryMismatchError
+from rar_mmdet.files.vocabulary import check_same_vocabulary
+from rar_mmdet.memory.base import EntryEncoder, Shortlister
 from rar_mmdet.memory.few_shot import TEXT_SCALE, GaussianClassifier, equal_counts, tip_logits
 from rar_mmdet.structures import Shortlist
 
 __all__ = [
     "LinearClassifier",
     "NearestImages",
+    "ReadyMemory",
     "TipAdapter",
     "class_mean_classifier",
     "gda_classifier",
@@ -174,6 +177,36 @@ class TipAdapter:
             return tip_logits(block, self.keys, self.labels, self.text_weights, self.alpha, self.beta)
 
         return _best(queries, depth, len(self.text_weights), logits)
+
+
+@dataclass(frozen=True)
+class ReadyMemory:
+    """Any of these, or a shortlister of your own, as the `memory` of a `RegionRecognizer`: it can then be ranked."""
+
+    shortlister: Shortlister
+    encoder_fingerprint: str  # of the encoder that made its vectors
+    category_names: tuple[str, ...]  # C names, in label order
+
+    def prepare(self, encoder: EntryEncoder, category_names: Sequence[str]) -> Shortlister:
+        """The shortlister, once it is known to be of this encoder and of these names, however they are spelt.
+
+        Raises:
+            MemoryMismatchError: it is of others; the message says of which.
+        """
+        if encoder.fingerprint != self.encoder_fingerprint:
+            raise MemoryMismatchError(
+                f"the vectors are of encoder {self.encoder_fingerprint}, the recogniser has {encoder.fingerprint}; "
+                "encode exemplars and names again with the recogniser's encoder"
+            )
+        check_same_vocabulary(
+            self.category_names,
+            category_names,
+            names_of="this memory",
+            classes_of="the recogniser",
+            advice="Give the recogniser the memory's names",
+            error=MemoryMismatchError,
+        )
+        return self.shortlister
 
 
 def _best(queries: Tensor, depth: int, channels: int, logits_of: Callable[[Tensor], Tensor]) -> Shortlist:
