@@ -26,7 +26,7 @@ ENCODERS = {
 }
 RANKERS = {
     "qwen": 'dict(type="TransformersRanker", model="Qwen/Qwen2.5-VL-7B-Instruct", image_size=336, batch_size=32)',
-    "llava": 'dict(type="TransformersRanker", model="llava-hf/llava-1.5-7b-hf", chat_template="llava_v1")',
+    "llava": 'dict(type="TransformersRanker", model="llava-hf/llava-1.5-7b-hf")',
     "server": 'dict(type="OpenAIRanker", base_url="http://127.0.0.1:8000/v1", model="Qwen/Qwen2.5-VL-7B-Instruct")',
 }
 
@@ -187,8 +187,11 @@ def _encoder(name: str) -> str:
 
 def _ranker(name: str) -> str:
     if name == "demo":
-        folder, prompts = DEMO / "weights" / "ranker", DEMO / "prompts.json"
-        return f'dict(type="TransformersRanker", model="{folder.as_posix()}", prompts="{prompts.as_posix()}")'
+        return (
+            f'dict(type="TransformersRanker", model="{(DEMO / "weights" / "ranker").as_posix()}", '
+            f'ask=dict(type="Likelihood", prompts="{(DEMO / "prompts.json").as_posix()}"), '
+            f'loading=dict(modules=["{(DEMO / "tiny_vision.py").as_posix()}"]))'
+        )
     if name not in RANKERS:
         raise ConfigError(f"--ranker {name!r} is not known; known are {', '.join((*RANKERS, 'demo'))}")
     return RANKERS[name]
