@@ -96,6 +96,17 @@ class Checkpoint:
         return size if isinstance(size, int) else None
 
     @cached_property
+    def image_processor(self) -> str | None:
+        """Class of the image processor that its files name, if they do."""
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            settings = self._json(name)
+            nested = settings.get("image_processor")
+            for where in (settings, nested if isinstance(nested, dict) else {}):
+                if isinstance(found := where.get("image_processor_type"), str):
+                    return found
+        return None
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the content of every file that shapes an answer."""
         digest = hashlib.sha256()

@@ -1,21 +1,36 @@
-"""Shortlist -> permutation and log-probabilities: prompts, parsing, scoring, cache, and one file per way to a model."""
+"""Shortlist -> permutation and log-probabilities: ways to ask, parsing, cache, and one file per way to a model."""
 
 from rar_mmdet.rankers.asking import AskingRanker
+from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
 from rar_mmdet.rankers.base import IdentityRanker, Ranker, ScriptedRanker
+from rar_mmdet.rankers.loaded_model import Loading
 from rar_mmdet.rankers.openai_ranker import OpenAIRanker
+from rar_mmdet.rankers.options import Limits
 from rar_mmdet.rankers.parsing import Parsed, parse_ranking
-from rar_mmdet.rankers.questions import Answer, Question
+from rar_mmdet.rankers.questions import Answer, Ask, Question, Reading
+from rar_mmdet.rankers.report import report_table
+from rar_mmdet.rankers.server import ServerSettings
 from rar_mmdet.rankers.transformers_ranker import TransformersRanker
 
 __all__ = [
     "Answer",
+    "Ask",
     "AskingRanker",
+    "Generate",
     "IdentityRanker",
+    "Letter",
+    "Likelihood",
+    "Limits",
+    "Loading",
     "OpenAIRanker",
     "Parsed",
     "Question",
     "Ranker",
+    "Reading",
     "ScriptedRanker",
+    "ServerSettings",
     "TransformersRanker",
+    "YesNo",
     "parse_ranking",
+    "report_table",
 ]

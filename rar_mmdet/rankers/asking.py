@@ -1,14 +1,16 @@
-"""The part all asking rankers share: whom to ask, what is known already, and what the answers mean.
+"""The part all asking rankers share: whom to ask, what is known already, and what becomes of the answers.
 
-A model is reached by one method, `answer`; the rest is here: skipping, asking once, keeping, counting, interpreting.
+A model is reached by one method, `answer`; a way to ask says what the model is shown and what its answer means. The
+rest is here: skipping, asking once, keeping, counting.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,133 +20,73 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.errors import RankerError
-from rar_mmdet.rankers.cache import AnswerCache, hash_parts
-from rar_mmdet.rankers.parsing import parse_ranking
-from rar_mmdet.rankers.prompts import FIELDS, LETTERS, Prompt, clean_candidate, load_prompts
+from rar_mmdet.rankers.asks import Ask, Likelihood, Reading, as_ask
+from rar_mmdet.rankers.base import Ranker
+from rar_mmdet.rankers.cache import hash_parts, open_answers
+from rar_mmdet.rankers.options import Limits, as_options
+from rar_mmdet.rankers.prompts import clean_candidate
 from rar_mmdet.rankers.questions import Answer, Question
-from rar_mmdet.rankers.scoring import (
-    apply_temperature,
-    cyclic_shifts,
-    likelihood_scores,
-    undo_cyclic_shifts,
-    yes_margin,
-)
 from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 
-__all__ = ["AskingRanker", "COUNTS", "DEFAULT_PROMPTS", "expect_count"]
+__all__ = ["COUNTS", "AskingRanker"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROMPTS = {"generate": "paper", "likelihood": "choose", "letter": "letter", "yesno": "yesno"}
 # Fewer replies than this say little about the share of bad ones; the limit is applied at the end in any case.
 _MIN_REPLIES_TO_JUDGE = 100
 _REPLIES_TO_SHOW = 3
+# So many times the same letter is no chance, unless retrieval is nearly always right: .9^30 = 4 %.
+_LETTERS_TO_JUDGE = 30
+_LEAST_LABEL_MASS = 0.5  # on average; below it the model mostly wants to say something else than a label
 COUNTS = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial", "fallback")
-_ORDER_SLOPE = 0.6  # log-probability an order alone takes off per place; that of `RankFusion`
-_FORMAT = 2  # of keys and stored answers; raise it when either changes meaning
 
 
-def expect_count(name: str, value: int | None, optional: bool = False) -> None:
-    """Raise unless a setting is a whole number of at least 1, or `None` where that is allowed."""
-    if not (optional and value is None) and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1{' or None' * optional}, got {value!r}")
-
-
-class AskingRanker(ABC):
-    """A ranker that puts questions to a model.
+class AskingRanker(Ranker):
+    """A ranker that puts questions to a model. Several threads may call `rank` at once.
 
     Args:
-        ask: 'likelihood', 'letter', 'yesno' or 'generate'.
-        prompt: name of the prompt; `None` for the usual one of that way to ask.
-        prompts: JSON file of {name: text} that adds to or replaces the prompts of this package.
-        score: for 'likelihood': 'sum', 'mean' (per token) or 'pmi' (against a blank crop).
-        pmi_weight: how much of the blank crop's score 'pmi' subtracts.
-        num_shifts: for 'letter': cyclic shifts averaged to remove the position bias; `None` for all K, 1 for none.
-        temperature: divides the scores before they are normalised; `tools/calibrate_ranker.py` fits it.
-        decisive_margin: regions whose best two retrieval probabilities differ by this much or more are not asked
-            about; `None` asks about all.
-        max_fallback_rate: share of asked regions without a usable answer above which the run fails.
-        cache: SQLite file of answers; `None` keeps them for this process only.
+        ask: the way to ask: a `Likelihood`, `Letter`, `YesNo` or `Generate`, a dict such as
+            dict(type="Letter", num_shifts=1), or 'likelihood', 'letter', 'yesno', 'generate' for their defaults.
+        limits: whom not to ask, and how many unusable answers are too many; a `Limits` or a dict of its settings.
+        cache: SQLite file of answers, of which every machine gets its own (see `rankers.cache`), or a folder for them;
+            `None` keeps answers for this process only.
     """
 
     def __init__(
         self,
         *,
-        ask: str = "likelihood",
-        prompt: str | None = None,
-        prompts: str | Path | None = None,
-        score: str = "sum",
-        pmi_weight: float = 1.0,
-        num_shifts: int | None = None,
-        temperature: float = 1.0,
-        decisive_margin: float | None = None,
-        max_fallback_rate: float = 0.2,
+        ask: Ask | Mapping[str, Any] | str = Likelihood(),  # noqa: B008 - frozen
+        limits: Limits | Mapping[str, Any] | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        self.ask, self.score, self.pmi_weight, self.num_shifts = ask, score, pmi_weight, num_shifts
-        self.temperature, self.decisive_margin = temperature, decisive_margin
-        self.max_fallback_rate = max_fallback_rate
-        self._check_settings()
-        known = load_prompts(prompts)
-        prompt = prompt or DEFAULT_PROMPTS[ask]
-        if prompt not in known:
-            raise ValueError(
-                f"prompt={prompt!r} is not known; known are {sorted(known)}, or give your own in `prompts`"
-            )
-        self.prompt: Prompt = known[prompt]
-        self._check_prompt()
+        self.ask, self.limits, self.cache = as_ask(ask), as_options(Limits, limits, "limits"), cache
         self.counts: Counter[str] = Counter()
-        self._shown_replies, self._told_of_cache = 0, False
-        self.cache = cache
-        self._answers = AnswerCache(cache)
+        self._seconds, self._label_mass = 0.0, 0.0
+        self._letters: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()  # what the log has said, and how often
+        self._answers = open_answers(cache)
+        self._lock = threading.RLock()
 
-    def _check_settings(self) -> None:
-        if self.ask not in DEFAULT_PROMPTS:
-            raise ValueError(f"ask must be one of {sorted(DEFAULT_PROMPTS)}, got {self.ask!r}")
-        if self.score not in ("sum", "mean", "pmi"):
-            raise ValueError(f"score must be 'sum', 'mean' or 'pmi', got {self.score!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
-        if not 0 <= self.max_fallback_rate <= 1:
-            raise ValueError(f"max_fallback_rate must be in [0, 1], got {self.max_fallback_rate}")
-        expect_count("num_shifts", self.num_shifts, optional=True)
-        if self.decisive_margin is not None and not self.decisive_margin >= 0:
-            raise ValueError(f"decisive_margin must be at least 0, or None to ask always, got {self.decisive_margin}")
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
-    def _check_prompt(self) -> None:
-        text, named = self.prompt.text, "{name}" in self.prompt.text
-        lettered = "{options}" in text or "{option_lines}" in text
-        given = f"{self.prompt.name!r} is {text!r}"
-        if named != (self.ask == "yesno"):
-            raise ValueError(
-                f"ask='yesno', and no other, needs a prompt with {{name}} in it; ask={self.ask!r}, {given}"
-            )
-        if unknown := self.prompt.unknown_fields:
-            raise ValueError(f"no placeholder {unknown[0]!r}; there are {', '.join(FIELDS)}: {given}")
-        if self.ask == "letter" and not lettered:
-            raise ValueError(f"ask='letter' needs a prompt with {{options}} or {{option_lines}} in it, {given}")
-        if self.ask == "generate" and not self.prompt.mentions_candidates:
-            raise ValueError(f"ask='generate' needs a prompt that shows the candidates, {given}")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     # What an adapter gives.
 
     @abstractmethod
     def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, Answer]]:
-        """Put questions to the model; yields answers by index, each dict is kept at once.
+        """Put questions to the model as `self.ask` says; yields answers by index, each dict is kept at once.
 
         An index that never comes counts as a region without a usable answer, and is asked again in the next run.
+        Several threads may be in here at once.
         """
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
         """Everything about the model that can change an answer: id, revision, weight hash, precision (JSON types)."""
-
-    def missing_assets(self) -> list[str]:
-        """What has to be fetched before this ranker can run, one line each."""
-        return []
-
-    def load(self, device: torch.device | str | None = None) -> None:  # noqa: B027 - many have nothing to load
-        """Say where the model is to run."""
 
     def special_tokens(self) -> Sequence[str]:
         """Texts the model obeys rather than reads."""
@@ -153,9 +95,9 @@ class AskingRanker(ABC):
     # What callers use.
 
     @property
-    def max_candidates(self) -> int | None:
+    def max_candidates(self) -> int | None:  # type: ignore[override]  # never set on an asking ranker
         """The largest K it can rank; `None`: any."""
-        return len(LETTERS) if self.prompt.has_letters else None
+        return self.ask.max_candidates
 
     def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
         """See `Ranker.rank`.
@@ -165,45 +107,27 @@ class AskingRanker(ABC):
         """
         started = time.perf_counter()
         self._check_input(crops, shortlist)
-        rows = self._whom_to_ask(shortlist).nonzero().flatten().tolist()
+        rows = self._whom_to_ask(shortlist)
         shown, questions = self._questions(crops, shortlist, category_names, rows)
-        answers = self._resolve(questions)
-        ranking = self._interpret(len(shortlist), shortlist.depth, rows, shown, questions, answers)
-        self._count(ranking, time.perf_counter() - started)
+        readings = self._read(questions, self._resolve(questions))
+        ranking = _assemble(shortlist, rows, shown, readings)
+        self._count(ranking, readings, time.perf_counter() - started)
         return ranking
 
-    def evidence(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Tensor:
-        """(R, K) float32 in [0, 1], p(yes) of each candidate on its own; NaN without an answer. 'yesno' only.
-
-        Unlike `Ranking.log_probs` this is comparable across regions: all candidates of a region may be unlikely.
-        """
-        if self.ask != "yesno":
-            raise ValueError(f"evidence is what ask='yesno' gives; this ranker has ask={self.ask!r}")
-        self._check_input(crops, shortlist)
-        rows = list(range(len(shortlist)))
-        shown, questions = self._questions(crops, shortlist, category_names, rows)
-        result = torch.full(tuple(shortlist.category_ids.shape), float("nan"))
-        for row, columns, answer in zip(rows, shown, self._resolve(questions), strict=True):
-            if answer is not None and answer.scores:
-                result[row, columns] = yes_margin(torch.tensor(answer.scores, dtype=torch.float64)).sigmoid().float()
-        return result
-
     def report(self) -> dict[str, Any]:
-        """What was done so far: how asked, and counts of regions and questions; to be stored with the results."""
-        counts = {name: int(self.counts[name]) for name in COUNTS}
-        settings = {"ask": self.ask, "prompt": self.prompt.name, "temperature": self.temperature}
-        if self.ask == "likelihood":
-            settings["score"] = self.score
-        return {
-            **settings,
-            **counts,
-            "seconds": round(float(self.counts["seconds"]), 3),
-            "model": dict(self.identity()),
-        }
+        """What was done so far: how asked, and counts of regions and questions."""
+        with self._lock:
+            counts = {name: int(self.counts[name]) for name in COUNTS}
+            return {
+                **self.ask.report(),
+                **counts,
+                "seconds": round(self._seconds, 3),
+                "model": dict(self.identity()),
+            }
 
-    def forget_counts(self) -> None:
-        """Start counting from zero."""
-        self.counts.clear()
+    def judge(self, counts: Mapping[str, int] | None = None) -> None:
+        """See `Ranker.judge`: the share of fallbacks must not be above `limits.max_fallback_rate`."""
+        self._judge(self.counts if counts is None else counts, least=1)
 
     # The steps of `rank`.
 
@@ -217,9 +141,21 @@ class AskingRanker(ABC):
             )
         if self.max_candidates is not None and k > self.max_candidates:
             raise ValueError(
-                f"ask={self.ask!r} with prompt={self.prompt.name!r} has {self.max_candidates} letters, got K={k} "
-                "candidates; use fewer, or a prompt without letters"
+                f"{type(self.ask).__name__} with prompt={self.ask.wording.name!r} has {self.max_candidates} letters, "
+                f"got K={k} candidates; use fewer, or a prompt without letters"
             )
+
+    def _whom_to_ask(self, shortlist: Shortlist) -> list[int]:
+        """Rows whose order is open."""
+        if shortlist.depth < 2:
+            return []  # nothing to order
+        rows = list(range(len(shortlist)))
+        if self.limits.decisive_margin is not None:
+            margins = (shortlist.probs[:, 0] - shortlist.probs[:, 1]).cpu()
+            rows = (margins < self.limits.decisive_margin).nonzero().flatten().tolist()
+        with self._lock:
+            self.counts["decisive"] += len(shortlist) - len(rows)
+        return rows
 
     def _questions(
         self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str], rows: list[int]
@@ -229,37 +165,19 @@ class AskingRanker(ABC):
         ids = shortlist.category_ids[rows].tolist()
         names = {i: clean_candidate(category_names[i], special) for i in {i for row in ids for i in row}}
         listed = [[names[i] for i in row] for row in ids]
-        shown = [self._shown_order(row) for row in listed]
+        shown = [self.ask.shown_order(row) for row in listed]
         questions = [
             Question(crops[row].contiguous(), tuple(candidates[c] for c in columns))
             for row, candidates, columns in zip(rows, listed, shown, strict=True)
         ]
         return shown, questions
 
-    def _whom_to_ask(self, shortlist: Shortlist) -> Tensor:
-        wanted = torch.ones(len(shortlist), dtype=torch.bool)
-        if shortlist.depth < 2:
-            wanted[:] = False  # nothing to order
-        elif self.decisive_margin is not None:
-            decisive = (shortlist.probs[:, 0] - shortlist.probs[:, 1]).cpu() >= self.decisive_margin
-            self.counts["decisive"] += int((wanted & decisive).sum())
-            wanted &= ~decisive
-        return wanted
-
-    def _shown_order(self, names: Sequence[str]) -> list[int]:
-        """Columns in the order the prompt shows them.
-
-        Where the order should not matter it is the alphabet's: the answer then cannot depend on retrieval order, and
-        equal sets of candidates share one question. Text and letters follow retrieval, as in the paper.
-        """
-        columns = list(range(len(names)))
-        return sorted(columns, key=lambda c: names[c]) if self.ask in ("likelihood", "yesno") else columns
-
     def _resolve(self, questions: Sequence[Question], null: bool = False) -> list[Answer | None]:
         """Answers in order: from the cache, or from the model; equal questions are asked once.
 
         Missing questions keep their order, batches are filled in that order and kept batch by batch: a run that was
-        killed goes on with the very batches it would have had, so resuming does not change a bit of any score.
+        killed goes on with the very batches it would have had, so resuming does not change a bit of any score. Of two
+        answers to one question, of threads or processes, the first that was kept counts for both.
         """
         keys = self._keys(questions)
         first: dict[str, int] = {}
@@ -267,150 +185,146 @@ class AskingRanker(ABC):
             first.setdefault(key, index)
         known = {key: Answer.load(text) for key, text in self._answers.get(list(first)).items()}
         missing = [key for key in first if key not in known]
-        if known and self._answers.path is not None and not self._told_of_cache:
-            self._told_of_cache = True
-            logger.info("answers kept in %s are used; with --no-cache all are asked anew", self._answers.path)
-        if not null:
-            self.counts["cached"] += len(known)
-            self.counts["deduped"] += len(keys) - len(first)
-        self.counts["null_asked" if null else "asked"] += len(missing)
+        self._count_questions(len(keys), len(first), len(missing), null)
         if missing:
             for fresh in self.answer([questions[first[key]] for key in missing]):
                 for index, answer in fresh.items():  # before it is kept for good
-                    k = len(questions[first[missing[index]]].candidates)
-                    answer.check_shape(self.ask, k, num_shifts=len(self.shifts(k)))
-                by_key = {missing[index]: answer for index, answer in fresh.items()}
-                self._answers.put({key: answer.dump() for key, answer in by_key.items()})
-                known |= by_key
+                    self.ask.check(answer, len(questions[first[missing[index]]].candidates))
+                kept = self._answers.put({missing[index]: answer.dump() for index, answer in fresh.items()})
+                known |= {key: Answer.load(text) for key, text in kept.items()}
         return [known.get(key) for key in keys]
 
+    def _count_questions(self, total: int, different: int, missing: int, null: bool) -> None:
+        with self._lock:
+            if not null:
+                self.counts["cached"] += different - missing
+                self.counts["deduped"] += total - different
+            self.counts["null_asked" if null else "asked"] += missing
+        if different > missing and self._answers.path is not None:
+            self._tell(f"answers kept in {self._answers.path} are used; with another cache all are asked anew", logging.INFO)
+
     def _keys(self, questions: Sequence[Question]) -> list[str]:
+        """Of the model, the way to ask, everything that is shown, and how an answer is kept."""
         if not questions:
             return []
-        settings = {
-            "format": _FORMAT,
-            "model": dict(self.identity()),
-            "ask": self.ask,
-            "prompt": self.prompt.text,
-            "num_shifts": self.num_shifts if self.ask == "letter" else None,
-        }
+        with self._lock:  # hashing weights takes its time: once, not once a thread
+            model = dict(self.identity())
+        settings = {"answer": Answer.layout(), "model": model, **self.ask.key()}
         head = json.dumps(settings, sort_keys=True).encode()
-        return [
-            hash_parts(
-                [
-                    head,
-                    str(tuple(q.crop.shape)).encode(),
-                    q.crop.numpy().data,
-                    *(c.encode("utf-8", "surrogatepass") for c in q.candidates),
-                ]
-            )
-            for q in questions
-        ]
+        keys = []
+        for question in questions:
+            shown = json.dumps([self.ask.texts(question), self.ask.labels(len(question.candidates)), question.candidates])
+            shape = str(tuple(question.crop.shape)).encode()
+            keys.append(hash_parts([head, shape, question.crop.numpy().data, shown.encode()]))
+        return keys
 
-    def _interpret(
-        self,
-        num_regions: int,
-        k: int,
-        rows: list[int],
-        shown: list[list[int]],
-        questions: list[Question],
-        answers: list[Answer | None],
-    ) -> Ranking:
-        ranking = Ranking.identity(num_regions, k)
-        order, status = ranking.order, ranking.status
-        status[rows] = int(RankStatus.FALLBACK)
-        log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
-        scored = [i for i, answer in enumerate(answers) if answer is not None and answer.scores]
-        if scored:
-            values = self._scores([questions[i] for i in scored], [answers[i] for i in scored])
-            # Rounding must not tell candidates of one name apart.
-            firsts = [[names.index(name) for name in names] for names in (questions[i].candidates for i in scored)]
-            values = values.gather(1, torch.tensor(firsts))
-            usable = values.isfinite().all(dim=1)
-            if not usable.all():
-                bad = int(usable.logical_not().nonzero()[0])
-                self._show(
-                    f"scores of {list(questions[scored[bad]].candidates)} are not finite: {values[bad].tolist()}; "
-                    "damaged weights, or a precision too small for the model (try dtype='float32' or 'bfloat16')"
-                )
-            at = torch.tensor([rows[i] for i in scored])[usable]
-            columns = torch.tensor([shown[i] for i in scored])[usable]
-            found = torch.empty(columns.shape).scatter_(1, columns, apply_temperature(values[usable], self.temperature))
-            log_probs[at], status[at] = found, int(RankStatus.OK)
-            # Stable: candidates the model cannot tell apart keep retrieval order.
-            order[at] = found.argsort(dim=1, descending=True, stable=True)
-        for i, answer in enumerate(answers):
-            if answer is not None and answer.reply is not None:
-                parsed = parse_ranking(answer.reply, questions[i].candidates)
-                row = rows[i]
-                order[row] = torch.tensor([shown[i][j] for j in parsed.order], dtype=torch.int64)
-                status[row] = int(parsed.status)
-                # Beside rows with log-probabilities an order must not read as indifference.
-                log_probs[row, order[row]] = (-_ORDER_SLOPE * torch.arange(k)).log_softmax(0)
-                if parsed.status == RankStatus.FALLBACK:
-                    self._show(
-                        f"no candidate found in the reply {answer.reply[:300]!r} to {list(questions[i].candidates)}"
-                    )
-        return Ranking(order, log_probs if scored else None, status)
+    def _read(self, questions: list[Question], answers: list[Answer | None]) -> list[Reading | None]:
+        """What each answer says; the first few that say nothing are shown."""
+        needed = [self.ask.blanks(q) if answer and answer.scores else [] for q, answer in zip(questions, answers, strict=True)]
+        flat = [blank for blanks in needed for blank in blanks]
+        found = iter(self._resolve(flat, null=True) if flat else [])
+        readings: list[Reading | None] = []
+        for question, answer, blanks in zip(questions, answers, needed, strict=True):
+            blank_answers = [next(found) or Answer() for _ in blanks]
+            readings.append(None if answer is None else self.ask.read(answer, question, blank_answers))
+        for problem in (reading.problem for reading in readings if reading is not None and reading.problem):
+            self._show(problem)
+        return readings
 
     def _show(self, problem: str) -> None:
         """Log the first few answers that cannot be used."""
-        if self._shown_replies < _REPLIES_TO_SHOW:
-            self._shown_replies += 1
-            logger.warning("%s", problem)
+        with self._lock:
+            self._told["problems"] += 1
+            if self._told["problems"] <= _REPLIES_TO_SHOW:
+                logger.warning("%s", problem)
 
-    def _scores(self, questions: list[Question], answers: Sequence[Answer | None]) -> Tensor:
-        """(R, K) float64 scores of the candidates as shown, from answers that have scores."""
-        raw = torch.tensor([answer.scores for answer in answers if answer], dtype=torch.float64)  # (R, S, K)
-        if self.ask == "letter":
-            return undo_cyclic_shifts(raw, self.shifts(raw.shape[-1]))
-        if self.ask == "yesno":
-            return yes_margin(raw)
-        lengths = torch.tensor([answer.lengths for answer in answers if answer])
-        null_sums = self._null_sums(questions) if self.score == "pmi" else None
-        return likelihood_scores(raw[:, 0], lengths, self.score, null_sums, self.pmi_weight)
+    def _tell(self, text: str, level: int = logging.WARNING) -> None:
+        """Log a text once."""
+        with self._lock:
+            self._told[text] += 1
+            if self._told[text] == 1:
+                logger.log(level, "%s", text)
 
-    def shifts(self, k: int) -> list[list[int]]:
-        """The orders in which 'letter' shows K candidates."""
-        return cyclic_shifts(k, k if self.num_shifts is None else self.num_shifts)
+    def _count(self, ranking: Ranking, readings: Sequence[Reading | None], seconds: float) -> None:
+        with self._lock:
+            self.counts["regions"] += len(ranking)
+            self._seconds += seconds
+            for status in RankStatus:
+                self.counts[status.name.lower()] += int((ranking.status == status).sum())
+            self._watch_labels([reading for reading in readings if reading is not None])
+            self._judge(self.counts, least=_MIN_REPLIES_TO_JUDGE)
 
-    def _null_sums(self, questions: list[Question]) -> Tensor:
-        """(R, K) log p(name | blank crop); without candidates in the prompt each name is asked about once."""
-        blank = torch.full_like(questions[0].crop, 127) if questions else None
-        assert blank is not None, "asked only with questions"
-        if self.prompt.varies_with_candidates:
-            groups = [q.candidates for q in questions]
-        else:
-            groups = [(name,) for q in questions for name in q.candidates]
-        answers = self._resolve([Question(blank, group) for group in groups], null=True)
-        flat = [
-            a.scores[0] if a and a.scores else (float("nan"),) * len(g) for a, g in zip(answers, groups, strict=True)
-        ]
-        return torch.tensor([value for row in flat for value in row], dtype=torch.float64).reshape(len(questions), -1)
-
-    def _count(self, ranking: Ranking, seconds: float) -> None:
-        self.counts["regions"] += len(ranking)
-        self.counts["seconds"] += seconds  # type: ignore[assignment]  # Counter of ints in typing only
-        for status in RankStatus:
-            self.counts[status.name.lower()] += int((ranking.status == status).sum())
-        self.judge(least=_MIN_REPLIES_TO_JUDGE)
-
-    def judge(self, counts: Mapping[str, int] | None = None, least: int = 1) -> None:
-        """Refuse results that are not the ranker's.
-
-        Args:
-            counts: 'ok', 'partial' and 'fallback' regions, of all processes; `None` for this one's.
-            least: with fewer answers there is no verdict.
-
-        Raises:
-            RankerError: the share of fallbacks is above `max_fallback_rate`.
-        """
-        counts = self.counts if counts is None else counts
-        answered = counts["ok"] + counts["partial"] + counts["fallback"]
-        if answered >= least and counts["fallback"] > self.max_fallback_rate * answered:
-            raise RankerError(
-                f"{counts['fallback']} of {answered} regions got no usable answer, more than "
-                f"max_fallback_rate={self.max_fallback_rate}. The numbers of this run would not be the ranker's. The "
-                "log shows the first such answers; try another `ask` or `prompt`, or raise max_fallback_rate if this "
-                "is meant"
+    def _watch_labels(self, readings: Sequence[Reading]) -> None:
+        """Say so when a model always picks the same letter, or hardly any label at all."""
+        for reading in readings:
+            self._letters.update(reading.letters)
+            if reading.label_mass is not None:
+                self._told["label masses"] += 1
+                self._label_mass += reading.label_mass
+        total = sum(self._letters.values())
+        if total >= _LETTERS_TO_JUDGE and len(self._letters) == 1:
+            (letter,) = self._letters
+            self._tell(
+                f"every answer so far is the letter {letter!r}, whatever stands there: the model may not see the crop, "
+                "or prefer that letter. Look at some replies, average over the letters with Letter(num_shifts=None), or "
+                "try another `ask`"
             )
+        count = self._told["label masses"]
+        if count >= _LETTERS_TO_JUDGE and self._label_mass < _LEAST_LABEL_MASS * count:
+            self._tell(
+                f"the model gives {100 * self._label_mass / count:.1f} % of its probability to the labels it is asked for "
+                "and wants to say something else; try another prompt, switch off its thinking, or use ask='generate'"
+            )
+
+    def _judge(self, counts: Mapping[str, int], least: int) -> None:
+        bad = counts.get("fallback", 0)
+        answered = counts.get("ok", 0) + counts.get("partial", 0) + bad
+        if answered >= least and bad > self.limits.max_fallback_rate * answered:
+            raise RankerError(
+                f"{bad} of {answered} regions got no usable answer, more than "
+                f"max_fallback_rate={self.limits.max_fallback_rate}. The numbers of this run would not be the ranker's. "
+                "The log shows the first such answers; try another `ask` or prompt, or "
+                "limits=dict(max_fallback_rate=...) if this is meant"
+            )
+
+
+def _assemble(
+    shortlist: Shortlist, rows: list[int], shown: list[list[int]], readings: Sequence[Reading | None]
+) -> Ranking:
+    """The Ranking of all regions; each row depends on its own reading alone.
+
+    Rows of text get NaN for log-probabilities when others have some: they are an order and nothing else, with or
+    without such neighbours.
+    """
+    num_regions, k = len(shortlist), shortlist.depth
+    blank = Ranking.identity(num_regions, k)
+    order, status = blank.order, blank.status
+    status[rows] = int(RankStatus.FALLBACK)
+    log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
+    masses, replies = torch.full((num_regions,), float("nan")), [None] * num_regions
+    scored = [i for i, reading in enumerate(readings) if reading is not None and reading.scores is not None]
+    if scored:
+        at, columns = torch.tensor([rows[i] for i in scored]), torch.tensor([shown[i] for i in scored])
+        scores = torch.tensor([readings[i].scores for i in scored], dtype=torch.float64)  # type: ignore[union-attr]
+        found = torch.empty(columns.shape).scatter_(1, columns, torch.log_softmax(scores, dim=-1).float())
+        log_probs[at], status[at] = found, int(RankStatus.OK)
+        # Stable: candidates the model cannot tell apart keep retrieval order.
+        order[at] = found.argsort(dim=1, descending=True, stable=True)
+    for i, reading in enumerate(readings):
+        if reading is None:
+            continue
+        replies[rows[i]] = reading.reply
+        if reading.label_mass is not None:
+            masses[rows[i]] = reading.label_mass
+        if reading.scores is None:
+            order[rows[i]] = torch.tensor([shown[i][column] for column in reading.order], dtype=torch.int64)
+            status[rows[i]] = int(reading.status)
+            if reading.status is not RankStatus.FALLBACK:
+                log_probs[rows[i]] = float("nan")
+    return Ranking(
+        order,
+        log_probs if scored else None,
+        status,
+        replies=tuple(replies) if any(reply is not None for reply in replies) else None,
+        label_mass=masses if bool(masses.isfinite().any()) else None,
+    )

@@ -1,4 +1,10 @@
-"""Answers that survive: one SQLite file, shared by several processes, never trusted blindly."""
+"""Answers that survive: an SQLite file for each machine, shared by its processes and threads, never trusted blindly.
+
+The rule of the files, for every caller: a path names a family. `answers.sqlite` stands for `answers.<machine>.sqlite`,
+which this machine writes, and for `answers.sqlite` and `answers.*.sqlite` beside it, which it reads: those of other
+machines, and of earlier runs. A folder stands for `answers.sqlite` in it. SQLite's way to let several processes write
+(WAL) does not work across machines, not even on a shared disk; so nobody writes another machine's file.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +12,19 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import shutil
+import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rar_mmdet.errors import RankerError
 
-__all__ = ["AnswerCache"]
+__all__ = ["AnswerCache", "Answers", "answer_files", "hash_parts", "open_answers"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,59 +43,174 @@ class DamagedCacheError(Exception):
     """The file is not what was written to it; handled here, never shown."""
 
 
-class AnswerCache:
-    """Texts by key. A write is one transaction: after SIGKILL it is there completely or not at all.
+class Answers(Protocol):
+    """Texts by key. The first text stored under a key stays."""
 
-    WAL lets several processes read and write at once (on one machine; WAL does not work across network mounts). The
-    first text stored under a key stays. Each text carries a checksum; a file that fails it, or that SQLite cannot
-    read, is renamed to `<file>.damaged-<n>` with a warning and a new one is begun.
-
-    Args:
-        path: the file, or `None` to keep answers in memory only.
-    """
-
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
-        self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, tuple[int, int] | None] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_connection": None, "_opened": None}
+    path: Path | None  # where they are kept; None: in memory
 
     def get(self, keys: Sequence[str]) -> dict[str, str]:
         """The texts of those keys that are known."""
+        ...
 
-        def read() -> dict[str, str]:
-            found: dict[str, str] = {}
-            for start in range(0, len(keys), _KEYS_PER_QUERY):
-                part = list(keys[start : start + _KEYS_PER_QUERY])
-                marks = ",".join("?" * len(part))
-                rows = self._open().execute(f"SELECT key, sum, text FROM answers WHERE key IN ({marks})", part)
-                for key, checksum, text in rows:  # bytes: damaged ones may be no text
-                    whole = isinstance(key, bytes) and isinstance(text, bytes)
-                    if not whole or checksum != _checksum(key, text).encode():
-                        raise DamagedCacheError(f"the entry {key!r} does not match its checksum")
-                    found[key.decode()] = text.decode()
-            return found
+    def put(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Keep these texts, all or none; returns what is kept under their keys now."""
+        ...
 
-        return self._guarded(read)
 
-    def put(self, texts: Mapping[str, str]) -> None:
-        """Keep these texts, all or none."""
+def answer_files(path: str | Path) -> tuple[Path, list[Path]]:
+    """The file that this machine writes, and those it reads beside it (the rule is at the top of this module)."""
+    path = Path(path)
+    path = path / "answers.sqlite" if path.is_dir() or not path.suffix else path
+    machine = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()).strip("-") or "machine"
+    own = path.with_name(f"{path.stem}.{machine}{path.suffix}")
+    beside = [path, *sorted(path.parent.glob(f"{_escaped(path.stem)}.*{path.suffix}"))]
+    return own, [file for file in beside if file != own and file.is_file()]
 
-        def write() -> None:
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def open_answers(path: str | Path | None) -> Answers:
+    """The answers of a path by that rule; of `None` or ':memory:', those of this process."""
+    return MemoryAnswers() if path is None or str(path) == ":memory:" else SharedAnswers(path)
+
+
+class MemoryAnswers:
+    """Answers of this process; a dict, whose single steps no thread interrupts."""
+
+    path = None
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def get(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `Answers`."""
+        return {key: text for key in keys if (text := self._texts.get(key)) is not None}
+
+    def put(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """See `Answers`."""
+        return {key: self._texts.setdefault(key, text) for key, text in texts.items()}
+
+
+class SharedAnswers:
+    """The files of all machines: this one's is written, all are read as they stood when this process began."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._own: AnswerCache | None = None
+        self._others: list[_Source] = []
+        self._copies: TemporaryDirectory[str] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    @property
+    def own(self) -> AnswerCache:
+        """This machine's file; named when it is first used, on the machine that uses it."""
+        with self._lock:
+            if self._own is None:
+                file, others = answer_files(self.path)
+                self._others = [source for other in others if (source := self._readable(other)) is not None]
+                self._own = AnswerCache(file)
+            return self._own
+
+    def get(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `Answers`."""
+        found = self.own.get(keys)
+        for source in list(self._others):
+            if missing := [key for key in keys if key not in found]:
+                found |= self._read(source, missing)
+        return found
+
+    def put(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """See `Answers`."""
+        return self.own.put(texts)
+
+    def _readable(self, file: Path) -> _Source | None:
+        """The file, or a copy of it with the WAL of a machine that is at work or was killed: WALs are not shared."""
+        wal = Path(f"{file}-wal")
+        try:
+            if not wal.is_file() or wal.stat().st_size == 0:
+                return _Source(file, is_copy=False)
+            self._copies = self._copies or TemporaryDirectory(prefix="rar_mmdet_answers_")
+            copy = Path(self._copies.name) / file.name
+            shutil.copyfile(wal, f"{copy}-wal")  # first: what moves from it into the file meanwhile is then in both
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            _tell_unreadable(file, error)
+            return None
+        return _Source(copy, is_copy=True)
+
+    def _read(self, source: _Source, keys: Sequence[str]) -> dict[str, str]:
+        """What another machine's file knows; one that cannot be read is passed over, never touched."""
+        try:
+            return _read_only(source, keys)
+        except (sqlite3.Error, DamagedCacheError, OSError) as error:
+            with self._lock:
+                if source in self._others:
+                    self._others.remove(source)
+                    _tell_unreadable(source.file, error)
+            return {}
+
+
+def _tell_unreadable(file: Path, error: Exception) -> None:
+    logger.warning("answers in %s cannot be read (%s); going on without them", file, error)
+
+
+class _Source(NamedTuple):
+    file: Path
+    is_copy: bool
+
+
+class AnswerCache:
+    """One file. A write is one transaction: after SIGKILL it is there completely or not at all.
+
+    WAL lets the processes and threads of one machine read and write at once. Each text carries a checksum; a file that
+    fails it, or that SQLite cannot read, is renamed to `<file>.damaged-<n>` with a warning and a new one is begun.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._local = threading.local()  # each thread has its own connection
+        self._sound: tuple[int, int] | None = None  # the file whose pages were checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def get(self, keys: Sequence[str]) -> dict[str, str]:
+        """The texts of those keys that are known."""
+        return self._guarded(lambda: _select(self._open(), keys))
+
+    def put(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Keep these texts, all or none; returns what is kept under their keys now, by whomever."""
+
+        def write() -> dict[str, str]:
             rows = [(key, _checksum(key.encode(), text.encode()), text) for key, text in texts.items()]
             with self._open() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
+                return _select(connection, list(texts))
 
-        self._guarded(write)
+        return self._guarded(write)
 
     def close(self) -> None:
-        """Close the connection; the next call opens it again."""
-        if self._connection is not None and self._opened and self._opened[0] == os.getpid():
-            self._connection.close()
-        self._connection = self._opened = None
+        """Close this thread's connection; the next call opens it again."""
+        opened = self._opened
+        if opened is not None and opened.process == os.getpid():
+            opened.connection.close()
+        self._local.opened = None
+
+    @property
+    def _opened(self) -> _Opened | None:
+        return self._local.__dict__.get("opened")
 
     def _guarded(self, action: Callable[[], _T]) -> _T:
         try:
@@ -101,25 +226,24 @@ class AnswerCache:
 
     def _open(self) -> sqlite3.Connection:
         """The connection; a new one after a fork, and when the file was set aside or deleted by somebody else."""
-        if self._connection is None or self._opened != (os.getpid(), self._inode()):
+        opened = self._opened
+        if opened is None or (opened.process, opened.inode) != (os.getpid(), self._inode()):
             self.close()
             with self._lock():
-                self._connection = self._connect()
-                self._opened = os.getpid(), self._inode()
-        return self._connection
+                opened = self._local.opened = _Opened(self._connect(), os.getpid(), self._inode())
+        return opened.connection
 
     def _inode(self) -> tuple[int, int] | None:
         """Which file stands at the path now."""
-        if self.path is None or not self.path.exists():
+        try:
+            status = self.path.stat()
+        except OSError:
             return None
-        status = self.path.stat()
         return status.st_dev, status.st_ino
 
     def _connect(self) -> sqlite3.Connection:
-        target = ":memory:" if self.path is None else str(self.path)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(target, timeout=_BUSY_SECONDS, isolation_level=None)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.text_factory = bytes
         try:
             if _is_blank(connection):
@@ -128,7 +252,9 @@ class AnswerCache:
                 connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
                 connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, sum TEXT, text TEXT) WITHOUT ROWID")
                 connection.execute("COMMIT")
-            _check(connection)
+            if self._sound is None or self._sound != self._inode():
+                _check(connection)
+                self._sound = self._inode()
         except BaseException:
             connection.close()
             raise
@@ -136,20 +262,17 @@ class AnswerCache:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    def _lock(self) -> AbstractContextManager[Any]:
-        """One process at a time creates, checks or sets the file aside."""
-        if self.path is None:
-            return nullcontext()
+    def _lock(self) -> Any:
+        """One process, and one thread of it, at a time creates, checks or sets the file aside."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = open(f"{self.path}.lock", "w")  # noqa: SIM115 - closing the returned handle frees the lock
         fcntl.flock(handle, fcntl.LOCK_EX)
         return handle
 
     def _set_aside(self, error: Exception) -> None:
-        mine = self._opened[1] if self._opened else None
+        mine = self._opened.inode if self._opened else None
         self.close()
-        if self.path is None:
-            raise error
+        self._sound = None
         with self._lock():
             if mine is not None and self._inode() != mine:
                 return  # another process has replaced it already
@@ -168,6 +291,38 @@ class AnswerCache:
                 if part.exists():
                     part.rename(f"{kept}{suffix}")
         logger.warning("%s is damaged (%s); set aside as %s, beginning a new one", self.path, error, kept)
+
+
+class _Opened(NamedTuple):
+    connection: sqlite3.Connection
+    process: int
+    inode: tuple[int, int] | None  # of the file it was opened on
+
+
+def _select(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, str]:
+    """The texts of those keys that are there, each checked."""
+    found: dict[str, str] = {}
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        part = list(keys[start : start + _KEYS_PER_QUERY])
+        marks = ",".join("?" * len(part))
+        rows = connection.execute(f"SELECT key, sum, text FROM answers WHERE key IN ({marks})", part)
+        for key, checksum, text in rows:  # bytes: damaged ones may be no text
+            whole = isinstance(key, bytes) and isinstance(text, bytes)
+            if not whole or checksum != _checksum(key, text).encode():
+                raise DamagedCacheError(f"the entry {key!r} does not match its checksum")
+            found[key.decode()] = text.decode()
+    return found
+
+
+def _read_only(source: _Source, keys: Sequence[str]) -> dict[str, str]:
+    """From another machine's file nothing is locked, and nothing is created beside it."""
+    mode = "rw" if source.is_copy else "ro&immutable=1"
+    connection = sqlite3.connect(f"{source.file.absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS)
+    connection.text_factory = bytes
+    try:
+        return _select(connection, keys)
+    finally:
+        connection.close()
 
 
 def _is_passing(error: Exception) -> bool:

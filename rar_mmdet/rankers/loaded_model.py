@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,32 +15,72 @@ from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, RankerLoadError, RarError
 from rar_mmdet.rankers.dialogue import Dialogue
-from rar_mmdet.rankers.native import register_native_models
+from rar_mmdet.rankers.native import import_modules, register_native_models
 from rar_mmdet.rankers.parsing import parse_ranking
 from rar_mmdet.rankers.questions import Question
 from rar_mmdet.structures import RankStatus
 
-__all__ = ["LoadedModel", "read_model"]
+__all__ = ["LoadedModel", "Loading", "read_model"]
 
 
-def read_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Loading:
+    """How a model is read from disk.
+
+    Args:
+        dtype: 'float32', 'bfloat16' or 'float16'; `None`: bfloat16 on a GPU, float32 on a CPU.
+        device: `None` for the recognizer's.
+        revision: of a hub id.
+        chat_template: name of a template of this package ('llava_v0', 'llava_v1', ...) or a Jinja file; `None` for the
+            processor's own, or the family's where it has none.
+        attention: 'sdpa' or 'eager'; `None` for what transformers chooses of the two.
+        modules: Python files, or names of installed modules, that make models known to transformers; imported before
+            the model is read. For models that neither transformers nor this package has.
+    """
+
+    dtype: str | None = None
+    device: str | torch.device | None = None
+    revision: str | None = None
+    chat_template: str | None = None
+    attention: str | None = None
+    modules: tuple[str | Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}")
+        if self.attention not in (None, "sdpa", "eager"):
+            raise ConfigError(f"attention must be 'sdpa', 'eager' or None, got {self.attention!r}")
+        if isinstance(self.modules, (str, Path)):
+            raise ConfigError(f"modules must be a list of Python files or module names, got {self.modules!r}")
+        object.__setattr__(self, "modules", tuple(self.modules))
+
+
+def read_model(folder: Path, device: torch.device, dtype: torch.dtype, loading: Loading = Loading()) -> tuple[Any, Any]:  # noqa: B008
     """Model and processor from disk, strictly: a weight that is missing is an error, not a warning.
 
+    Args:
+        folder: in the layout of transformers.
+        device, dtype: as decided; what `loading` says of them is not looked at.
+        loading: attention and modules.
+
     Raises:
-        ConfigError: the device cannot be used.
+        ConfigError: the device cannot be used, or a module cannot be imported.
         RankerLoadError: the folder is damaged, incomplete or of another kind, or too large for the device.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
     register_native_models()
+    import_modules(loading.modules)
     _expect_device(device)
+    chosen = {} if loading.attention is None else {"attn_implementation": loading.attention}
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         auto: Any = AutoModelForImageTextToText  # its stubs forget what output_loading_info returns
-        model, info = auto.from_pretrained(
-            folder, trust_remote_code=False, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
+        with _no_progress_bar():
+            model, info = auto.from_pretrained(
+                folder, trust_remote_code=False, dtype=dtype, output_loading_info=True, use_safetensors=True, **chosen
+            )
     except RarError:  # of the models of this package
         raise
     except SafetensorError as error:
@@ -46,8 +88,9 @@ def read_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
         raise RankerLoadError(
             f"{folder} could not be loaded as a vision-language model: {error}. It must be of a family that "
-            "transformers knows (LLaVA, LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, InternVL3 '-hf', SmolVLM) or one of "
-            "this package, with safetensors weights"
+            "transformers knows (LLaVA, LLaVA-OneVision, Qwen2.5-VL, Qwen3-VL, InternVL3 '-hf', SmolVLM), one of this "
+            "package, or one that a module of yours registers, loading=dict(modules=['my_model.py']); with safetensors "
+            "weights"
         ) from error
     problems = {key: sorted(map(str, info[key]))[:3] for key in ("missing_keys", "mismatched_keys") if info[key]}
     if problems:
@@ -106,20 +149,58 @@ class LoadedModel:
         return torch.tensor([i for token, i in vocabulary.items() if "]" in token], dtype=torch.int64)
 
     def list_closed(self, questions: Sequence[Question], start: int) -> Any:
-        """Stops a row where a bracket closes and the reply, from token `start` on, names a candidate: not at '[1]'."""
-        from transformers import StoppingCriteria
+        """Stops a row where its list closes and names a candidate: not at '[1]', nor inside another list.
 
+        Args:
+            questions: one for each row.
+            start: where the reply begins; the prompt shows the candidates too.
+        """
         tokenizer, closing = self.processor.tokenizer, self._closing_ids
 
-        class ListClosed(StoppingCriteria):
-            def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # transformers' signature
-                closed = torch.isin(input_ids[:, -1], closing.to(input_ids.device))
-                for row in closed.nonzero().flatten().tolist():
-                    reply = tokenizer.decode(input_ids[row, start:], skip_special_tokens=True)
-                    closed[row] = parse_ranking(reply, questions[row].candidates).status is not RankStatus.FALLBACK
-                return closed
+        def closed(input_ids: Tensor) -> Tensor:
+            done = torch.isin(input_ids[:, -1], closing.to(input_ids.device))
+            for row in done.nonzero().flatten().tolist():
+                reply = tokenizer.decode(input_ids[row, start:], skip_special_tokens=True).strip()
+                listed = parse_ranking(reply[max(reply.rfind("["), 0) :], questions[row].candidates)
+                is_open = reply.count("[") > reply.count("]")
+                done[row] = not is_open and listed.status is not RankStatus.FALLBACK
+            return done
 
-        return ListClosed()
+        return _stopping(closed)
+
+    @staticmethod
+    def long_enough(limits: Sequence[int], start: int) -> Any:
+        """Stops each row at its own number of new tokens: how long a reply gets is no matter of its neighbours."""
+
+        def reached(input_ids: Tensor) -> Tensor:
+            return torch.tensor(limits, device=input_ids.device) <= input_ids.shape[1] - start
+
+        return _stopping(reached)
+
+
+def _stopping(test: Callable[[Tensor], Tensor]) -> Any:
+    """A stopping criterion of transformers from a function of the (B, T) ids that gives (B,) bool."""
+    from transformers import StoppingCriteria
+
+    class Stopping(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # transformers' signature
+            return test(input_ids)
+
+    return Stopping()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes a line of the log, not a bar of transformers' own."""
+    from transformers.utils import logging as transformers_logging
+
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()
 
 
 def _expect_device(device: torch.device) -> None:

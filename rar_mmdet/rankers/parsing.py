@@ -1,38 +1,36 @@
-"""Free text of a model -> a permutation of the candidates, whatever the text is.
-
-A candidate counts as named only where an *item* of the reply is that name and nothing else: 'polar bear' does not name
-'bear'. Lists are read as JSON where they are, and else scanned with the candidates in hand, so names with apostrophes,
-commas or brackets need no escaping. Nothing is ever evaluated.
-"""
+"""Free text of a model -> a permutation of the candidates, whatever the text is."""
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 
+from rar_mmdet.rankers.readings import ANSWER_WORDS, Item, final_part, readings
+from rar_mmdet.rankers.spelling import Spellings, normalise, unify, without_article
 from rar_mmdet.structures import RankStatus
 
-__all__ = ["Parsed", "parse_letter", "parse_ranking"]
+__all__ = ["Parsed", "parse_choice", "parse_ranking"]
 
-_MAX_CHARS = 8_192  # more than any list needs; keeps the scan linear in practice for a model that babbles
-_MAX_LISTS = 32  # lists tried of each kind
-_QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "´": "'", "_": " "})
-_BULLET = re.compile(r"(?:\(?\d{1,3}[.):]|[A-Z][.)]|[-*•])\s+", re.IGNORECASE)
-_OPENED = re.compile(r"[\"'`*]*[^\S\n]?")
-_CLOSED = re.compile(r"[^\S\n]?[\"'`*]*[^\S\n]?[.!]?[^\S\n]*")
-_JSON_LIST = re.compile(r'\[\s*"(?:[^"\\]|\\.)*"(?:\s*,\s*"(?:[^"\\]|\\.)*")*\s*\]', re.DOTALL)
-_TUPLE = re.compile(r"\W*?\(")  # only where the reply begins: later ones are asides, 'a wolf (not a dog, cat)'
-_SEPARATOR = re.compile(r"[-=]{0,3}>|[,;|→⇒\n]")
-_IN_LIST = re.compile(rf"{_SEPARATOR.pattern}|\]")
-_IN_TUPLE = re.compile(rf"{_SEPARATOR.pattern}|\)")
-_LINE = re.compile(r"\n")
-_LEAD = r"(?:^|\b(?:is|are|shows|depicts|answer|category|object)\b)[\s:]*(?:an?\s+|the\s+)?[\"'`*]*"
-_NEGATION = re.compile(r"\b(?:no|not|cannot|none|neither|nor|without)\b|n't\b")
+# Letters: around them marks, before them 'the answer is', behind them a name or a reason.
+# Possessive, so that no text makes the search run wild.
+_MARKS, _CLOSING = r"[\s\"'`*~$(\[{<.:,-]*+", r"(?:です|だ)?[\s\"'`*~$)\]}>.:,!]*+"
+_IS = r"(?:is:?|would be|must be|should be|ist|est|es|è|é|是|は|为|為|:|=)"
+_BEFORE = rf"{_MARKS}(?:{ANSWER_WORDS} ?)?{_IS}?{_MARKS}(?:(?:the )?(?:option|choice|letter|选项|选|選))?{_MARKS}"
+_ALONE = re.compile(rf"{_BEFORE}([A-Z]){_CLOSING}", re.IGNORECASE)
+_BEHIND = re.compile(rf"{_BEFORE}([A-Z])[\"'`*~$]*+\s?(?:[.):\]}}>]|-{{1,3}}>?|=)[\"'`*~$\s]*+(\S.*)", re.IGNORECASE | re.DOTALL)
+_GLUED = re.compile(rf"(?i:{_BEFORE})([A-Z])[\"'`*~$]*+,?\s(\S.*)", re.DOTALL)
+_LIST = re.compile(r"[\s\"'`*(\[]*+[A-Z](?:[\"'`*).]*+ ?(?:[,;\n]|[-=]{0,3}>{1,3}) ?[\"'`*(]*+[A-Z])+[\s\"'`*)\].]*+", re.IGNORECASE)
+_TOLD = re.compile(
+    rf"(?:(?P<answer>(?i:{ANSWER_WORDS} ?{_IS}))|(?i:\b(?:option|choice|letter|choose|select|pick|therefore|thus|hence|so"
+    r"|it is|it's|say)\b|选项?|選|选择|:))\s?(?i:option\b|letter\b|is\b|:|,)?\s?[\"'`*($\[{]{0,4}(?P<letter>[A-Z])(?![A-Za-z0-9'])"
+    r"(?!\s+(?!because|since|as|due|which|and)\w)"
+)
+_RIGHT = re.compile(rf"(?i:{_BEFORE})([A-Z])\s+(?:is|fits|matches|shows|depicts)\b(?!\s+(?:not|wrong|incorrect|un))")
+_WHY = re.compile(r"(?:because|since|as|due|for)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,125 +49,145 @@ def parse_ranking(reply: str, names: Sequence[str]) -> Parsed:
         names: the K candidates in retrieval order; repeats are allowed and are served in that order.
 
     Returns:
-        `OK` if the reply lists every candidate once and nothing else, `PARTIAL` if it names at least one, `FALLBACK`
-        (retrieval order) if it names none.
+        `OK` if the reply lists every candidate once and nothing else (marks, scores and reasons aside), `PARTIAL` if it
+        names at least one, `FALLBACK` (retrieval order) if it names none. Where every item has a score, the scores
+        decide. Of several complete lists the first counts that does not just repeat the question.
 
     >>> parse_ranking("['wolf', 'dog']", ["cat", "dog"])
     Parsed(order=(1, 0), status=<RankStatus.PARTIAL: 1>)
     """
-    text = _without_thoughts(reply)[:_MAX_CHARS]
-    columns: dict[str, list[int]] = {}
-    for column, name in enumerate(names):
-        columns.setdefault(_normalise(name).strip(), []).append(column)
-    columns.pop("", None)
-    # Prompts show a list as Python prints it; a model may repeat what it read there, backslashes and all.
-    spellings = {_normalise(repr(name)[1:-1]).strip(): _normalise(name).strip() for name in names}
-    spellings = {spelling: name for spelling, name in spellings.items() if name} | {name: name for name in columns}
-    best = Parsed(tuple(range(len(names))), RankStatus.FALLBACK)
-    for items in _readings(text, sorted(spellings, key=len, reverse=True)):
-        named = [None if item is None else spellings[item] for item in items]
-        order, complete = _assign(named, columns, len(names))
-        rest = [column for column in range(len(names)) if column not in order]
-        if order and complete and not rest:
-            return Parsed(tuple(order), RankStatus.OK)
-        if order and best.status is RankStatus.FALLBACK:
-            best = Parsed((*order, *rest), RankStatus.PARTIAL)
-    return best
+    return _parse(reply, tuple(names))
 
 
-def parse_letter(reply: str, k: int) -> int | None:
-    """The option (0..k-1) that a reply like 'B', '(b).' or 'Answer: B' chooses, or `None`.
+# A reply is read when its list closes, and once more when it is complete.
+@lru_cache(maxsize=1024)
+def _parse(reply: str, names: tuple[str, ...]) -> Parsed:
+    spellings, asked = _spellings(names), list(range(len(names)))
+    best: list[int] = []
+    for text in final_part(reply):
+        repeated = False
+        for items in readings(text, spellings):
+            order, complete = _assign(_by_score(items), spellings.columns)
+            if complete and order and len(order) == len(names):
+                if order != asked or text.count("[") < 2:
+                    return Parsed(tuple(order), RankStatus.OK)
+                repeated = True
+            if len(order) > len(best):
+                best = order
+        if repeated:
+            return Parsed(tuple(asked), RankStatus.OK)
+    return _with_the_rest(best, len(names))
 
-    >>> parse_letter("Answer: B.", 3), parse_letter("A dog", 3)
-    (1, None)
+
+def parse_choice(reply: str, names: Sequence[str]) -> Parsed:
+    """The order behind an answer by letter: 'B', '(b).', 'Answer: B', 'B. dog', 'dog', or 'B > A > C'.
+
+    Args:
+        reply: anything.
+        names: the candidates behind A, B, C, ...
+
+    Returns:
+        `OK` for a list of all, `PARTIAL` for one or some, `FALLBACK` where no option is named, or where letter and name
+        contradict each other.
+
+    >>> parse_choice("**B) dog**", ["cat", "dog", "cow"])
+    Parsed(order=(1, 0, 2), status=<RankStatus.PARTIAL: 1>)
     """
-    text = _without_thoughts(reply)[:200]
-    match = re.fullmatch(r"\W*(?:(?:the\s+)?(?:answer|option)(?:\s+is)?\W*)?([A-Z])\W*", text, re.IGNORECASE)
-    index = ord(match.group(1).upper()) - ord("A") if match else k
-    return index if index < k else None
+    listed = parse_ranking(reply, names)
+    for text in final_part(reply):
+        chosen = _chosen(unify(text).strip(), names)
+        if chosen is None:
+            return _with_the_rest([], len(names))
+        if chosen:
+            if listed.status is RankStatus.OK and listed.order[0] == chosen[0]:
+                return listed
+            parsed = _with_the_rest(chosen, len(names))
+            return Parsed(parsed.order, RankStatus.OK) if len(chosen) == len(names) else parsed
+    return listed
 
 
-def _normalise(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold()
-    return re.sub(r"[^\S\n]+", " ", text)
+def _chosen(text: str, names: Sequence[str]) -> list[int] | None:
+    """Columns that a text names by letter, best first; `None` where it contradicts itself."""
+    if alone := _ALONE.fullmatch(text):
+        return _columns(alone.group(1), names)
+    if _LIST.fullmatch(text):
+        return _columns("".join(re.findall(r"[A-Za-z]", text)), names)
+    if behind := _BEHIND.match(text):
+        return _checked(behind.group(1), behind.group(2), names)
+    if (glued := _GLUED.match(text)) and (_WHY.match(glued.group(2)) or _name_of(glued.group(2), names) is not None):
+        # 'A dog' may be an article and a name: then the name counts.
+        agreed = _checked(glued.group(1), glued.group(2), names)
+        return [] if agreed is None and glued.group(1) == "A" else agreed
+    if right := _RIGHT.match(text):
+        return _columns(right.group(1), names)
+    if text[:1] in "{[":
+        return _in_json(text, names)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1:
+        ends = [match.group(1) for line in (lines[0], lines[-1]) if (match := _ALONE.fullmatch(line))]
+        if ends and len({letter.upper() for letter in ends}) == 1:
+            return _columns(ends[0], names)
+    told = list(_TOLD.finditer(text))
+    last_words = [match["letter"] for match in told if match["answer"]][-1:] or [match["letter"] for match in told]
+    return _columns(last_words[0], names) if len(set(last_words)) == 1 else []
 
 
-def _without_thoughts(reply: str) -> str:
-    """What follows the last `</think>` outside thoughts cut short: those list candidates that are then rejected."""
-    return reply.rpartition("</think>")[2].partition("<think>")[0]
+def _checked(letter: str, behind: str, names: Sequence[str]) -> list[int] | None:
+    """The letter's column, unless another candidate's name follows it."""
+    columns, named = _columns(letter, names), _name_of(behind, names)
+    return columns if named is None or set(columns) & set(named) else None
 
 
-def _readings(text: str, names: list[str]) -> Iterator[list[str | None]]:
-    """Ways to read the reply as items, most literal first; an item is a candidate's name or `None`."""
-    for found in islice(_JSON_LIST.finditer(text), _MAX_LISTS):
-        with suppress(ValueError):  # an escape that JSON does not know
-            items = json.loads(found.group(), strict=False)
-            yield _scan("\n".join(_normalise(item.replace("\n", " ")) for item in items), 0, names, _LINE)
-    text = _normalise(text)
-    for bracket in islice(re.finditer(r"\[", text), _MAX_LISTS):
-        yield _scan(text, bracket.end(), names, _IN_LIST)
-    if opened := _TUPLE.match(text):
-        yield _scan(text, opened.end(), names, _IN_TUPLE)
-    yield _scan(text, 0, names, _SEPARATOR)
-    yield _sentence(text, names)
-
-
-def _scan(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> list[str | None]:
-    """Read items until a closing bracket that is a `separator`, or the end."""
-    items: list[str | None] = []
-    while position < len(text):
-        while position < len(text) and text[position].isspace():
-            position += 1
-        bullet = _BULLET.match(text, position)
-        found = _name_at(text, position, names, separator)
-        if found is None and bullet is not None:
-            position = bullet.end()
-            found = _name_at(text, position, names, separator)
-        if found is not None:
-            items.append(found[0])
-            position = found[1]
-        else:
-            end = separator.search(text, position)
-            stop = end.start() if end else len(text)
-            if text[position:stop].strip(" \"'`.*"):
-                items.append(None)
-            position = stop
-        passed = separator.match(text, position)
-        if passed is None or passed.group() in ("]", ")"):
-            break
-        position = passed.end()
-    return items
-
-
-def _name_at(text: str, position: int, names: list[str], separator: re.Pattern[str]) -> tuple[str, int] | None:
-    """The longest candidate that is the whole item at `position`, and where the item's separator stands."""
-    opened = _OPENED.match(text, position)
-    starts = {position, opened.end() if opened else position}
-    for name in names:
-        for start in starts:
-            if text.startswith(name, start):
-                tail = _CLOSED.match(text, start + len(name))
-                end = tail.end() if tail else start + len(name)
-                if end == len(text) or separator.match(text, end):
-                    return name, end
+def _name_of(text: str, names: Sequence[str]) -> list[int] | None:
+    """Columns of the candidate that a text begins with."""
+    spellings = _spellings(tuple(names))
+    start = without_article(normalise(text).lstrip(" \"'`*"))
+    for name, end in spellings.at(start, 0):
+        if not start[end : end + 1].isalnum():
+            return spellings.columns[name]
     return None
 
 
-def _sentence(text: str, names: list[str]) -> list[str | None]:
-    """'The object is a cat.': one candidate where such a sentence ends, unless something is denied."""
-    if _NEGATION.search(text):
-        return []
-    for name in names:
-        if re.search(_LEAD + re.escape(name) + r"[\"'`*]*\s*(?:[.!\n]|$)", text):
-            return [name, None]
-    return []
+def _in_json(text: str, names: Sequence[str]) -> list[int] | None:
+    """The letter in a JSON object or list."""
+    value = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    found = [_chosen(part.strip(), names) for part in parts if isinstance(part, str) and part.strip()[:1] not in "{["]
+    chosen = [columns for columns in found if columns]
+    return chosen[0] if chosen and all(columns == chosen[0] for columns in chosen) else []
 
 
-def _assign(items: list[str | None], columns: dict[str, list[int]], k: int) -> tuple[list[int], bool]:
+def _columns(letters: str, names: Sequence[str]) -> list[int]:
+    places = dict.fromkeys(ord(letter) - ord("A") for letter in letters.upper())
+    return [place for place in places if 0 <= place < len(names)]
+
+
+def _with_the_rest(leading: list[int], k: int) -> Parsed:
+    rest = [column for column in range(k) if column not in leading]
+    return Parsed((*leading, *rest), RankStatus.PARTIAL if leading else RankStatus.FALLBACK)
+
+
+@lru_cache(maxsize=1024)
+def _spellings(names: tuple[str, ...]) -> Spellings:
+    return Spellings(names)
+
+
+def _by_score(items: list[Item]) -> list[Item]:
+    """Best score first, where every candidate named has one; else as listed."""
+    named = [item for item in items if item.name is not None]
+    values = [item.value for item in named if item.value is not None]
+    if len(named) < 2 or len(values) < len(named):
+        return items
+    # 'cat: 2, dog: 1' is a ranking rather than a score.
+    ranks = all(item.is_rank for item in named) or sorted(values) == [float(n) for n in range(1, len(values) + 1)]
+    ordered = sorted(named, key=lambda item: (item.value or 0.0) if ranks else -(item.value or 0.0))
+    return ordered + [item for item in items if item.name is None]
+
+
+def _assign(items: list[Item], columns: dict[str, list[int]]) -> tuple[list[int], bool]:
     """Columns in the order named, and whether the items were just that: no repeats, nothing unknown."""
     unused = {name: list(found) for name, found in columns.items()}
-    order = []
-    for item in items:
-        if item is not None and unused[item]:
-            order.append(unused[item].pop(0))
-    return order, len(items) == len(order) <= k
+    order = [unused[item.name].pop(0) for item in items if item.name is not None and unused[item.name]]
+    return order, len(items) == len(order)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rar_mmdet.errors import MissingAssetError
+from rar_mmdet.errors import ConfigError, MissingAssetError
 
 __all__ = ["FIELDS", "LETTERS", "Prompt", "clean_candidate", "load_prompts"]
 
@@ -43,6 +43,11 @@ class Prompt:
         return [field for field in re.findall(r"\{[a-z_]+\}", self.text) if field not in FIELDS]
 
     @property
+    def shows_letters(self) -> bool:
+        """Whether each candidate stands behind a letter."""
+        return any(field in self.text for field in ("{options}", "{option_lines}"))
+
+    @property
     def has_letters(self) -> bool:
         """Whether each candidate gets a letter, of which there are 26."""
         return any(field in self.text for field in ("{options}", "{option_lines}", "{format}"))
@@ -72,7 +77,7 @@ def load_prompts(path: str | Path | None = None) -> dict[str, Prompt]:
 
     Raises:
         MissingAssetError: there is no such file.
-        ValueError: it is not a JSON object of texts.
+        ConfigError: it is not a JSON object of texts.
     """
     prompts: dict[str, Prompt] = {}
     for file in [Path(__file__).with_name("prompts.json"), *([Path(path)] if path is not None else [])]:
@@ -81,9 +86,9 @@ def load_prompts(path: str | Path | None = None) -> dict[str, Prompt]:
         try:
             texts = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}") from error
+            raise ConfigError(f"{file} is not JSON: {error}") from error
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-            raise ValueError(f"{file} must be one JSON object of {{prompt name: text}}")
+            raise ConfigError(f"{file} must be one JSON object of {{prompt name: text}}")
         prompts |= {name: Prompt(name, text) for name, text in texts.items() if not name.startswith("_")}
     return prompts
 

@@ -1,8 +1,9 @@
-"""The wire to an OpenAI-compatible server: bounded concurrency, retries, and failures told apart."""
+"""The wire to an OpenAI-compatible server: bounded concurrency, retries, redirects, and failures told apart."""
 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import logging
 import os
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass_environment
 
-from rar_mmdet.errors import RankerError
+from rar_mmdet.errors import ConfigError, RankerError
+from rar_mmdet.rankers.completions import MalformedReplyError, Reply, read_completion, reason_of
 
-__all__ = ["Client", "Reply", "Request"]
+__all__ = ["Client", "Refusal", "Request", "ServerSettings", "proxy_of", "without_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,104 +35,144 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt; each 
 _LONG_PAUSE = 4.0  # seconds from which a pause is worth a line in the log
 _LONGEST_RETRY_AFTER = 300.0  # seconds; a server that names a later time is asked again by then all the same
 _PASSING = (408, 409, 425, 429)  # the 4xx that another attempt may find gone; all others are about the request
+_REFUSING = (400, 413, 415, 422, 501)  # what servers answer to a field they do not take
+_REDIRECTS = (301, 302, 307, 308)
+_LASTING = (401, 403, 404, 405, *_REDIRECTS)  # about the key, the model or the address: true of all requests
+_MOST_REDIRECTS = 3
+_REASON_CHARS = 300
+_MODELS_TO_SHOW = 10
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One completion: its text and the log-probabilities listed for its first token, if any."""
+class ServerSettings:
+    """How a server is spoken to.
 
-    text: str
-    top_log_probs: list[tuple[str, float]] | None
+    Args:
+        api_key_env: environment variable with the key; `None` for servers without one.
+        max_concurrency: requests on the way at once.
+        start_timeout: seconds to wait for a server that is still starting; 0: it has to be there.
+        revision: any text that tells this model from another of the same name; part of the key of kept answers.
+    """
+
+    api_key_env: str | None = None
+    max_concurrency: int = 64
+    start_timeout: float = 0.0
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 1 or self.start_timeout < 0:
+            raise ConfigError(
+                f"need max_concurrency >= 1 and start_timeout >= 0, got {self.max_concurrency} and {self.start_timeout}"
+            )
 
 
-class _MalformedReplyError(Exception):
-    """The server answered, but not with one completion."""
+@dataclass(frozen=True)
+class Refusal:
+    """A request that the server does not take, and why."""
+
+    reason: str
 
 
 class Client:
-    """`AsyncOpenAI` in a thread of its own, for callers that are not asynchronous.
+    """`AsyncOpenAI` in a thread of its own, for callers that are not asynchronous; several threads may share one.
 
     Args:
         base_url: of the server.
+        model: whose name requests carry, for errors.
         key: may be empty.
-        max_concurrency: requests on the way at once.
+        settings: concurrency, and the name of the key for errors.
         timeout: seconds per attempt.
         max_retries: further attempts after a failure that may pass, each after a pause: what the server's Retry-After
             says, at most 300 s, or else 0.5 s, 1 s, ... 8 s.
     """
 
-    def __init__(self, *, base_url: str, key: str, max_concurrency: int, timeout: float, max_retries: int) -> None:
+    def __init__(
+        self, *, base_url: str, model: str, key: str, settings: ServerSettings, timeout: float, max_retries: int
+    ) -> None:
         import openai
 
         self._openai = openai
-        self.base_url, self._key, self._max_retries = base_url, key, max_retries
+        self.base_url, self._model, self._key = without_user(base_url), model, key
+        self._settings, self._max_retries = settings, max_retries
         self.process = os.getpid()  # threads do not survive a fork: in another process this client is dead
-        # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
-        # out knows nothing of servers on this machine.
-        through_proxy = _LOOPBACK.fullmatch(urlsplit(base_url).hostname or "") is None
-        # Several, because a client looks at each of its connections whenever a request begins or ends.
-        self._apis = [
-            openai.AsyncOpenAI(
-                base_url=base_url,
-                api_key=key or "none",
-                timeout=timeout,
-                max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(trust_env=through_proxy),
-            )
-            for _ in range(-(-max_concurrency // _CONNECTIONS))
-        ]
+        host = urlsplit(base_url).hostname or ""
+        count = -(-settings.max_concurrency // _CONNECTIONS)
+        try:
+            # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
+            # out knows nothing of servers on this machine. Redirects are followed here: a client turns them into GET.
+            # Several, because a client looks at each of its connections whenever a request begins or ends.
+            self._apis = [
+                openai.AsyncOpenAI(
+                    base_url=base_url,
+                    api_key=key or "none",
+                    timeout=timeout,
+                    max_retries=0,
+                    http_client=openai.DefaultAsyncHttpxClient(
+                        trust_env=not _LOOPBACK.fullmatch(host), follow_redirects=False
+                    ),
+                )
+                for _ in range(count)
+            ]
+        except (ImportError, ValueError) as error:  # a proxy that the client cannot speak to
+            raise RankerError(
+                f"the proxy for {self.base_url}, {proxy_of(base_url)}, cannot be used: {error}; correct HTTP_PROXY and "
+                "HTTPS_PROXY, or name the server's host in NO_PROXY"
+            ) from error
         # One INFO line per request would bury everything else in the log of a run.
         for name in ("httpx", "httpx2"):
             if logging.getLogger(name).level == logging.NOTSET:
                 logging.getLogger(name).setLevel(logging.WARNING)
-        self._max_concurrency = max_concurrency
         self._failed_in_a_row, self._silent_until = 0, 0.0
+        self._warned: set[str] = set()
+        self._path = "/chat/completions"
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rar_mmdet-openai", daemon=True).start()
 
     def wait_until_up(self, deadline: float) -> None:
-        """Return once the server lists its models; look again until `deadline` (of `time.monotonic`).
+        """Return once the server answers at all; look again until `deadline` (of `time.monotonic`).
 
         Raises:
-            RankerError: it is not there by then, or refuses the key.
+            RankerError: it is not there by then.
         """
-
-        async def look() -> None:
-            await self._apis[0].get("/models", cast_to=str, options={"timeout": 10.0})
-
         while True:
             try:
-                asyncio.run_coroutine_threadsafe(look(), self._loop).result()
+                asyncio.run_coroutine_threadsafe(self._get_models(), self._loop).result()
                 return
-            except self._openai.NotFoundError:
-                return  # a server without a model list is still a server
-            except (self._openai.AuthenticationError, self._openai.PermissionDeniedError) as error:
-                raise RankerError(self._say("refuses the key", error)) from None
             except (self._openai.OpenAIError, ValueError) as error:
+                if isinstance(error, self._openai.APIStatusError) and error.status_code < 500:
+                    return  # one without a model list, or that keeps it to itself, is still a server
                 if time.monotonic() >= deadline:
                     raise RankerError(
-                        self._say("does not answer", error) + "; start it, or give start_timeout to wait for it"
+                        self._say("does not answer", error) + "; start it, or give server=dict(start_timeout=...) to "
+                        "wait for it"
                     ) from None
             time.sleep(_PAUSE_BETWEEN_LOOKS)
 
-    def probe(self, request: Request, required: bool = False) -> Reply | None:
-        """One request; `None` if the server rejects it as such (unless `required`).
+    async def _get_models(self) -> str:
+        return str(await self._apis[0].get("/models", cast_to=str, options={"timeout": 10.0}))
+
+    def probe(self, request: Request) -> Reply | Refusal:
+        """One request, to learn whether the server takes its fields.
 
         Raises:
             RankerError: it fails for another reason.
         """
-        refused = (self._openai.BadRequestError, self._openai.UnprocessableEntityError)
+        return asyncio.run_coroutine_threadsafe(self._probe(request), self._loop).result()
+
+    async def _probe(self, request: Request) -> Reply | Refusal:
         try:
-            return asyncio.run_coroutine_threadsafe(self._complete(request, self._apis[0]), self._loop).result()
-        except refused as error:
-            if required:
-                raise RankerError(self._say("rejects a plain request", error)) from None
-            return None
+            return await self._complete(request, self._apis[0])
         except self._openai.APIStatusError as error:
-            raise RankerError(self._say("fails the first request", error)) from None
-        except (self._openai.OpenAIError, _MalformedReplyError) as error:
+            if error.status_code in _REFUSING:
+                return Refusal(self._reason(error))
+            raise RankerError(self._say("fails the first request", error) + await self._advice(error)) from None
+        except (self._openai.OpenAIError, MalformedReplyError) as error:
             raise RankerError(self._say("does not answer the first request", error)) from None
+
+    def other_models(self) -> str:
+        """What the server serves instead, if it says so and ours is not among it; to be added to an error."""
+        return asyncio.run_coroutine_threadsafe(self._other_models(), self._loop).result()
 
     def run(self, jobs: Sequence[Callable[[], list[Request]]]) -> Iterator[dict[int, list[Reply]]]:
         """Do all jobs; yields replies by job as they finish. Jobs that fail in passing ways never come.
@@ -171,16 +214,16 @@ class Client:
             for index, job in waiting:
                 results.put((index, await self._do(job, api)))
 
-        workers = min(self._max_concurrency, len(jobs))
+        workers = min(self._settings.max_concurrency, len(jobs))
         await asyncio.gather(*(work(self._apis[number % len(self._apis)]) for number in range(workers)))
 
     async def _do(self, job: Callable[[], list[Request]], api: Any) -> list[Reply] | BaseException | None:
         openai = self._openai
         try:
             replies = [await self._complete(request, api) for request in job()]
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            return RankerError(self._say("refuses a request", error))  # the key or the model: true of all requests
-        except (openai.OpenAIError, _MalformedReplyError) as error:
+        except (openai.OpenAIError, MalformedReplyError) as error:
+            if isinstance(error, openai.APIStatusError) and error.status_code in _LASTING:
+                return RankerError(self._say("refuses a request", error) + await self._advice(error))
             return self._failed(error)
         except Exception as error:  # noqa: BLE001 - a worker that dies silently would leave its caller waiting
             return error
@@ -193,18 +236,24 @@ class Client:
         if self._failed_in_a_row >= _GIVE_UP_AFTER:
             reason = self._say(f"failed {_GIVE_UP_AFTER} requests in a row", error)
             return RankerError(f"{reason}. Answers so far are kept in the cache; start the run again to go on")
-        logger.warning("no answer to a request: %s", self._say("failed", error))
+        said = self._say("failed", error)
+        if said not in self._warned:  # once, not once a request
+            self._warned.add(said)
+            logger.warning("no answer to a request: %s", said)
         return None
 
     async def _complete(self, request: Request, api: Any) -> Reply:
         """One completion; whatever may pass is tried again, malformed replies like broken connections."""
-        attempt = 0
+        attempt = redirects = 0
         while True:
             try:
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
                 # which costs more than everything else and would bound the rate at a few hundred a second.
-                return _read(await api.post("/chat/completions", content=request, cast_to=str))
-            except (self._openai.OpenAIError, _MalformedReplyError) as error:
+                return read_completion(await api.post(self._path, content=request, cast_to=str))
+            except (self._openai.OpenAIError, MalformedReplyError) as error:
+                if (moved := self._moved(error)) is not None and redirects < _MOST_REDIRECTS:
+                    self._path, redirects = moved, redirects + 1
+                    continue
                 pause = self._pause(attempt, error)
                 if pause is None:
                     raise
@@ -214,12 +263,52 @@ class Client:
                 await asyncio.sleep(pause)
                 attempt += 1
 
+    def _moved(self, error: Exception) -> str | None:
+        """Where a redirect leads, on the same host: another one gets neither photos nor key unless a config names it."""
+        if not isinstance(error, self._openai.APIStatusError) or error.status_code not in _REDIRECTS:
+            return None
+        target = urljoin(str(error.request.url), error.response.headers.get("location", ""))
+        ours, theirs = urlsplit(str(error.request.url)), urlsplit(target)
+        down = ours.scheme == "https" and theirs.scheme != "https"
+        return target if theirs.hostname == ours.hostname and not down and target != str(error.request.url) else None
+
+    async def _advice(self, error: Any) -> str:
+        """What to do about a lasting refusal."""
+        if error.status_code in (401, 403):
+            if self._settings.api_key_env is None:
+                return (
+                    ". It wants a key: put it into an environment variable and name that one, "
+                    "server=dict(api_key_env='MY_KEY')"
+                )
+            return f". Check the key in {self._settings.api_key_env} (api_key_env)"
+        if error.status_code in _REDIRECTS:
+            return f". It redirects to {error.response.headers.get('location')!r}: give that server as base_url"
+        if error.status_code in (404, 405):
+            if known := await self._other_models():
+                return known
+            if not urlsplit(self.base_url).path.rstrip("/").endswith("/v1"):
+                return f". base_url={self.base_url!r} does not end in /v1, as most do"
+        return ""
+
+    async def _other_models(self) -> str:
+        try:
+            listed = json.loads(await self._get_models())
+            names = [str(entry["id"]) for entry in listed["data"]]
+        except (self._openai.OpenAIError, ValueError, KeyError, TypeError):
+            return ""
+        if not names or self._model in names:
+            return ""
+        near = difflib.get_close_matches(self._model, names, n=1)
+        shown = ", ".join(names[:_MODELS_TO_SHOW]) + (", ..." if len(names) > _MODELS_TO_SHOW else "")
+        meant = f"; did you mean {near[0]!r}?" if near else "."
+        return f". It does not serve model={self._model!r}{meant} It serves {shown}"
+
     def _pause(self, attempt: int, error: Exception) -> float | None:
         """Seconds until the next attempt; `None` if there is none left, or it would fail like this one."""
         if attempt >= self._max_retries:
             return None
         if isinstance(error, self._openai.APIStatusError):
-            if 400 <= error.status_code < 500 and error.status_code not in _PASSING:
+            if error.status_code < 500 and error.status_code not in _PASSING:
                 return None
             if (asked_for := _retry_after(error.response.headers.get("retry-after", ""))) is not None:
                 return asked_for
@@ -227,8 +316,33 @@ class Client:
         return min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.75, 1.0)
 
     def _say(self, what: str, error: Exception) -> str:
-        reason = str(error).replace(self._key, "<key>") if self._key else str(error)
-        return f"{self.base_url} {what}: {type(error).__name__}: {reason[:300]}"
+        return f"{self.base_url} {what}: {type(error).__name__}: {self._reason(error)}"
+
+    def _reason(self, error: Exception) -> str:
+        """Why something failed, in the server's own words where it has some, and never with the key in it."""
+        reason = str(error)
+        if isinstance(error, self._openai.APIStatusError):
+            said = reason_of(error.response.text)
+            reason = f"HTTP {error.status_code}" + (f", {said}" if said else "")
+        elif isinstance(error, self._openai.APIConnectionError) and error.__cause__ is not None:
+            reason = f"{reason} {error.__cause__}".strip()
+        reason = reason.replace(self._key, "<key>") if self._key else reason
+        return reason[:_REASON_CHARS]
+
+
+def without_user(base_url: str) -> str:
+    """A URL without the user and password that may stand in it."""
+    url = urlsplit(base_url)
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
+def proxy_of(base_url: str) -> str | None:
+    """The proxy that the environment names for a server; never one for servers on this machine."""
+    url = urlsplit(base_url)
+    proxies = getproxies()
+    if _LOOPBACK.fullmatch(url.hostname or "") or proxy_bypass_environment(url.netloc.rpartition("@")[2], proxies):
+        return None
+    return proxies.get(url.scheme) or proxies.get("all")
 
 
 def _retry_after(header: str) -> float | None:
@@ -241,16 +355,3 @@ def _retry_after(header: str) -> float | None:
         except ValueError:
             return None
     return min(seconds, _LONGEST_RETRY_AFTER) if seconds > 0 else None
-
-
-def _read(body: str) -> Reply:
-    """The one choice of a completion, whatever the server really sent."""
-    try:
-        completion = json.loads(body)
-        (choice,) = completion["choices"]
-        text = choice["message"]["content"] or ""
-        listed = (choice.get("logprobs") or {}).get("content") or []
-        top = [(str(e["token"]), float(e["logprob"])) for e in (listed[0]["top_logprobs"] or [] if listed else [])]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _MalformedReplyError(f"expected one choice with a message, got {body[:200]}") from error
-    return Reply(str(text), top or None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,22 @@ from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError, RarError
 from rar_mmdet.files.checkpoints import Checkpoint
-from rar_mmdet.rankers.asking import AskingRanker, expect_count
+from rar_mmdet.rankers.asking import AskingRanker
+from rar_mmdet.rankers.asks import Likelihood, expect_count
 from rar_mmdet.rankers.cache import hash_parts
 from rar_mmdet.rankers.dialogue import Dialogue, common_prefix, shipped_template
-from rar_mmdet.rankers.loaded_model import LoadedModel, read_model
+from rar_mmdet.rankers.loaded_model import LoadedModel, Loading, read_model
+from rar_mmdet.rankers.options import Limits, as_options
 from rar_mmdet.rankers.prefix import label_log_probs, sequence_log_probs, trim_prefix
-from rar_mmdet.rankers.prompts import LETTERS
-from rar_mmdet.rankers.questions import Answer, Question
+from rar_mmdet.rankers.questions import Answer, Ask, Question
 
 __all__ = ["TransformersRanker"]
 
 logger = logging.getLogger(__name__)
 
-YES_NO = (("yes", "Yes"), ("no", "No"))
 _DEFAULT_CROP_SIZE = 336
+_LIBRARIES = ("transformers", "tokenizers", "torch", "torchvision")  # whose versions can change an answer
+_SPARE_TOKENS = 16  # of a reply beside twice its list of candidates
 
 
 class TransformersRanker(AskingRanker):
@@ -35,68 +39,43 @@ class TransformersRanker(AskingRanker):
 
     Args:
         model: folder, or hub id that is in the local hub cache (`hf download <id>`).
-        ask, prompt, prompts, score, pmi_weight, num_shifts, temperature, decisive_margin, max_fallback_rate, cache: see
-            `AskingRanker`.
-        revision: of the hub id.
-        chat_template: name of a template of this package ('llava_v0', 'llava_v1', ...) or a Jinja file; `None` for the
-            processor's own, or the family's where it has none.
-        dtype: 'float32', 'bfloat16' or 'float16'; `None`: bfloat16 on a GPU, float32 on a CPU.
-        device: `None` for the one given to `load`.
-        batch_size: crops per forward pass; bounds memory. Halved, with a warning, when memory runs out.
+        ask, limits, cache: see `AskingRanker`.
         image_size: side in pixels of the crops the model gets; `None` for the family's own.
-        max_new_tokens: for 'generate'; `None` for twice the length of the list of candidates.
+        batch_size: crops per forward pass; bounds memory. Halved, with a warning, when memory runs out.
+        loading: how the model is read; a `Loading` or a dict of its settings.
     """
 
-    # Wider than the house's eight parameters: they are the keys of a config, and grouping them would only nest it.
     def __init__(
         self,
         *,
         model: str | Path,
-        ask: str = "likelihood",
-        prompt: str | None = None,
-        prompts: str | Path | None = None,
-        score: str = "sum",
-        pmi_weight: float = 1.0,
-        num_shifts: int | None = None,
-        temperature: float = 1.0,
-        decisive_margin: float | None = None,
-        max_fallback_rate: float = 0.2,
+        ask: Ask | Mapping[str, Any] | str = Likelihood(),  # noqa: B008 - frozen
+        limits: Limits | Mapping[str, Any] | None = None,
         cache: str | Path | None = None,
-        revision: str | None = None,
-        chat_template: str | None = None,
-        dtype: str | None = None,
-        device: str | torch.device | None = None,
-        batch_size: int = 16,
         image_size: int | None = None,
-        max_new_tokens: int | None = None,
+        batch_size: int = 16,
+        loading: Loading | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            ask=ask,
-            prompt=prompt,
-            prompts=prompts,
-            score=score,
-            pmi_weight=pmi_weight,
-            num_shifts=num_shifts,
-            temperature=temperature,
-            decisive_margin=decisive_margin,
-            max_fallback_rate=max_fallback_rate,
-            cache=cache,
-        )
+        super().__init__(ask=ask, limits=limits, cache=cache)
         expect_count("batch_size", batch_size)
         expect_count("image_size", image_size, optional=True)
-        expect_count("max_new_tokens", max_new_tokens, optional=True)
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {dtype!r}")
-        self.checkpoint = Checkpoint(str(model), revision, what="ranker model", error=RankerLoadError)
-        self.chat_template, self.dtype, self.batch_size = chat_template, dtype, batch_size
-        self.image_size, self.max_new_tokens = image_size, max_new_tokens
-        self._fixed_device = None if device is None else _as_device(device)
+        self.loading = as_options(Loading, loading, "loading")
+        self.checkpoint = Checkpoint(str(model), self.loading.revision, what="ranker model", error=RankerLoadError)
+        self.image_size, self.batch_size = image_size, batch_size
+        self._fixed_device = None if self.loading.device is None else _as_device(self.loading.device)
         self._device = self._fixed_device or torch.device("cpu")
         self._fitting_batch = batch_size
         self._loaded: LoadedModel | None = None
+        self._model_lock = threading.RLock()  # model and tokenizer serve one thread at a time
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
+        state = {**super().__getstate__(), "_loaded": None}
+        del state["_model_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._model_lock = threading.RLock()
 
     @cached_property
     def family(self) -> dict[str, Any]:
@@ -107,11 +86,11 @@ class TransformersRanker(AskingRanker):
     @cached_property
     def template(self) -> tuple[str, str] | None:
         """Name and text of the chat template given, else of the family's; read once, so that keys and answers agree."""
-        name = self.chat_template or self.family.get("chat_template")
+        name = self.loading.chat_template or self.family.get("chat_template")
         if name is None:
             return None
         file = Path(name)
-        given = self.chat_template is not None and file.is_file()
+        given = self.loading.chat_template is not None and file.is_file()
         return name, file.read_text(encoding="utf-8") if given else shipped_template(name)
 
     @property
@@ -120,7 +99,7 @@ class TransformersRanker(AskingRanker):
         return _fill_in(self.family.get("images", {}), self.crop_size)
 
     @property
-    def crop_size(self) -> int:
+    def crop_size(self) -> int:  # type: ignore[override]  # never set on this ranker
         """S: the side of the crops this model gets."""
         return self.image_size or self.checkpoint.image_size() or self.family.get("crop_size", _DEFAULT_CROP_SIZE)
 
@@ -136,38 +115,43 @@ class TransformersRanker(AskingRanker):
             ConfigError: there is no such device.
         """
         wanted = self._fixed_device or (self._device if device is None else _as_device(device))
-        if wanted != self._device:
-            self._device, self._loaded = wanted, None
-        if self._loaded is None and (missing := self.missing_assets()):
-            raise MissingAssetError("; ".join(missing))
+        with self._model_lock:
+            if wanted != self._device:
+                self._device, self._loaded = wanted, None
+            if self._loaded is None and (missing := self.missing_assets()):
+                raise MissingAssetError("; ".join(missing))
 
     @property
     def loaded(self) -> LoadedModel:
         """Model, processor and dialogue; read from disk on first use."""
-        if self._loaded is None:
-            self.load()
-            folder = self.checkpoint.folder
-            model, processor = read_model(folder, self._device, self.precision)
-            if self.ask != "generate":
-                _expect_full_attention(model)
-            if not self.family:
-                logger.warning("models of type %r are not tested here", self.checkpoint.config.get("model_type"))
-            talk = self._dialogue(processor)
-            if talk.image_token in self.prompt.text:
-                raise ConfigError(
-                    f"prompt={self.prompt.name!r} has {talk.image_token!r} in it; leave it out, the chat template adds "
-                    "the image"
-                )
-            self._loaded = LoadedModel(model, processor, talk, self.image_settings, pictures=not self.family)
-            logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
-        return self._loaded
+        with self._model_lock:
+            if self._loaded is None:
+                self.load()
+                self._loaded = self._read_model()
+            return self._loaded
+
+    def _read_model(self) -> LoadedModel:
+        folder = self.checkpoint.folder
+        model, processor = read_model(folder, self._device, self.precision, self.loading)
+        if self.ask.wants != "text":
+            _expect_full_attention(model)
+        if not self.family:
+            logger.warning("models of type %r are not tested here", self.checkpoint.config.get("model_type"))
+        talk, wording = self._dialogue(processor), self.ask.wording
+        if talk.image_token in wording.text:
+            raise ConfigError(
+                f"prompt={wording.name!r} has {talk.image_token!r} in it; leave it out, the chat template adds the image"
+            )
+        logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
+        return LoadedModel(model, processor, talk, self.image_settings, pictures=not self.family)
 
     def _dialogue(self, processor: Any) -> Dialogue:
-        if self.chat_template is None and getattr(processor, "chat_template", None):
+        if self.loading.chat_template is None and processor.chat_template:
             return Dialogue(processor, None, f"the chat template of {self.checkpoint.model}")
         if self.template is None:
             raise RankerLoadError(
-                f"{self.checkpoint.model} brings no chat template and its family has none here; give `chat_template`"
+                f"{self.checkpoint.model} brings no chat template and its family has none here; give one, "
+                "loading=dict(chat_template=...)"
             )
         name, text = self.template
         return Dialogue(processor, text, f"chat_template={name!r}")
@@ -175,19 +159,25 @@ class TransformersRanker(AskingRanker):
     @property
     def precision(self) -> torch.dtype:
         """The dtype the model runs in."""
-        name = self.dtype or ("bfloat16" if self._device.type == "cuda" else "float32")
+        name = self.loading.dtype or ("bfloat16" if self._device.type == "cuda" else "float32")
         return getattr(torch, name)
 
     def identity(self) -> Mapping[str, Any]:
-        """Model id, revision, content hash, precision, and what else shapes its input."""
+        """Model id, revision, content hash, precision, and what else shapes its input or computes its output."""
+        config = self.checkpoint.config
         return {
             "id": self.checkpoint.name,
-            "revision": self.checkpoint.revision,
+            "revision": self.loading.revision,
             "weights": self.checkpoint.fingerprint,
             "dtype": str(self.precision).removeprefix("torch."),
+            "quantization": config.get("quantization_config", {}).get("quant_method"),
+            "device": self._device.type,
+            "attention": self.loading.attention or "default",
+            "image_processor": self.checkpoint.image_processor,
+            "libraries": {name: _version(name) for name in _LIBRARIES},
+            "modules": [hash_parts([_content(module)]) for module in self.loading.modules],
             "chat_template": self.template and hash_parts([self.template[1].encode()]),
             "images": self.image_settings,
-            "max_new_tokens": self.max_new_tokens if self.ask == "generate" else None,
         }
 
     def special_tokens(self) -> Sequence[str]:
@@ -197,7 +187,8 @@ class TransformersRanker(AskingRanker):
     def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, Answer]]:
         """One dict per `batch_size` questions."""
         for start in range(0, len(questions), self.batch_size):
-            answers = self._answer_what_fits(questions[start : start + self.batch_size])
+            with self._model_lock:
+                answers = self._answer_what_fits(questions[start : start + self.batch_size])
             yield {start + i: answer for i, answer in enumerate(answers)}
 
     def _answer_what_fits(self, questions: Sequence[Question]) -> list[Answer]:
@@ -213,7 +204,7 @@ class TransformersRanker(AskingRanker):
                 if len(part) == 1:
                     raise RankerError(
                         f"one crop of {self.crop_size} px does not fit on {self._device} beside the model; give a "
-                        "smaller `image_size`, a smaller model or dtype='bfloat16'"
+                        "smaller `image_size`, a smaller model or loading=dict(dtype='bfloat16')"
                     ) from error
                 self._fitting_batch = (len(part) + 1) // 2
                 logger.warning("out of memory with %d crops, going on with %d", len(part), self._fitting_batch)
@@ -223,24 +214,22 @@ class TransformersRanker(AskingRanker):
 
     @torch.inference_mode()
     def _answer_batch(self, questions: Sequence[Question]) -> list[Answer]:
-        if self.ask == "generate":
-            return self._generate(questions)
-        if self.ask == "likelihood":
-            return self._likelihoods(questions)
-        return self._labels(questions)
+        way = {"names": self._likelihoods, "labels": self._labels, "text": self._generate}[self.ask.wants]
+        return way(questions)
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
         from transformers import StoppingCriteriaList
 
         talk = self.loaded.dialogue
-        inputs = self.loaded.inputs(questions, [talk.text(self.prompt.render(q.candidates)) for q in questions])
-        longest = max(len(talk.tokens(str(list(q.candidates)))) for q in questions)
+        inputs = self.loaded.inputs(questions, [talk.text(self.ask.texts(q)[0]) for q in questions])
+        limits = [self._longest_reply(q) for q in questions]
         start = inputs["input_ids"].shape[1]
-        brackets_in_names = any("]" in c for q in questions for c in q.candidates)
-        stops = [] if brackets_in_names else [self.loaded.list_closed(questions, start)]
+        stops = [self.loaded.long_enough(limits, start)]
+        if not any("]" in c for q in questions for c in q.candidates):
+            stops.append(self.loaded.list_closed(questions, start))
         output = self.loaded.model.generate(
             **inputs,
-            max_new_tokens=self.max_new_tokens or 16 + 2 * longest,
+            max_new_tokens=max(limits),
             do_sample=False,
             num_beams=1,
             stopping_criteria=StoppingCriteriaList(stops),
@@ -249,9 +238,14 @@ class TransformersRanker(AskingRanker):
         replies = talk.tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
         return [Answer(reply=reply.strip()) for reply in replies]
 
+    def _longest_reply(self, question: Question) -> int:
+        """In tokens; enough for the question's own list of candidates in any format."""
+        listed = self.loaded.dialogue.tokens(str(list(question.candidates)))
+        return self.ask.max_new_tokens or _SPARE_TOKENS + 2 * len(listed)
+
     def _likelihoods(self, questions: Sequence[Question]) -> list[Answer]:
         talk = self.loaded.dialogue
-        prompts = [self.prompt.render(q.candidates) for q in questions]
+        prompts = [self.ask.texts(q)[0] for q in questions]
         joined = [talk.continuations(q.candidates, end=True) for q in questions]
         inputs = self.loaded.inputs(questions, [talk.text(prompt) for prompt in prompts])
         taken_back = [back for back, _ in joined]
@@ -265,12 +259,10 @@ class TransformersRanker(AskingRanker):
         ]
 
     def _labels(self, questions: Sequence[Question]) -> list[Answer]:
-        """'letter' and 'yesno': variants of one prompt that share image and opening, and the next token behind each."""
+        """Variants of one prompt that share image and opening, and the next token behind each."""
         talk = self.loaded.dialogue
-        k = len(questions[0].candidates)
-        words = YES_NO if self.ask == "yesno" else [(letter,) for letter in LETTERS[:k]]
-        back, added, labels = talk.labels(words)
-        variants = [self._variants(q) for q in questions]
+        back, added, labels = talk.labels(self.ask.labels(len(questions[0].candidates)))
+        variants = [self.ask.texts(q) for q in questions]
         inputs = self.loaded.inputs(questions, [talk.text(row[0]) for row in variants])
         if len(variants[0]) == 1 and not added:  # no second pass: the label follows the prompt itself
             trims = [back] * len(questions)
@@ -285,8 +277,6 @@ class TransformersRanker(AskingRanker):
             continuations = [[tokens[n:] for tokens in row] for row, n in zip(fed, shared, strict=True)]
         inputs = trim_prefix(inputs, trims, self.loaded.pad_id)
         log_probs = label_log_probs(self.loaded.model, inputs, continuations, labels)  # (B, variants, labels)
-        if self.ask == "yesno":
-            log_probs = [[list(column) for column in zip(*row, strict=True)] for row in log_probs]  # (B, 2, K)
         return [Answer(scores=tuple(tuple(scores) for scores in row)) for row in log_probs]
 
     def _prompt_ends(
@@ -301,18 +291,26 @@ class TransformersRanker(AskingRanker):
             ends.append(talk.tail(prompt) if merged else end)
         return ends
 
-    def _variants(self, question: Question) -> list[str]:
-        if self.ask == "yesno":
-            return [self.prompt.render(question.candidates, name) for name in question.candidates]
-        shifts = self.shifts(len(question.candidates))
-        return [self.prompt.render([question.candidates[c] for c in shift]) for shift in shifts]
-
 
 def _as_device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device={device!r} is no device of torch; give 'cpu', 'cuda' or 'cuda:0'") from error
+
+
+def _version(library: str) -> str | None:
+    """Of an installed library, without importing it; `None` where it is not there."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _content(module: str | Path) -> bytes:
+    """What a module of a config is: a file's content, else its name."""
+    file = Path(module)
+    return file.read_bytes() if file.is_file() else str(module).encode()
 
 
 def _fill_in(settings: Any, side: int) -> Any:
