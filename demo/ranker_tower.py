@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from ranker_data import SIZE, render_known
+from tiny_vision import TinyVisionConfig, TinyVisionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 from training import load_checkpoint, rendered_pool, save_checkpoint
 from world import ATTRIBUTES, COLOURS, PATTERNS, SHAPES
-
-from rar_mmdet.rankers.tiny_vision import TinyVisionConfig, TinyVisionModel
 
 DOMAIN = 7002  # first word of every seed of the ranker; make_world.py and train_clip.py use others
 VISUAL_TOKENS = 16

@@ -3,7 +3,7 @@
 No stock tower learns from scratch in minutes on a CPU (patch transformers do not get off the ground, see
 demo/README.md), so the demo's LLaVA brings its own. Importing this module registers it with `AutoConfig` and
 `AutoModel`; after that a LLaVA folder whose `vision_config.model_type` is `rar_tiny_vision` loads through
-`AutoModelForImageTextToText` without remote code.
+`AutoModelForImageTextToText` without remote code. The demo's configs name this file in `loading=dict(modules=[...])`.
 """
 
 from __future__ import annotations

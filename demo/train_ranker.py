@@ -46,6 +46,7 @@ from ranker_tower import (
     normalise,
     train_tower,
 )
+from tiny_vision import TinyVisionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -60,8 +61,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from world import CLASS_NAMES, rare_classes
-
-from rar_mmdet.rankers.tiny_vision import TinyVisionModel
 
 HERE = Path(__file__).resolve().parent
 QUESTIONS = ("name", "choose", "sort", "paper", "paper_in_context", "letter", "yesno")

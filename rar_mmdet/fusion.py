@@ -8,7 +8,7 @@ Rows in which the ranker has no opinion stay as retrieval left them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -73,7 +73,7 @@ class LogLikFusion:
     """q'_c proportional to q_c^(1-alpha) * p_c^alpha with p = softmax(log_probs / temperature).
 
     Ours; a geometric mean of two classifiers, as open-vocabulary detectors use it (F-ViT, arXiv 2310.01403).
-    Rankings without log-probabilities are fused by `RankFusion(beta)`.
+    Rows without log-probabilities are fused by `RankFusion(beta)`, whatever their neighbours have.
     """
 
     alpha: float = 0.3
@@ -89,6 +89,11 @@ class LogLikFusion:
     def __call__(self, shortlist: Shortlist, ranking: Ranking) -> Tensor:
         if ranking.log_probs is None:
             return RankFusion(self.beta)(shortlist, ranking)
+        order_alone = ranking.log_probs.isnan().any(dim=1).to(shortlist.probs.device)
+        if order_alone.any():
+            by_rank = RankFusion(self.beta)(shortlist, ranking)
+            known = replace(ranking, log_probs=ranking.log_probs.nan_to_num(0.0))
+            return torch.where(order_alone[:, None], by_rank, self(shortlist, known))
         if self.alpha == 0:
             return shortlist.probs.clone()
         log_p = torch.log_softmax(ranking.log_probs.to(shortlist.probs.device).double() / self.temperature, dim=1)

@@ -76,7 +76,9 @@ class Ranking:
     """A ranker's opinion of the K candidates of each of R regions."""
 
     order: Tensor  # (R, K) int64; each row a permutation of 0..K-1: columns of the shortlist, best first
-    log_probs: Tensor | None  # (R, K) float32; column j is shortlist column j; logsumexp over a row is 0
+    log_probs: (
+        Tensor | None
+    )  # (R, K) float32; column j is shortlist column j; logsumexp of a row is 0; NaN: order alone
     status: Tensor  # (R,) int64, values of RankStatus
     replies: tuple[str | None, ...] | None = None  # R texts, where a model wrote one
     label_mass: Tensor | None = None  # (R,) float32 in [0, 1]: probability the model gave to any label; NaN: not known
@@ -114,6 +116,13 @@ class Ranking:
             None if self.replies is None else tuple(self.replies[row] for row in rows),
             None if self.label_mass is None else self.label_mass[regions],
         )
+
+    @property
+    def has_log_probs(self) -> Tensor:
+        """(R,) bool: rows with log-probabilities, and not an order alone."""
+        if self.log_probs is None:
+            return torch.zeros(len(self), dtype=torch.bool)
+        return ~self.log_probs.isnan().any(dim=1)
 
     @property
     def has_opinion(self) -> Tensor:

@@ -8,9 +8,10 @@ model = dict(
         ranker=dict(
             type="TransformersRanker",
             model="{{fileDirname}}/../../demo/weights/ranker",
-            ask="likelihood",
+            # The only questions it was trained to answer.
+            ask=dict(type="Likelihood", prompts="{{fileDirname}}/../../demo/prompts.json"),
             batch_size=32,
-            prompts="{{fileDirname}}/../../demo/prompts.json",  # the only questions it was trained to answer
+            loading=dict(modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
         ),
         fusion=dict(type="LogLikFusion", alpha=0.95, temperature=1.25),
     )

@@ -5,7 +5,7 @@ _base_ = "rar_demo.py"
 
 model = dict(
     recognizer=dict(
-        ranker=dict(decisive_margin=0.53, ask="generate", prompt="paper"),
+        ranker=dict(limits=dict(decisive_margin=0.53), ask=dict(type="Generate", prompt="paper")),
         fusion=dict(_delete_=True, type="LogLikFusion"),
     )
 )

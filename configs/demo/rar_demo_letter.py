@@ -4,7 +4,7 @@ _base_ = "rar_demo.py"
 
 model = dict(
     recognizer=dict(
-        ranker=dict(decisive_margin=0.53, ask="letter"),
+        ranker=dict(limits=dict(decisive_margin=0.53), ask=dict(type="Letter")),
         fusion=dict(alpha=0.95, temperature=0.95),
     )
 )

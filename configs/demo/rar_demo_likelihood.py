@@ -2,4 +2,4 @@
 # decisive_margin: fitted on the calibration split, where it spares 8 % of the questions (docs/rankers.md).
 _base_ = "rar_demo.py"
 
-model = dict(recognizer=dict(ranker=dict(decisive_margin=0.53, ask="likelihood", prompt="choose")))
+model = dict(recognizer=dict(ranker=dict(limits=dict(decisive_margin=0.53), ask=dict(prompt="choose"))))

@@ -4,7 +4,7 @@ _base_ = "rar_demo.py"
 
 model = dict(
     recognizer=dict(
-        ranker=dict(decisive_margin=0.46, ask="yesno"),
+        ranker=dict(limits=dict(decisive_margin=0.46), ask=dict(type="YesNo")),
         fusion=dict(alpha=0.87, temperature=1.77),
     )
 )

@@ -4,7 +4,11 @@ _base_ = "clip_faster-rcnn_demo.py"
 model = dict(
     roi_head=dict(
         recognizer=dict(
-            ranker=dict(type="TransformersRanker", model="{{fileDirname}}/../../demo/weights/ranker", ask="likelihood"),
+            ranker=dict(
+                type="TransformersRanker",
+                model="{{fileDirname}}/../../demo/weights/ranker",
+                loading=dict(modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
+            ),
         ),
     ),
 )

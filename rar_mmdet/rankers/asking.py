@@ -201,7 +201,9 @@ class AskingRanker(Ranker):
                 self.counts["deduped"] += total - different
             self.counts["null_asked" if null else "asked"] += missing
         if different > missing and self._answers.path is not None:
-            self._tell(f"answers kept in {self._answers.path} are used; with another cache all are asked anew", logging.INFO)
+            self._tell(
+                f"answers kept in {self._answers.path} are used; with another cache all are asked anew", logging.INFO
+            )
 
     def _keys(self, questions: Sequence[Question]) -> list[str]:
         """Of the model, the way to ask, everything that is shown, and how an answer is kept."""
@@ -213,14 +215,18 @@ class AskingRanker(Ranker):
         head = json.dumps(settings, sort_keys=True).encode()
         keys = []
         for question in questions:
-            shown = json.dumps([self.ask.texts(question), self.ask.labels(len(question.candidates)), question.candidates])
+            shown = json.dumps(
+                [self.ask.texts(question), self.ask.labels(len(question.candidates)), question.candidates]
+            )
             shape = str(tuple(question.crop.shape)).encode()
             keys.append(hash_parts([head, shape, question.crop.numpy().data, shown.encode()]))
         return keys
 
     def _read(self, questions: list[Question], answers: list[Answer | None]) -> list[Reading | None]:
         """What each answer says; the first few that say nothing are shown."""
-        needed = [self.ask.blanks(q) if answer and answer.scores else [] for q, answer in zip(questions, answers, strict=True)]
+        needed = [
+            self.ask.blanks(q) if answer and answer.scores else [] for q, answer in zip(questions, answers, strict=True)
+        ]
         flat = [blank for blanks in needed for blank in blanks]
         found = iter(self._resolve(flat, null=True) if flat else [])
         readings: list[Reading | None] = []
@@ -266,14 +272,15 @@ class AskingRanker(Ranker):
             (letter,) = self._letters
             self._tell(
                 f"every answer so far is the letter {letter!r}, whatever stands there: the model may not see the crop, "
-                "or prefer that letter. Look at some replies, average over the letters with Letter(num_shifts=None), or "
-                "try another `ask`"
+                "or prefer that letter. Look at some replies, average over the letters (num_shifts=None), or try "
+                "another `ask`"
             )
         count = self._told["label masses"]
         if count >= _LETTERS_TO_JUDGE and self._label_mass < _LEAST_LABEL_MASS * count:
+            share = 100 * self._label_mass / count
             self._tell(
-                f"the model gives {100 * self._label_mass / count:.1f} % of its probability to the labels it is asked for "
-                "and wants to say something else; try another prompt, switch off its thinking, or use ask='generate'"
+                f"the model gives {share:.1f} % of its probability to the labels it is to choose from and wants to say "
+                "something else; try another prompt, switch off its thinking, or use ask='generate'"
             )
 
     def _judge(self, counts: Mapping[str, int], least: int) -> None:
@@ -282,8 +289,8 @@ class AskingRanker(Ranker):
         if answered >= least and bad > self.limits.max_fallback_rate * answered:
             raise RankerError(
                 f"{bad} of {answered} regions got no usable answer, more than "
-                f"max_fallback_rate={self.limits.max_fallback_rate}. The numbers of this run would not be the ranker's. "
-                "The log shows the first such answers; try another `ask` or prompt, or "
+                f"max_fallback_rate={self.limits.max_fallback_rate}. The numbers of this run would not be the "
+                "ranker's. The log shows the first such answers; try another `ask` or prompt, or "
                 "limits=dict(max_fallback_rate=...) if this is meant"
             )
 
@@ -301,7 +308,8 @@ def _assemble(
     order, status = blank.order, blank.status
     status[rows] = int(RankStatus.FALLBACK)
     log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
-    masses, replies = torch.full((num_regions,), float("nan")), [None] * num_regions
+    masses = torch.full((num_regions,), float("nan"))
+    replies: list[str | None] = [None] * num_regions
     scored = [i for i, reading in enumerate(readings) if reading is not None and reading.scores is not None]
     if scored:
         at, columns = torch.tensor([rows[i] for i in scored]), torch.tensor([shown[i] for i in scored])

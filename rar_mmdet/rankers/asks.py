@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.parsing import Parsed, parse_choice, parse_ranking
@@ -58,9 +58,8 @@ class _Way:
 
     name: ClassVar[str]
     usual_prompt: ClassVar[str]
-    wants: ClassVar[Literal["names", "labels", "text"]]
+    wants: ClassVar[str]
     takes_one_name: ClassVar[bool] = False  # whether the prompt is about one candidate, {name}
-    max_new_tokens = None
 
     def __post_init__(self) -> None:
         wording = self.wording
@@ -85,6 +84,10 @@ class _Way:
                 f"prompt={name!r} is not known; known are {sorted(known)}, or put your own into a file for `prompts`"
             )
         return known[name]
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return None
 
     @property
     def max_candidates(self) -> int | None:

@@ -24,7 +24,9 @@ class Ranker(Protocol):
 
     crop_size: int  # S, the side in pixels of the crops it wants
     max_candidates: int | None = None  # the largest K it can rank; None: any
-    counts: Mapping[str, int] = MappingProxyType({})  # regions by status and questions by fate so far, as `judge` wants them
+    counts: Mapping[str, int] = MappingProxyType(
+        {}
+    )  # regions by status and questions by fate so far, as `judge` wants them
 
     def rank(self, crops: Tensor, shortlist: Shortlist, category_names: Sequence[str]) -> Ranking:
         """An order of the shortlist's K columns for each region; it gets only the regions it is asked about.

@@ -46,7 +46,10 @@ class DamagedCacheError(Exception):
 class Answers(Protocol):
     """Texts by key. The first text stored under a key stays."""
 
-    path: Path | None  # where they are kept; None: in memory
+    @property
+    def path(self) -> Path | None:
+        """Where they are kept; `None`: in memory."""
+        ...
 
     def get(self, keys: Sequence[str]) -> dict[str, str]:
         """The texts of those keys that are known."""
@@ -79,7 +82,7 @@ def open_answers(path: str | Path | None) -> Answers:
 class MemoryAnswers:
     """Answers of this process; a dict, whose single steps no thread interrupts."""
 
-    path = None
+    path: Path | None = None
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}

@@ -16,7 +16,20 @@ _BODY_CHARS = 200_000  # of an error page that is looked at
 _DEEPEST = 6
 # Where a reason stands, the most telling first; what is no reason is left out, above all pictures that are echoed.
 _TELLING = ("message", "detail", "msg", "error", "errors", "reason", "error_description", "description", "title", "raw")
-_SILENT = ("input", "ctx", "url", "type", "object", "code", "status", "id", "request_id", "user_id", "trace", "instance")
+_SILENT = (
+    "input",
+    "ctx",
+    "url",
+    "type",
+    "object",
+    "code",
+    "status",
+    "id",
+    "request_id",
+    "user_id",
+    "trace",
+    "instance",
+)
 _PICTURE = re.compile(r"(?:data:image/[a-z]+;base64,)?[A-Za-z0-9+/=]{120,}")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _HIDDEN = re.compile(r"<(script|style|title)\b.*?</\1>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
@@ -106,10 +119,7 @@ def _top_log_probs(listed: Any) -> list[tuple[str, float]] | None:
     else:
         columns = listed.get("top_logprobs")  # the form of plain completions: one dict for each token
         top = columns[0] if isinstance(columns, list) and columns else None
-    if isinstance(top, dict):
-        pairs = list(top.items())
-    else:
-        pairs = [(entry["token"], entry["logprob"]) for entry in top or []]
+    pairs = top.items() if isinstance(top, dict) else ((entry["token"], entry["logprob"]) for entry in top or [])
     return [(str(token), float(value)) for token, value in pairs if value is not None] or None
 
 

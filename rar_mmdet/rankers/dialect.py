@@ -15,8 +15,12 @@ __all__ = ["Dialect"]
 
 _MOST_LOG_PROBS = 20  # what OpenAI's interface allows, and vLLM's default limit
 _LEAST_LOG_PROBS = 2  # of one label nothing can be ranked
-_LIMIT_WORDS = re.compile(r"more than|greater|less than|at most|maximum|max|exceed|between|limit|too (?:many|large|high)|range")
-_LEAST = re.compile(r"(?:at least|minimum(?: value)?(?: is| of)?|greater than or equal to|>=|below(?: the)? minimum\D*)\s*(\d+)")
+_LIMIT_WORDS = re.compile(
+    r"more than|greater|less than|at most|maximum|max|exceed|between|limit|too (?:many|large|high)|range"
+)
+_LEAST = re.compile(
+    r"(?:at least|minimum(?: value)?(?: is| of)?|greater than or equal to|>=|below(?: the)? minimum\D*)\s*(\d+)"
+)
 _GRAMMAR_WORDS = ("response_format", "structured_outputs", "json_schema", "guided", "grammar", "schema")
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 _OPTIONAL = ("seed", "temperature")
@@ -41,7 +45,7 @@ class Dialect:
     left_out: frozenset[str] = frozenset()
 
     def fields(self, model: str, tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields beside the messages and what is asked for; `extra` adds, replaces, and leaves out what is `None`."""
+        """The fields beside the messages and what is asked for; `extra` adds and replaces, `None` leaves out."""
         fields: dict[str, Any] = {"model": model, "temperature": 0.0, "seed": 0}
         if self.token_field is not None and not any(extra.get(name) is not None for name in _TOKEN_FIELDS):
             fields[self.token_field] = max(tokens, self.least_tokens)

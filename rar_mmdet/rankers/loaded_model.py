@@ -55,7 +55,7 @@ class Loading:
         object.__setattr__(self, "modules", tuple(self.modules))
 
 
-def read_model(folder: Path, device: torch.device, dtype: torch.dtype, loading: Loading = Loading()) -> tuple[Any, Any]:  # noqa: B008
+def read_model(folder: Path, device: torch.device, dtype: torch.dtype, loading: Loading = Loading()) -> tuple[Any, Any]:
     """Model and processor from disk, strictly: a weight that is missing is an error, not a warning.
 
     Args:
@@ -161,9 +161,8 @@ class LoadedModel:
             done = torch.isin(input_ids[:, -1], closing.to(input_ids.device))
             for row in done.nonzero().flatten().tolist():
                 reply = tokenizer.decode(input_ids[row, start:], skip_special_tokens=True).strip()
-                listed = parse_ranking(reply[max(reply.rfind("["), 0) :], questions[row].candidates)
-                is_open = reply.count("[") > reply.count("]")
-                done[row] = not is_open and listed.status is not RankStatus.FALLBACK
+                listed = reply[reply.rfind("[") :] if 0 < reply.count("[") <= reply.count("]") else ""
+                done[row] = parse_ranking(listed, questions[row].candidates).status is not RankStatus.FALLBACK
             return done
 
         return _stopping(closed)

@@ -59,16 +59,16 @@ class OpenAIRanker(AskingRanker):
     Args:
         base_url: as `http://host:8000/v1`. HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the environment are honoured.
         model: the name the server serves it under.
-        ask: a `Letter`, `YesNo` or `Generate`, or its short form; 'letter' is here one order of the candidates, for every
-            further one is a request.
+        ask: a `Letter`, `YesNo` or `Generate`, or its short form; 'letter' is here one order of the candidates, for
+            every further one is a request.
         limits, cache: see `AskingRanker`.
         image_size: side in pixels of the crops sent.
         timeout: seconds one request may take.
         max_retries: attempts after the first, each after a pause of 0.5 s growing to 8 s, or of the server's
             Retry-After up to 300 s. Only what may pass is tried again: broken connections and replies, 408, 409, 425,
             429 and 5xx. A request refused for itself (400, 413, 422, ...) is a region without an answer.
-        extra_body: more fields of every request, such as {'chat_template_kwargs': {'enable_thinking': False}}; `None` for
-            a field leaves it out. Fields of ours that the server refuses are left out, or renamed, without that.
+        extra_body: more fields of every request, such as {'chat_template_kwargs': {'enable_thinking': False}}; `None`
+            for a field leaves it out. Fields of ours that the server refuses are left out, or renamed, without that.
         server: key, concurrency, patience; a `ServerSettings` or a dict of its settings.
     """
 
@@ -126,8 +126,8 @@ class OpenAIRanker(AskingRanker):
         proxy = proxy_of(self.base_url)
         address = self._address
         if proxy is not None:
-            url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            address = url.hostname or "", url.port or _PORTS.get(url.scheme, 1080)
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            address = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
         try:
             socket.create_connection(address, timeout=5).close()
         except (OSError, UnicodeError) as error:  # the latter: no name that DNS could hold
@@ -202,18 +202,24 @@ class OpenAIRanker(AskingRanker):
     def _request(self, dialect: Dialect, text: str, names: Sequence[str]) -> dict[str, Any]:
         """The fields of a request, the picture still to be put in."""
         k = len(names)
+        wanted: dict[str, Any] = {}
         if self._gives_labels(dialect):
             # No grammar beside log-probabilities: whether they are masked by it differs between servers.
             tokens, wanted = 1, {"logprobs": True, "top_logprobs": dialect.top_log_probs}
         elif self.ask.wants == "labels":
             tokens = _LETTER_TOKENS
-            wanted = {"structured_outputs": {"choice": list(LETTERS[:k])}} if dialect.grammar else {}  # vLLM's field
+            if dialect.grammar:
+                wanted = {"structured_outputs": {"choice": list(LETTERS[:k])}}  # vLLM's field
         else:
             tokens = self.ask.max_new_tokens or max(_LEAST_TOKENS, len(str(list(names)).encode()))
-            wanted = {"response_format": _list_schema(k)} if dialect.grammar else {}
+            if dialect.grammar:
+                wanted = {"response_format": _list_schema(k)}
         # The image first and the candidates last: servers reuse what prompts begin with.
         content = [{"type": "image_url", "image_url": {"url": _PNG_URL}}, {"type": "text", "text": text}]
-        request = {"messages": [{"role": "user", "content": content}], **wanted}  # messages before all else, see `_body`
+        request = {
+            "messages": [{"role": "user", "content": content}],
+            **wanted,
+        }  # messages before all else, see `_body`
         request |= dialect.fields(self.model, tokens, self.extra_body)
         if request.get("logprobs") is None:
             request.pop("top_logprobs", None)

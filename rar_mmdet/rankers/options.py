@@ -51,7 +51,9 @@ def as_options(kind: type[_T], value: _T | Mapping[str, Any] | None, name: str) 
         return value
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(f"{name} must be a {kind.__name__}, or a dict with the keys {', '.join(known)}; got {value!r}")
+        raise ConfigError(
+            f"{name} must be a {kind.__name__}, or a dict with the keys {', '.join(known)}; got {value!r}"
+        )
     settings = {key: part for key, part in (value or {}).items() if key != "type"}
     if unknown := [key for key in settings if key not in known]:
         raise ConfigError(f"{name} has no key {unknown[0]!r}; its keys: {', '.join(known)}")

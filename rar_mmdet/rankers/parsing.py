@@ -21,12 +21,17 @@ _MARKS, _CLOSING = r"[\s\"'`*~$(\[{<.:,-]*+", r"(?:です|だ)?[\s\"'`*~$)\]}>.:
 _IS = r"(?:is:?|would be|must be|should be|ist|est|es|è|é|是|は|为|為|:|=)"
 _BEFORE = rf"{_MARKS}(?:{ANSWER_WORDS} ?)?{_IS}?{_MARKS}(?:(?:the )?(?:option|choice|letter|选项|选|選))?{_MARKS}"
 _ALONE = re.compile(rf"{_BEFORE}([A-Z]){_CLOSING}", re.IGNORECASE)
-_BEHIND = re.compile(rf"{_BEFORE}([A-Z])[\"'`*~$]*+\s?(?:[.):\]}}>]|-{{1,3}}>?|=)[\"'`*~$\s]*+(\S.*)", re.IGNORECASE | re.DOTALL)
+_BEHIND = re.compile(
+    rf"{_BEFORE}([A-Z])[\"'`*~$]*+\s?(?:[.):\]}}>]|-{{1,3}}>?|=)[\"'`*~$\s]*+(\S.*)", re.IGNORECASE | re.DOTALL
+)
 _GLUED = re.compile(rf"(?i:{_BEFORE})([A-Z])[\"'`*~$]*+,?\s(\S.*)", re.DOTALL)
-_LIST = re.compile(r"[\s\"'`*(\[]*+[A-Z](?:[\"'`*).]*+ ?(?:[,;\n]|[-=]{0,3}>{1,3}) ?[\"'`*(]*+[A-Z])+[\s\"'`*)\].]*+", re.IGNORECASE)
+_LIST = re.compile(
+    r"[\s\"'`*(\[]*+[A-Z](?:[\"'`*).]*+ ?(?:[,;\n]|[-=]{0,3}>{1,3}) ?[\"'`*(]*+[A-Z])+[\s\"'`*)\].]*+", re.IGNORECASE
+)
 _TOLD = re.compile(
-    rf"(?:(?P<answer>(?i:{ANSWER_WORDS} ?{_IS}))|(?i:\b(?:option|choice|letter|choose|select|pick|therefore|thus|hence|so"
-    r"|it is|it's|say)\b|选项?|選|选择|:))\s?(?i:option\b|letter\b|is\b|:|,)?\s?[\"'`*($\[{]{0,4}(?P<letter>[A-Z])(?![A-Za-z0-9'])"
+    rf"(?:(?P<answer>(?i:{ANSWER_WORDS} ?{_IS}))"
+    r"|(?i:\b(?:option|choice|letter|choose|select|pick|therefore|thus|hence|so|it is|it's|say)\b|选项?|選|选择|:))"
+    r"\s?(?i:option\b|letter\b|is\b|:|,)?\s?[\"'`*($\[{]{0,4}(?P<letter>[A-Z])(?![A-Za-z0-9'])"
     r"(?!\s+(?!because|since|as|due|which|and)\w)"
 )
 _RIGHT = re.compile(rf"(?i:{_BEFORE})([A-Z])\s+(?:is|fits|matches|shows|depicts)\b(?!\s+(?:not|wrong|incorrect|un))")
@@ -178,6 +183,8 @@ def _by_score(items: list[Item]) -> list[Item]:
     """Best score first, where every candidate named has one; else as listed."""
     named = [item for item in items if item.name is not None]
     values = [item.value for item in named if item.value is not None]
+    if named and len(values) == len(named) and not any(values):
+        return []  # 'dog - no': all are denied
     if len(named) < 2 or len(values) < len(named):
         return items
     # 'cat: 2, dog: 1' is a ranking rather than a score.

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -76,8 +76,8 @@ class Reading:
             order = tuple(sorted(range(k), key=lambda column: -scores[column]))
             return Reading(order, RankStatus.OK, scores, **more)
         problem = (
-            f"scores of {list(candidates)} are not finite: {list(scores)}; damaged weights, or a precision too small for "
-            "the model (try dtype='float32' or 'bfloat16')"
+            f"scores of {list(candidates)} are not finite: {list(scores)}; damaged weights, or a precision too small "
+            "for the model (try dtype='float32' or 'bfloat16')"
         )
         return Reading(tuple(range(k)), RankStatus.FALLBACK, problem=problem)
 
@@ -89,12 +89,15 @@ class Ask(Protocol):
     name: as in reports; the short form of `ask=`.
     wants: what a model has to give: the likelihood of each candidate's name behind the text ('names'), that of a few
         labels as the next token ('labels'), or a text of its own ('text').
-    max_new_tokens: the longest text reply in tokens; `None`: what the list of candidates needs.
     """
 
     name: ClassVar[str]
-    wants: ClassVar[Literal["names", "labels", "text"]]
-    max_new_tokens: int | None
+    wants: ClassVar[str]
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The longest text reply in tokens; `None`: what the list of candidates needs."""
+        ...
 
     @property
     def wording(self) -> Prompt:

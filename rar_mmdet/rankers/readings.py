@@ -50,7 +50,7 @@ _BULLET = re.compile(
     r"(?:\(?\d{1,3}[.):\]](?!\d)|\(?[a-z][.)](?=\s)|[-*•●○◦▪■·‣⁃–+>#✓✔☑→➤]+(?!\w)|#?\d{1,2}(?=\s)"
     r"|(?:rank|top|no\.?|number|place|choice|option|category|candidate)? ?#?(?:\d{1,2}|\b[a-z]) ?[:.)=-]+"
     r"|(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last(?:ly)?|finally"
-    r"|\d{1,2}(?:st|nd|rd|th)|第[\d一二三四五六七八九十]{1,3}[位名]?) ?[:,.)-]?) ?"
+    r"|\d{1,2}(?:st|nd|rd|th|位|名)|第[\d一二三四五六七八九十]{1,3}[位名]?) ?[:,.)-]?) ?"
 )
 _CONNECTOR = re.compile(r"(?:and then|and|then|followed by|finally|lastly|or|&|y|et|und|e)\s+")
 _OPENED = re.compile(r"[\"'`*~]+ ?| ")
@@ -178,10 +178,8 @@ def _item_at(
     return None
 
 
-def _tail(
-    text: str, end: int, separator: re.Pattern[str], reasons: bool
-) -> tuple[float | None, bool, int] | None:
-    """What may follow a name within its item: marks, a score and, where `reasons` are read, anything to the line's end."""
+def _tail(text: str, end: int, separator: re.Pattern[str], reasons: bool) -> tuple[float | None, bool, int] | None:
+    """What may follow a name within its item: marks, a score and, where `reasons` are read, anything else."""
 
     def stop_at(place: int) -> int | None:
         closed = _CLOSED.match(text, place)
@@ -306,7 +304,9 @@ def _entry(entry: Any, names: Spellings) -> Item:
         numbers = {str(key).lower(): number for key, value in entry.items() if (number := _number(value)) is not None}
         ranks = [value for key, value in numbers.items() if key in _RANK_KEYS]
         scores = [value for key, value in numbers.items() if key not in _RANK_KEYS]
-        return Item(named, ranks[0], True) if ranks else Item(named, *scores[:1])
+        if ranks:
+            return Item(named, ranks[0], is_rank=True)
+        return Item(named, scores[0] if scores else None)
     if isinstance(entry, list) and entry and (named := _whole(entry[0], names)):
         return Item(named, _number(entry[1]) if len(entry) > 1 else None)
     return Item(None)

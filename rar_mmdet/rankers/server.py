@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[attr-defined]  # no stub has it
 
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.completions import MalformedReplyError, Reply, read_completion, reason_of
@@ -264,7 +264,7 @@ class Client:
                 attempt += 1
 
     def _moved(self, error: Exception) -> str | None:
-        """Where a redirect leads, on the same host: another one gets neither photos nor key unless a config names it."""
+        """Where a redirect leads on the same host; another gets neither photos nor key unless a config names it."""
         if not isinstance(error, self._openai.APIStatusError) or error.status_code not in _REDIRECTS:
             return None
         target = urljoin(str(error.request.url), error.response.headers.get("location", ""))

@@ -10,7 +10,7 @@ from functools import lru_cache
 __all__ = ["Spellings", "normalise", "unify"]
 
 _SAME = {
-    **dict.fromkeys('“”„‟«»〝〞″＂「」『』《》【】〔〕', '"'),
+    **dict.fromkeys("“”„‟«»〝〞″＂「」『』《》【】〔〕", '"'),
     **dict.fromkeys("‘’‚‛‹›′´＇", "'"),
     **dict.fromkeys("‐‑‒–—―−﹣－", "-"),
     **dict.fromkeys("、；", ","),
@@ -58,7 +58,8 @@ class Spellings:
         for name in names:
             if (plain := normalise(name).strip()) and (printed := normalise(repr(name)[1:-1]).strip()):
                 self.names.setdefault(printed, plain)
-        exact, meant = set(self.names), {}
+        exact = set(self.names)
+        meant: dict[str, set[str]] = {}
         for name in self.columns:
             for spelling in _variants(name) - exact:
                 meant.setdefault(spelling, set()).add(name)

@@ -140,7 +140,7 @@ class TransformersRanker(AskingRanker):
         talk, wording = self._dialogue(processor), self.ask.wording
         if talk.image_token in wording.text:
             raise ConfigError(
-                f"prompt={wording.name!r} has {talk.image_token!r} in it; leave it out, the chat template adds the image"
+                f"prompt={wording.name!r} has {talk.image_token!r} in it; leave it out, the chat template adds it"
             )
         logger.info("ranker %s on %s in %s, crops of %d px", folder, self._device, self.precision, self.crop_size)
         return LoadedModel(model, processor, talk, self.image_settings, pictures=not self.family)

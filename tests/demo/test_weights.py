@@ -1,10 +1,13 @@
 """The shipped weights load through the front doors of open_clip and transformers and know what their cards say."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
 import pytest
+import tiny_vision  # noqa: F401  registers the ranker's vision tower with transformers
 import torch
 from mmengine.config import Config
 from PIL import Image
@@ -14,9 +17,7 @@ from train_clip import render_uniform
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from world import CLASS_NAMES
 
-import rar_mmdet.rankers.tiny_vision  # noqa: F401  registers the ranker's vision tower with transformers
 from rar_mmdet.components import build_component
-from rar_mmdet.rankers.asking import DEFAULT_PROMPTS
 
 CROPS = 60
 
@@ -115,11 +116,36 @@ def test_ranker_answers_letters_and_yes_or_no(ranker, crops):
     assert (yes == torch.tensor([1, 0] * (CROPS // 2))).float().mean() > 0.85
 
 
-@pytest.mark.parametrize(("way", "prompt"), DEFAULT_PROMPTS.items())
-def test_the_demo_config_asks_what_the_ranker_learned(demo_dir, way, prompt):
-    settings = Config.fromfile(demo_dir.parent / "configs" / "demo" / "rar_demo.py").model.recognizer.ranker
-    ranker = build_component({**settings, "ask": way}, "ranker")
-    assert ranker.prompt.text == PROMPTS[prompt]
+@pytest.mark.parametrize(
+    ("config", "prompt"), [("generate", "paper"), ("likelihood", "choose"), ("letter", "letter"), ("yesno", "yesno")]
+)
+def test_the_demo_configs_ask_what_the_ranker_learned(demo_dir, config, prompt):
+    file = demo_dir.parent / "configs" / "demo" / f"rar_demo_{config}.py"
+    ranker = build_component(Config.fromfile(file).model.recognizer.ranker, "ranker")
+    assert ranker.ask.name == config
+    assert ranker.ask.wording.text == PROMPTS[prompt]
+    assert ranker.limits.decisive_margin in (0.46, 0.53)
+    assert ranker.missing_assets() == []
+
+
+def test_the_tower_is_known_only_to_who_names_it(demo_dir):
+    """Nothing registers it for everybody: in a fresh process the folder is refused until a config names the module."""
+    code = f"""
+import sys, torch
+from rar_mmdet.rankers import TransformersRanker
+from rar_mmdet.errors import RankerLoadError
+folder, module = {str(demo_dir / "weights" / "ranker")!r}, {str(demo_dir / "tiny_vision.py")!r}
+try:
+    TransformersRanker(model=folder).loaded
+except RankerLoadError as error:
+    assert "modules" in str(error), error
+else:
+    raise SystemExit("loaded without its module")
+model = TransformersRanker(model=folder, loading=dict(modules=[module])).loaded.model
+print(type(model.model.vision_tower).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["TinyVisionModel"]
 
 
 @pytest.mark.parametrize("kind", ["sort", "paper", "paper_in_context"])

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,21 @@ import torch
 
 from rar_mmdet import registry
 from rar_mmdet.components import build_component
-from rar_mmdet.errors import RankerError
-from rar_mmdet.rankers import Answer, AskingRanker, IdentityRanker, ScriptedRanker, TransformersRanker
-from rar_mmdet.structures import RankStatus, Shortlist
+from rar_mmdet.errors import ConfigError, RankerError
+from rar_mmdet.fusion import LogLikFusion, PermuteFusion, RankFusion
+from rar_mmdet.rankers import (
+    Answer,
+    AskingRanker,
+    IdentityRanker,
+    Letter,
+    Likelihood,
+    Ranker,
+    ScriptedRanker,
+    TransformersRanker,
+    YesNo,
+    report_table,
+)
+from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
 NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}", "bow, long"]
@@ -26,8 +39,8 @@ NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}",
 class NoisyRanker(AskingRanker):
     """Scores depend a little on who shares the batch, as floating point arithmetic makes real ones do."""
 
-    def __init__(self, *, ask="likelihood", batch_size=3, pause=0.0, weights="w0", **settings):
-        super().__init__(ask=ask, **{"max_fallback_rate": 1.0, **settings})
+    def __init__(self, *, ask="likelihood", batch_size=3, pause=0.0, weights="w0", limits=None, cache=None):
+        super().__init__(ask=ask, limits=limits or {"max_fallback_rate": 1.0}, cache=cache)
         self.batch_size, self.pause, self.weights, self.crop_size = batch_size, pause, weights, 4
         self.batches = []
         self.reply = None
@@ -44,15 +57,14 @@ class NoisyRanker(AskingRanker):
             yield {start + i: self.one(q, i * 1e-5 + noise) for i, q in enumerate(batch)}
 
     def one(self, question, noise):
-        if self.ask == "generate":
+        if self.ask.wants == "text":
             return Answer(reply=self.reply if self.reply is not None else str(sorted(question.candidates)))
         base = float(question.crop.float().mean())
         scores = [math.sin(base + 7 * sum(map(ord, name))) * 3 + noise for name in question.candidates]
-        if self.ask == "letter":
-            k = len(scores)
-            return Answer(scores=tuple(tuple(scores[c] for c in shift) for shift in self.shifts(k)))
-        if self.ask == "yesno":
-            return Answer(scores=(tuple(scores), tuple(-s for s in scores)))
+        if self.ask.name == "letter":
+            return Answer(scores=tuple(tuple(scores[c] for c in s) for s in self.ask.shifts(len(scores))))
+        if self.ask.name == "yesno":
+            return Answer(scores=tuple((score, -score) for score in scores))
         return Answer(scores=(tuple(scores),), lengths=tuple(len(name) for name in question.candidates))
 
 
@@ -102,7 +114,7 @@ def test_decisive_margin_skips_and_counts():
     shortlist = make_shortlist(20, 4, 8)
     margin = shortlist.probs[:, 0] - shortlist.probs[:, 1]
     threshold = float(margin.median())
-    ranker = NoisyRanker(decisive_margin=threshold)
+    ranker = NoisyRanker(limits={"decisive_margin": threshold})
     ranking = ranker.rank(crops(20), shortlist, NAMES)
     assert torch.equal(ranking.status == RankStatus.SKIPPED, margin >= threshold)
     report = ranker.report()
@@ -136,7 +148,7 @@ def test_equal_questions_are_asked_once():
 @pytest.mark.parametrize("prompt", ["name", "choose"])
 def test_pmi_subtracts_the_blank_crop_and_asks_about_each_name_once(prompt):
     shortlist, pixels = make_shortlist(4, 3, 4), crops(4)
-    ranker = NoisyRanker(score="pmi", prompt=prompt, batch_size=1)
+    ranker = NoisyRanker(ask=Likelihood(score="pmi", prompt=prompt), batch_size=1)
     got = ranker.rank(pixels, shortlist, NAMES).log_probs
     blank = torch.full_like(pixels, 127)
     plain = NoisyRanker(batch_size=1)
@@ -158,8 +170,8 @@ def test_kept_answers_are_used_again_bit_for_bit(tmp_path):
     [
         {"weights": "w1"},
         {"ask": "yesno"},
-        {"prompt": "name"},
-        {"ask": "letter", "num_shifts": 1},
+        {"ask": Likelihood(prompt="name")},
+        {"ask": Letter(num_shifts=1)},
     ],
 )
 def test_another_model_or_prompt_is_another_question(tmp_path, change):
@@ -173,7 +185,7 @@ def test_another_model_or_prompt_is_another_question(tmp_path, change):
 def test_another_reading_is_not_another_question(tmp_path):
     path = tmp_path / "answers.sqlite"
     NoisyRanker(cache=path).rank(crops(3), make_shortlist(3, 5, 8), NAMES)
-    other = NoisyRanker(cache=path, score="mean", temperature=3.0)
+    other = NoisyRanker(cache=path, ask=Likelihood(score="mean"))
     other.rank(crops(3), make_shortlist(3, 5, 8), NAMES)
     assert other.report()["asked"] == 0
 
@@ -191,7 +203,7 @@ def _run_stream(path):
     _stream(NoisyRanker(cache=path, pause=0.004))
 
 
-def test_killed_at_random_points_and_resumed_gives_the_same_bits(tmp_path):
+def test_killed_at_random_points_and_resumed_gives_the_same_bits(tmp_path, one_thread):
     undisturbed = _stream(NoisyRanker(cache=tmp_path / "calm.sqlite"))
     rng, context = random.Random(1), multiprocessing.get_context("fork")
     for trial in range(3):
@@ -208,7 +220,7 @@ def test_killed_at_random_points_and_resumed_gives_the_same_bits(tmp_path):
     assert not list(tmp_path.glob("*.damaged-*"))
 
 
-def test_two_processes_share_one_cache(tmp_path):
+def test_two_processes_share_one_cache(tmp_path, one_thread):
     path, context = tmp_path / "shared.sqlite", multiprocessing.get_context("fork")
     runs = [context.Process(target=_run_stream, args=(path,)) for _ in range(2)]
     for run in runs:
@@ -234,7 +246,7 @@ def test_unanswered_and_unreadable_regions_fall_back():
 
 
 def test_too_many_fallbacks_fail_the_run(caplog):
-    ranker = NoisyRanker(ask="generate", max_fallback_rate=0.2)
+    ranker = NoisyRanker(ask="generate", limits={"max_fallback_rate": 0.2})
     ranker.reply = "no idea"
     with caplog.at_level(logging.WARNING):
         ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
@@ -248,7 +260,7 @@ def test_too_many_fallbacks_fail_the_run(caplog):
 
 
 def test_report_is_json_and_adds_up():
-    ranker = NoisyRanker(decisive_margin=0.3)
+    ranker = NoisyRanker(limits={"decisive_margin": 0.3})
     ranker.rank(crops(30), make_shortlist(30, 4, 8), NAMES)
     report = json.loads(json.dumps(ranker.report()))
     assert report["ok"] + report["partial"] + report["fallback"] + report["skipped"] == report["regions"] == 30
@@ -257,18 +269,135 @@ def test_report_is_json_and_adds_up():
     assert report["model"]["id"] == "noisy"
 
 
-def test_an_order_beside_log_probs_is_no_indifference():
-    """A server that stops to give log-probabilities: its later, bare choices still count in the fusion."""
+class Mixed(NoisyRanker):
+    """A server that stops to give log-probabilities: later answers are bare choices."""
 
-    class Mixed(NoisyRanker):
-        def one(self, question, noise):
-            return Answer(reply="['dog']") if "dog" in question.candidates else super().one(question, noise)
+    def one(self, question, noise):
+        return Answer(reply="['dog']") if "dog" in question.candidates else super().one(question, noise)
 
+
+def test_a_region_is_fused_the_same_way_whoever_its_neighbours_are():
+    shortlist = Shortlist(torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
+    together = Mixed(batch_size=1).rank(crops(2), shortlist, NAMES)
+    assert together.order[0].tolist() == [1, 0, 2]
+    assert together.has_log_probs.tolist() == [False, True]
+    for fusion in (LogLikFusion(), LogLikFusion(alpha=0.0), LogLikFusion(alpha=1.0), RankFusion(), PermuteFusion()):
+        fused = fusion(shortlist, together)
+        assert fused.isfinite().all()
+        for row in range(2):
+            alone = Mixed(batch_size=1).rank(crops(2)[row : row + 1], shortlist[row : row + 1], NAMES)
+            assert torch.equal(fusion(shortlist[row : row + 1], alone)[0], fused[row])
+
+
+def test_what_the_model_said_stays_with_its_region():
     shortlist = Shortlist(torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
     ranking = Mixed().rank(crops(2), shortlist, NAMES)
-    assert ranking.order[0].tolist() == [1, 0, 2]
-    torch.testing.assert_close(ranking.log_probs.logsumexp(1), torch.zeros(2))
-    assert ranking.log_probs[0].argsort(descending=True).tolist() == [1, 0, 2]
+    assert ranking.replies == ("['dog']", None)
+    assert ranking.label_mass is None
+    ranking = NoisyRanker(ask=YesNo()).rank(crops(2), shortlist, NAMES)
+    assert ranking.replies is None
+    assert ((ranking.label_mass > 0) & (ranking.label_mass <= 1)).all()
+    assert NoisyRanker().rank(crops(2), shortlist, NAMES).label_mass is None
+
+
+@pytest.mark.parametrize("ask", ["likelihood", "letter", "yesno", "generate"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_eight_threads_get_what_one_gets(tmp_path, ask, kept):
+    """Each thread asks about its own regions, and about some that all ask about."""
+    parts = [(make_shortlist(6, 4, 8, seed=s % 5), crops(6, seed=s % 5)) for s in range(8)]
+    one = NoisyRanker(ask=ask, batch_size=1)
+    want = [one.rank(pixels, shortlist, NAMES) for shortlist, pixels in parts]
+    ranker = NoisyRanker(ask=ask, batch_size=1, pause=0.001, cache=tmp_path / "a.sqlite" if kept else None)
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda part: ranker.rank(part[1], part[0], NAMES), parts))
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine.order, theirs.order)
+        assert torch.equal(mine.status, theirs.status)
+        assert ask == "generate" or torch.equal(mine.log_probs, theirs.log_probs)
+    report = ranker.report()
+    assert report["regions"] == report["ok"] == report["asked"] + report["cached"] + report["deduped"] == 48
+
+
+def test_the_first_answer_kept_counts_for_all(tmp_path):
+    """Two processes that ask the same question at the same moment end with the same bits."""
+    shortlist, pixels = make_shortlist(3, 4, 8), crops(3)
+    first, second = (NoisyRanker(cache=tmp_path / "a.sqlite", batch_size=size) for size in (3, 1))
+    second._resolve([])  # opened before the other has written
+    asked = second.answer
+    late = []
+    second.answer = lambda questions: late.append(first.rank(pixels, shortlist, NAMES).log_probs) or asked(questions)
+    assert torch.equal(second.rank(pixels, shortlist, NAMES).log_probs, late[0])
+
+
+def test_another_machine_goes_on_with_all_answers(tmp_path, monkeypatch):
+    shortlist, pixels = make_shortlist(9, 5, 8), crops(9)
+    whole = NoisyRanker().rank(pixels, shortlist, NAMES)
+    monkeypatch.setattr("socket.gethostname", lambda: "node-1")
+    NoisyRanker(cache=tmp_path / "a.sqlite").rank(pixels[:6], shortlist[:6], NAMES)
+    monkeypatch.setattr("socket.gethostname", lambda: "node-2")
+    second = NoisyRanker(cache=tmp_path / "a.sqlite")
+    assert torch.equal(second.rank(pixels, shortlist, NAMES).log_probs, whole.log_probs)
+    assert (second.report()["asked"], second.report()["cached"]) == (3, 6)
+    assert {file.name for file in tmp_path.glob("*.sqlite")} == {"a.node-1.sqlite", "a.node-2.sqlite"}
+
+
+@pytest.mark.parametrize("ask", [Letter(num_shifts=1), Letter()], ids=str)
+def test_a_letter_that_never_changes_is_said_once(caplog, ask):
+    ranker = NoisyRanker(ask=ask)
+    shifts = len(ask.shifts(3))
+    ranker.one = lambda question, noise: Answer(scores=((-0.1, -3.0, -4.0),) * shifts)
+    with caplog.at_level(logging.WARNING):
+        ranker.rank(crops(29 // shifts), make_shortlist(29 // shifts, 3, 8), NAMES)
+        assert not caplog.text
+        for seed in range(1, 4):
+            ranker.rank(crops(9, seed), make_shortlist(9, 3, 8), NAMES)
+    assert caplog.text.count("every answer so far is the letter 'A'") == 1
+
+
+def test_a_model_that_looks_is_not_suspected(caplog):
+    with caplog.at_level(logging.WARNING):
+        NoisyRanker(ask="letter").rank(crops(40), make_shortlist(40, 4, 8), NAMES)
+        NoisyRanker(ask="yesno").rank(crops(40), make_shortlist(40, 4, 8), NAMES)
+    assert not caplog.text
+
+
+def test_labels_that_a_model_does_not_want_to_say_are_noticed(caplog):
+    ranker = NoisyRanker(ask=Letter(num_shifts=1))
+    ranker.one = lambda question, noise: Answer(scores=(tuple(math.log(0.01) + i for i in range(3)),))
+    ranker.one = lambda question, noise: Answer(
+        scores=(tuple(-6.0 + math.sin(float(question.crop.sum()) + i) for i in range(3)),)
+    )
+    with caplog.at_level(logging.WARNING):
+        ranker.rank(crops(40), make_shortlist(40, 3, 8), NAMES)
+    assert re.search(r"the model gives 0\.\d % of its probability to the labels", caplog.text)
+
+
+def test_report_as_a_table():
+    ranker = NoisyRanker(limits={"decisive_margin": 0.3})
+    ranker.rank(crops(30), make_shortlist(30, 4, 8), NAMES)
+    report = ranker.report()
+    table = report_table(report)
+    assert table.startswith("ranker, asked by likelihood with prompt 'choose': 30 regions\n")
+    assert re.search(rf"ranked completely +{report['ok']} ", table)
+    assert re.search(rf"not asked +{report['skipped']} ", table)
+    assert re.search(rf"put to the model +{report['asked']} +100\.0 %", table)
+    assert max(map(len, table.splitlines())) < 80
+    assert report_table(IdentityRanker().report()) == "ranker, asked by identity: no regions"
+
+
+def test_a_ranker_of_a_users_own_is_a_size_and_a_method():
+    class Reversed(Ranker):
+        crop_size = 8
+
+        def rank(self, crops, shortlist, category_names):
+            order = torch.arange(shortlist.depth).flip(0).repeat(len(shortlist), 1)
+            return Ranking(order, None, torch.zeros(len(shortlist), dtype=torch.int64))
+
+    ranker = Reversed()
+    ranker.load("cpu")
+    ranker.judge()
+    assert (ranker.missing_assets(), ranker.report(), ranker.max_candidates, dict(ranker.counts)) == ([], {}, None, {})
+    assert ranker.rank(crops(2), make_shortlist(2, 3, 8), NAMES).order.tolist() == [[2, 1, 0]] * 2
 
 
 def test_a_ranker_is_one_method_as_documented():
@@ -286,21 +415,12 @@ def test_a_ranker_is_one_method_as_documented():
     assert isinstance(build_component({"type": "MyRanker", "ask": "generate"}, "ranker"), scope["MyRanker"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "answer", "message"),
-    [
-        ({}, Answer(scores=((0.1, 0.2),), lengths=(1, 1)), r"needs 1 x 3 scores and 3 lengths"),
-        ({}, Answer(scores=((0.1, 0.2, 0.3),)), r"needs 1 x 3 scores and 3 lengths"),
-        ({"ask": "yesno"}, Answer(scores=((0.1, 0.2, 0.3),)), r"ask='yesno' needs 2 x 3 scores and 0 lengths"),
-        ({"ask": "letter"}, Answer(scores=((0.1, 0.2, 0.3),)), r"ask='letter' needs 3 x 3 scores"),
-    ],
-)
-def test_a_malformed_answer_is_refused_and_not_kept(tmp_path, settings, answer, message):
-    ranker = NoisyRanker(cache=tmp_path / "a.sqlite", **settings)
-    ranker.answer = lambda questions: iter([{0: answer}])
-    with pytest.raises(RankerError, match=message):
+def test_a_malformed_answer_is_refused_and_not_kept(tmp_path):
+    ranker = NoisyRanker(cache=tmp_path / "a.sqlite")
+    ranker.answer = lambda questions: iter([{0: Answer(scores=((0.1, 0.2),), lengths=(1, 1))}])
+    with pytest.raises(RankerError, match="Likelihood needs 1 x 3 scores and 3 lengths"):
         ranker.rank(crops(1), make_shortlist(1, 3, 8), NAMES)
-    sound = NoisyRanker(cache=tmp_path / "a.sqlite", **settings)
+    sound = NoisyRanker(cache=tmp_path / "a.sqlite")
     assert (sound.rank(crops(1), make_shortlist(1, 3, 8), NAMES).status == RankStatus.OK).all()
 
 
@@ -313,52 +433,24 @@ def test_scores_that_are_no_numbers_are_shown(caplog):
     assert "are not finite" in caplog.text
 
 
-def test_a_misspelt_placeholder_is_refused(tmp_path):
-    (tmp_path / "p.json").write_text('{"choose": "Which? {catgories} {\\"json\\": 1}"}')
-    with pytest.raises(ValueError, match=r"no placeholder '{catgories}'; there are {categories}, {options}"):
-        NoisyRanker(prompts=tmp_path / "p.json")
-
-
-def test_evidence_asks_about_all_regions_at_once(monkeypatch):
-    ranker, batches = NoisyRanker(ask="yesno"), []
-    answer = ranker.answer
-    monkeypatch.setattr(ranker, "answer", lambda questions: batches.append(len(questions)) or answer(questions))
-    evidence = ranker.evidence(crops(5), make_shortlist(5, 3, 8), NAMES)
-    assert evidence.shape == (5, 3)
-    assert batches == [5]
-    assert ranker.evidence(crops(0), make_shortlist(0, 3, 8), NAMES).shape == (0, 3)
-
-
-def test_evidence_is_absolute():
-    ranker = NoisyRanker(ask="yesno")
-    shortlist, pixels = make_shortlist(4, 3, 8), crops(4)
-    evidence = ranker.evidence(pixels, shortlist, NAMES)
-    ranking = ranker.rank(pixels, shortlist, NAMES)
-    assert torch.equal(evidence.argsort(1, descending=True), ranking.order)
-    assert ((evidence > 0) & (evidence < 1)).all()
-    with pytest.raises(ValueError, match="evidence is what ask='yesno' gives"):
-        NoisyRanker().evidence(pixels, shortlist, NAMES)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"ask": "shout"}, "ask must be one of"),
-        ({"score": "max"}, "score must be"),
-        ({"temperature": 0}, "temperature must be > 0"),
-        ({"max_fallback_rate": 2}, "max_fallback_rate must be in"),
-        ({"prompt": "nope"}, "prompt='nope' is not known"),
-        ({"ask": "letter", "prompt": "choose"}, "ask='letter' needs a prompt with {options} or {option_lines}"),
-        ({"ask": "generate", "prompt": "name"}, "needs a prompt that shows the candidates"),
-        ({"ask": "likelihood", "prompt": "yesno"}, "ask='yesno', and no other, needs a prompt with {name}"),
-        ({"ask": "yesno", "prompt": "choose"}, "needs a prompt with {name}"),
-        ({"num_shifts": 0}, "num_shifts must be a whole number of at least 1 or None, got 0"),
-        ({"num_shifts": 2.5}, "num_shifts must be a whole number"),
-        ({"decisive_margin": -1}, "decisive_margin must be at least 0, or None"),
+        ({"limits": {"max_fallback_rate": 2}}, "max_fallback_rate must be in"),
+        ({"limits": {"decisive_margin": -1}}, "decisive_margin must be at least 0, or None"),
+        (
+            {"limits": {"decisive_margins": 1}},
+            "limits has no key 'decisive_margins'; its keys: decisive_margin, max_fal",
+        ),
+        (
+            {"limits": 0.5},
+            "limits must be a Limits, or a dict with the keys .*; got 0.5",
+        ),
     ],
 )
 def test_bad_settings_fail_at_build(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         NoisyRanker(**settings)
 
 
@@ -372,14 +464,12 @@ def test_crops_must_match_the_shortlist():
         NoisyRanker().rank(crops(2), make_shortlist(3, 4, 8), NAMES)
     with pytest.raises(ValueError, match=r"crops must be \(2, 3, S, S\) uint8"):
         NoisyRanker().rank(crops(2)[..., :-1], make_shortlist(2, 4, 8), NAMES)
-    with pytest.raises(ValueError, match=r"crops must be \(3, 3, S, S\) uint8"):
-        NoisyRanker(ask="yesno").evidence(crops(2), make_shortlist(3, 4, 8), NAMES)
 
 
-@pytest.mark.parametrize("settings", [{"ask": "letter"}, {"prompt": "letter"}, {"prompt": "paper_in_context"}])
-def test_more_candidates_than_letters_are_refused(settings):
+@pytest.mark.parametrize("ask", [Letter(), Likelihood(prompt="letter"), Likelihood(prompt="paper_in_context")], ids=str)
+def test_more_candidates_than_letters_are_refused(ask):
     with pytest.raises(ValueError, match="has 26 letters, got K=27 candidates; use fewer"):
-        NoisyRanker(**settings).rank(crops(1), make_shortlist(1, 27), [str(i) for i in range(27)])
+        NoisyRanker(ask=ask).rank(crops(1), make_shortlist(1, 27), [str(i) for i in range(27)])
 
 
 def test_identity_and_scripted_rankers():

@@ -4,26 +4,29 @@ import os
 import pickle
 import random
 import signal
+import socket
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from rar_mmdet.errors import RankerError
-from rar_mmdet.rankers.cache import AnswerCache, hash_parts
+from rar_mmdet.rankers.cache import AnswerCache, answer_files, hash_parts, open_answers
 
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_round_trip(tmp_path, in_memory):
-    cache = AnswerCache(None if in_memory else tmp_path / "deep" / "answers.sqlite")
+    cache = open_answers(None if in_memory else tmp_path / "deep" / "answers.sqlite")
     assert cache.get(["a"]) == {}
-    cache.put({"a": "1", "b": "ü\n"})
-    cache.put({"a": "2"})
+    assert cache.put({"a": "1", "b": "ü\n"}) == {"a": "1", "b": "ü\n"}
+    assert cache.put({"a": "2"}) == {"a": "1"}  # the first text stays
     assert cache.get(["b", "a", "c"]) == {"a": "1", "b": "ü\n"}
-    cache.put({})
-    assert cache.get([]) == {}
+    assert cache.put({}) == cache.get([]) == {}
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.get(["a"]) == {"a": "1"}
 
 
 def test_more_keys_than_sqlite_takes_in_one_query(tmp_path):
@@ -210,3 +213,107 @@ def test_kill_at_random_points_leaves_whole_transactions(tmp_path):
     found = cache.get([f"{side}-{i}" for side in ("left", "right") for i in range(20_000)])
     assert {k[5:] for k in found if k.startswith("left-")} == {k[6:] for k in found if k.startswith("right-")}
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+# Several machines.
+
+
+@pytest.fixture
+def on_machine(monkeypatch):
+    return lambda name: monkeypatch.setattr("socket.gethostname", lambda: name)
+
+
+@pytest.mark.parametrize("given", ["answers.sqlite", "."])
+def test_every_machine_writes_its_own_file_and_reads_all(tmp_path, on_machine, given):
+    path, kept = tmp_path / given, []
+    for machine in ("node-1", "node-2", "node.3"):
+        on_machine(machine)
+        answers = open_answers(path)
+        for seen in kept:
+            assert answers.get([seen]) == {seen: seen}
+        answers.put({machine: machine})
+        kept.append(machine)
+    names = sorted(file.name for file in tmp_path.glob("*.sqlite"))
+    assert names == ["answers.node-1.sqlite", "answers.node-2.sqlite", "answers.node-3.sqlite"]
+    assert answers.get(kept) == {name: name for name in kept}
+
+
+def test_files_of_a_path(tmp_path, on_machine):
+    on_machine("büro pc")
+    for name in ("a.sqlite", "a.old.sqlite", "b.sqlite", "a.x.sqlite.damaged-0", "a.b-ro-pc.sqlite"):
+        (tmp_path / name).touch()
+    own, others = answer_files(tmp_path / "a.sqlite")
+    assert own == tmp_path / "a.b-ro-pc.sqlite"
+    assert others == [tmp_path / "a.sqlite", tmp_path / "a.old.sqlite"]
+    assert answer_files(tmp_path / "new folder")[0] == tmp_path / "new folder" / "answers.b-ro-pc.sqlite"
+    on_machine("")
+    assert answer_files(tmp_path / "a.sqlite")[0].name == "a.machine.sqlite"
+
+
+def _put_and_die(path, machine):
+    socket.gethostname = lambda: machine
+    open_answers(path).put({"kept": "by a machine that died"})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_machine_left_in_its_wal_is_read_and_not_touched(tmp_path, on_machine):
+    victim = FORK.Process(target=_put_and_die, args=(tmp_path / "a.sqlite", "node-1"))
+    victim.start()
+    victim.join(60)
+    wal = tmp_path / "a.node-1.sqlite-wal"
+    before = wal.read_bytes()
+    assert before
+    on_machine("node-2")
+    answers = open_answers(tmp_path / "a.sqlite")
+    assert answers.get(["kept"]) == {"kept": "by a machine that died"}
+    assert wal.read_bytes() == before
+    on_machine("node-1")
+    assert open_answers(tmp_path / "a.sqlite").get(["kept"]) == {"kept": "by a machine that died"}
+
+
+@pytest.mark.parametrize("damage", [_garbage, _truncated, _flipped_answer, _no_table])
+def test_another_machines_damaged_file_is_passed_over(tmp_path, on_machine, caplog, damage):
+    on_machine("node-1")
+    theirs = open_answers(tmp_path / "a.sqlite")
+    theirs.put({str(i): f"answer-{i}!" + "x" * 50 for i in range(500)})
+    theirs.own.close()
+    file = tmp_path / "a.node-1.sqlite"
+    damage(file)
+    before = file.read_bytes()
+    on_machine("node-2")
+    ours = open_answers(tmp_path / "a.sqlite")
+    ours.put({"b": "2"})
+    with caplog.at_level(logging.WARNING):
+        assert ours.get(["7", "b"]) == {"b": "2"}
+        assert ours.get(["7", "b"]) == {"b": "2"}
+    assert caplog.text.count("cannot be read") == 1
+    assert file.read_bytes() == before
+
+
+# Threads.
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_eight_threads_share_a_file(tmp_path, in_memory):
+    answers = open_answers(None if in_memory else tmp_path / "a.sqlite")
+
+    def work(name):
+        for i in range(30):
+            kept = answers.put({f"{name}-{i}": str(i), f"shared-{i}": str(name)})
+            assert answers.get([f"shared-{i}", f"{name}-{i}"]) == kept
+        return answers.get([f"shared-{i}" for i in range(30)])
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(8)))
+    assert all(result == results[0] for result in results)
+    assert len(answers.get([f"{name}-{i}" for name in range(8) for i in range(30)])) == 240
+
+
+def test_eight_threads_find_the_same_damage(tmp_path):
+    path = tmp_path / "a.sqlite"
+    _garbage(path)
+    cache = AnswerCache(path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: cache.put({str(i): "x"}), range(8)))
+    assert len(cache.get([str(i) for i in range(8)])) == 8
+    assert len(list(tmp_path.glob("*.damaged-[0-9]"))) == 1

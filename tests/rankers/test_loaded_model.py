@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rar_mmdet.errors import RankerLoadError
-from rar_mmdet.rankers import Question, TransformersRanker
+from rar_mmdet.rankers import Generate, Question, TransformersRanker
 from rar_mmdet.rankers.loaded_model import read_model
 
 
@@ -53,7 +53,7 @@ def test_generation_settings_of_a_hub_do_not_count(tiny_model, folder, setting):
     file = folder / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **setting}))
     pixels = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rankers = [TransformersRanker(model=m, ask="generate", max_new_tokens=24) for m in (tiny_model("llava"), folder)]
+    rankers = [TransformersRanker(model=m, ask=Generate(max_new_tokens=24)) for m in (tiny_model("llava"), folder)]
     plain, other = (next(r.answer([Question(pixels, ("cat", "dog", "red car"))]))[0] for r in rankers)
     assert plain.reply
     assert other == plain
@@ -63,7 +63,9 @@ def test_a_list_ends_the_reply_once_it_names_a_candidate(tiny_model):
     loaded = TransformersRanker(model=tiny_model("llava")).loaded
     crop = torch.zeros(3, 28, 28, dtype=torch.uint8)
     stop = loaded.list_closed([Question(crop, ("cat", "dog"))] * 2, start=3)
-    for reply, closed in {"[1]": False, "[1] ['dog']": True, "['dog', ": False, "['wolf']": False}.items():
+    replies = {"[1]": False, "[1] ['dog']": True, "['dog', ": False, "['wolf']": False, "dog [1]": False}
+    replies |= {'[["dog", 0.9]': False, '[["dog", 0.9], ["cat", 0.1]]': True}
+    for reply, closed in replies.items():
         # The prompt shows the candidates; only what follows it is the reply.
         row = [5, 6, 7, *loaded.dialogue.tokens(reply)]
         assert stop(torch.tensor([row, [0] * len(row)]), None).tolist() == [closed, False]

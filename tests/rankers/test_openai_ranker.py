@@ -11,7 +11,9 @@ import re
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -21,9 +23,10 @@ from PIL import Image
 
 pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is not installed")
 
-from rar_mmdet.errors import MissingAssetError, RankerError
-from rar_mmdet.rankers import OpenAIRanker
+from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
+from rar_mmdet.rankers import Generate, Letter, OpenAIRanker, ServerSettings
 from rar_mmdet.rankers import server as wire
+from rar_mmdet.rankers.completions import Reply
 from rar_mmdet.rankers.openai_ranker import _label_scores
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
@@ -35,8 +38,10 @@ KEY = "sk-very-secret-0123456789"
 class Server:
     """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
 
-    def __init__(self, script=None, log_probs=True, schema=True):
-        self.script, self.log_probs, self.schema = script, log_probs, schema
+    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=()):
+        self.script, self.log_probs, self.schema, self.refuse = script, log_probs, schema, refuse
+        self.models = {"object": "list", "data": [{"id": model} for model in models]}
+        self.paths = []
         self.bodies, self.headers, self.times, self.lock = [], [], [], threading.Lock()
         server = self
 
@@ -47,13 +52,14 @@ class Server:
                 pass
 
             def do_GET(self):
-                self.reply(200, {"object": "list", "data": []})
+                self.reply(200, server.models)
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.lock:
                     number = len(server.bodies)
                     server.bodies.append(body)
+                    server.paths.append(self.path)
                     server.times.append(time.monotonic())
                     server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 refused = server.refusal(body)
@@ -82,6 +88,8 @@ class Server:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def refusal(self, body):
+        if self.refuse and (reason := self.refuse(body)):
+            return reason
         if body.get("logprobs") and not self.log_probs:
             return "logprobs are not supported"
         if body.get("response_format") and not self.schema:
@@ -93,9 +101,14 @@ class Server:
         if kind is None:
             handler.reply(200, self.completion(body))
         elif kind == "refuse":
-            handler.reply(400, {"error": {"message": value, "type": "invalid_request_error"}})
+            content = (
+                {"error": {"message": value, "type": "invalid_request_error"}} if isinstance(value, str) else value
+            )
+            handler.reply(400, content)
         elif kind == "status":
             handler.reply(value[0], {"error": {"message": f"bad key {KEY}"}}, value[1:])
+        elif kind == "page":
+            handler.reply(*value)
         elif kind == "hang":
             time.sleep(value)
         elif kind == "half":
@@ -138,6 +151,13 @@ class Server:
         self.http.server_close()
 
 
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @pytest.fixture
 def serve():
     servers = []
@@ -152,7 +172,8 @@ def serve():
 
 
 def make_ranker(url, **settings):
-    defaults = {"model": "m", "image_size": 8, "timeout": 5.0, "max_retries": 1, "max_fallback_rate": 1.0}
+    limits = {"max_fallback_rate": 1.0}
+    defaults = {"model": "m", "image_size": 8, "timeout": 5.0, "max_retries": 1, "limits": limits}
     return OpenAIRanker(base_url=url, **{**defaults, **settings})
 
 
@@ -167,7 +188,7 @@ def lengths_of(shortlist):
 @pytest.mark.parametrize("num_shifts", [1, None])
 def test_letters_by_log_probabilities(serve, num_shifts):
     server, shortlist = serve(), make_shortlist(6, 4, 8)
-    ranker = make_ranker(server.url, num_shifts=num_shifts)
+    ranker = make_ranker(server.url, ask=Letter(num_shifts=num_shifts))
     ranking = ranker.rank(crops(6), shortlist, NAMES)
     assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
     assert (ranking.status == RankStatus.OK).all()
@@ -176,12 +197,17 @@ def test_letters_by_log_probabilities(serve, num_shifts):
     assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0, 1, True, 20)
 
 
+def test_the_short_form_of_letters_is_one_order(serve):
+    assert make_ranker(serve().url, ask="letter").ask == make_ranker(serve().url).ask == Letter(num_shifts=1)
+
+
 def test_yesno(serve):
     server, shortlist = serve(), make_shortlist(3, 4, 8)
     ranker = make_ranker(server.url, ask="yesno")
-    evidence = ranker.evidence(crops(3), shortlist, NAMES)
-    assert torch.allclose(evidence, 0.05 + 0.9 * lengths_of(shortlist) / 40, atol=1e-5)
-    ranker.rank(crops(3), shortlist, NAMES)
+    ranking = ranker.rank(crops(3), shortlist, NAMES)
+    p = 0.05 + 0.9 * lengths_of(shortlist) / 40
+    assert torch.allclose(ranking.log_probs, torch.log_softmax((p / (1 - p)).log(), 1), atol=1e-5)
+    assert torch.allclose(ranking.label_mass, torch.ones(3), atol=1e-5)
     assert ranker.report()["asked"] == 3
 
 
@@ -281,7 +307,7 @@ def test_spellings_of_a_letter_add_up_and_an_article_is_none(serve):
 @pytest.mark.parametrize("p", [(0.95,), (0.3,), (1.0,), (0.4, 0.35), (0.3, 0.3, 0.3999999), (0.7, 0.7), (1e300, 0.1)])
 def test_letters_not_listed_are_below_those_listed(p):
     listed = [(letter, math.log(value)) for letter, value in zip("BDC", p, strict=False)]
-    scores = _label_scores(wire.Reply("B", listed), [(letter,) for letter in "ABCDE"])
+    scores = _label_scores(Reply("B", listed), [(letter,) for letter in "ABCDE"])
     by_letter = dict(zip("ABCDE", scores, strict=True))
     assert all(by_letter[letter] == pytest.approx(value) for letter, value in listed)
     unlisted = {value for letter, value in by_letter.items() if letter not in dict(listed)}
@@ -403,15 +429,6 @@ def test_a_server_that_refuses_everything_stops_the_run_with_its_reason(serve):
         make_ranker(server.url).rank(crops(20), make_shortlist(20, 4, 8), NAMES)
 
 
-@pytest.fixture
-def one_thread():
-    """PyTorch's own threads do not survive a fork either."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_forked_process_opens_its_own_connection(serve, one_thread):
     server, context = serve(), multiprocessing.get_context("fork")
     ranker, answers = make_ranker(server.url), context.SimpleQueue()
@@ -459,30 +476,36 @@ def test_hanging_requests_time_out_and_fall_back(serve):
 
 
 def test_unanswered_regions_are_asked_again_by_the_next_run(serve, tmp_path):
-    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "max_concurrency": 1}
-    sick = serve(script=lambda number, body: ("status", (500,)) if number in (2, 4) else None)
-    ranker = make_ranker(sick.url, **settings)
+    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "server": {"max_concurrency": 1}}
+    server = serve(script=lambda number, body: ("status", (500,)) if number in (2, 4) else None)
+    ranker = make_ranker(server.url, **settings)
     ranking = ranker.rank(crops(5), make_shortlist(5, 4, 8), NAMES)
     assert (ranking.status == RankStatus.FALLBACK).sum() == 2
-    well = serve()
-    again = make_ranker(well.url, **settings)
+    again = make_ranker(server.url, **settings)
     assert (again.rank(crops(5), make_shortlist(5, 4, 8), NAMES).status == RankStatus.OK).all()
     assert (again.report()["cached"], again.report()["asked"]) == (3, 2)
 
 
 def test_a_server_that_dies_half_way_stops_the_run_and_it_resumes(serve, tmp_path):
-    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "max_concurrency": 4}
+    settings = {"max_retries": 0, "cache": tmp_path / "a.sqlite", "server": {"max_concurrency": 4}}
     shortlist, pixels = make_shortlist(60, 4, 8), crops(60)
-    dying = serve(script=lambda number, body: ("half", None) if number > 20 else None)
+    server = serve(script=lambda number, body: ("half", None) if number > 20 else None)
     with pytest.raises(RankerError, match=r"16 requests in a row.*kept in the cache; start the run again"):
-        make_ranker(dying.url, **settings).rank(pixels, shortlist, NAMES)
-    well = serve()
-    resumed = make_ranker(well.url, **settings)
+        make_ranker(server.url, **settings).rank(pixels, shortlist, NAMES)
+    server.script, before = None, len(server.bodies)
+    resumed = make_ranker(server.url, **settings)
     ranking = resumed.rank(pixels, shortlist, NAMES)
     assert (ranking.status == RankStatus.OK).all()
     cached = resumed.report()["cached"]
-    assert 20 - settings["max_concurrency"] <= cached <= 20  # what is under way when the run stops is asked again
-    assert len(well.bodies) == 1 + 60 - cached
+    assert 20 - 4 <= cached <= 20  # what is under way when the run stops is asked again
+    assert len(server.bodies) - before == 1 + 60 - cached
+
+
+def test_another_server_is_another_model(serve, tmp_path):
+    for _ in range(2):
+        ranker = make_ranker(serve().url, cache=tmp_path / "a.sqlite")
+        ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+        assert ranker.report()["asked"] == 2
 
 
 def test_refused_connection(tmp_path):
@@ -496,7 +519,7 @@ def test_refused_connection(tmp_path):
     with pytest.raises(MissingAssetError, match="no server at"):
         ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
     with pytest.raises(RankerError, match="does not answer.*start_timeout"):
-        make_ranker(url, start_timeout=0.3).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+        make_ranker(url, server={"start_timeout": 0.3}).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
 
 
 def test_a_host_that_cannot_be_named():
@@ -533,7 +556,7 @@ def test_slow_start_is_waited_for():
         started.append(server)
 
     threading.Thread(target=start_later).start()
-    ranker = make_ranker(f"http://127.0.0.1:{port}/v1", start_timeout=20.0)
+    ranker = make_ranker(f"http://127.0.0.1:{port}/v1", server={"start_timeout": 20.0})
     assert (ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES).status == RankStatus.OK).all()
     started[0].close()
 
@@ -551,7 +574,7 @@ def test_lasting_refusals_stop_the_run(serve, status, message):
 def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
     monkeypatch.setenv("RAR_TEST_KEY", KEY)
     server = serve(script=lambda number, body: ("status", (401,)) if number else None)
-    ranker = make_ranker(server.url, api_key_env="RAR_TEST_KEY")
+    ranker = make_ranker(server.url, server={"api_key_env": "RAR_TEST_KEY"})
     with caplog.at_level(logging.DEBUG), pytest.raises(RankerError) as caught:
         ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES)
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
@@ -563,14 +586,16 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
 
 
 def test_a_key_at_the_cut_of_a_long_message_is_not_shown_in_part():
-    client = wire.Client(base_url="http://127.0.0.1:9/v1", key=KEY, max_concurrency=1, timeout=1.0, max_retries=0)
+    client = wire.Client(
+        base_url="http://127.0.0.1:9/v1", model="m", key=KEY, settings=ServerSettings(), timeout=1.0, max_retries=0
+    )
     for length in range(270, 305):
         assert KEY[:8] not in client._say("fails", ValueError("x" * length + KEY))
 
 
 def test_a_missing_key_is_said(serve, monkeypatch):
     monkeypatch.delenv("RAR_TEST_KEY", raising=False)
-    ranker = make_ranker(serve().url, api_key_env="RAR_TEST_KEY")
+    ranker = make_ranker(serve().url, server={"api_key_env": "RAR_TEST_KEY"})
     assert "the environment variable RAR_TEST_KEY is not set" in ranker.missing_assets()[0]
 
 
@@ -585,7 +610,9 @@ def test_concurrency_is_bounded(serve):
         with lock:
             at_once[0] -= 1
 
-    make_ranker(serve(script=script).url, max_concurrency=5).rank(crops(30), make_shortlist(30, 4, 8), NAMES)
+    make_ranker(serve(script=script).url, server={"max_concurrency": 5}).rank(
+        crops(30), make_shortlist(30, 4, 8), NAMES
+    )
     assert 2 <= peak[0] <= 5
 
 
@@ -598,13 +625,381 @@ def test_no_regions_need_no_server():
     ("settings", "message"),
     [
         ({"ask": "likelihood"}, "OpenAIRanker cannot ask='likelihood'"),
+        ({"timeout": 0}, "need timeout > 0 and max_retries >= 0, got 0 and 5"),
+        ({"server": {"api_key": "sk"}}, "server has no key 'api_key'; its keys: api_key_env, max_concurrency"),
         ({"base_url": "localhost:8000"}, "base_url must look like"),
         ({"base_url": "http://h:99999/v1"}, "base_url must look like"),
         ({"base_url": "http:///v1"}, "base_url must look like"),
-        ({"max_concurrency": 0}, "need max_concurrency >= 1"),
+        ({"server": {"max_concurrency": 0}}, "need max_concurrency >= 1"),
         ({"extra_body": {"messages": []}}, "'messages' are the ranker's own"),
     ],
 )
 def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         OpenAIRanker(**{"base_url": "http://127.0.0.1:9/v1", "model": "m", **settings})
+
+
+# What servers say.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"error": {"message": "image is larger than 4 MB"}}, id="OpenAI"),
+        pytest.param({"detail": "image is larger than 4 MB"}, id="FastAPI"),
+        pytest.param({"error": "image is larger than 4 MB"}, id="Ollama"),
+        pytest.param({"object": "error", "message": "image is larger than 4 MB", "code": 400}, id="old-vLLM"),
+        pytest.param({"detail": [{"loc": ["body"], "msg": "image is larger than 4 MB"}]}, id="pydantic"),
+        pytest.param({"errors": [{"title": "image is larger than 4 MB"}]}, id="a-list"),
+        pytest.param(["image is larger than 4 MB"], id="a-bare-list"),
+        pytest.param({"error": {"message": json.dumps({"why": "image is larger than 4 MB"})}}, id="JSON-in-text"),
+        pytest.param(b"image is larger than 4 MB", id="plain"),
+        pytest.param(b"<html><head><title>image is larger than 4 MB</title></head></html>", id="HTML-title"),
+        pytest.param(b"<!doctype html><html><body><h1>413</h1><p>image is larger than 4&nbsp;MB", id="HTML"),
+    ],
+)
+def test_the_servers_reason_is_shown(serve, content):
+    server = serve(refuse=lambda body: content)
+    with pytest.raises(RankerError, match="rejects a plain request: .*image is larger than 4.MB"):
+        make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_a_reason_repeats_no_picture(serve):
+    def refuse(body):
+        return {"detail": [{"loc": ["body"], "msg": "no pictures", "input": body}], "sent": json.dumps(body)}
+
+    with pytest.raises(RankerError, match="no pictures") as caught:
+        make_ranker(serve(refuse=refuse).url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert "iVBOR" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def refuses(*fields, reason="Unsupported parameter: '{}' is not supported with this model."):
+    return lambda body: next((reason.format(field) for field in fields if field in body), None)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "sent", "left_out"),
+    [
+        pytest.param(refuses("max_tokens"), {"max_completion_tokens": 1}, {"max_tokens"}, id="renamed-limit"),
+        pytest.param(
+            refuses("max_tokens", "max_completion_tokens"), {}, {"max_tokens", "max_completion_tokens"}, id="no-limit"
+        ),
+        pytest.param(refuses("seed"), {"max_tokens": 1}, {"seed"}, id="no-seed"),
+        pytest.param(refuses("seed", "temperature"), {}, {"seed", "temperature"}, id="no-seed-no-temperature"),
+        pytest.param(refuses("seed", "temperature", "max_tokens"), {"max_completion_tokens": 1}, {"seed"}, id="three"),
+        pytest.param(refuses("seed", reason="extra fields not permitted: {}"), {}, {"seed"}, id="another-wording"),
+        pytest.param(refuses("seed", reason="no"), {"max_tokens": 1}, {"seed"}, id="unexplained"),
+        pytest.param(refuses("max_tokens", reason="no"), {"seed": 0}, {"max_tokens"}, id="unexplained-limit"),
+        pytest.param(refuses("seed", "temperature", reason="?"), {}, {"seed", "temperature"}, id="two-unexplained"),
+        pytest.param(
+            lambda body: "max_tokens must be at least 16" if body.get("max_tokens", 99) < 16 else None,
+            {"max_tokens": 16}, set(), id="at-least-sixteen",
+        ),
+    ],
+)  # fmt: skip
+def test_refused_fields_are_left_out_or_renamed(serve, caplog, refuse, sent, left_out):
+    server = serve(refuse=refuse)
+    with caplog.at_level(logging.WARNING):
+        ranker = make_ranker(server.url)
+        for seed in range(2):
+            ranking = ranker.rank(crops(3, seed), make_shortlist(3, 4, 8), NAMES)
+            assert (ranking.status == RankStatus.OK).all()
+    body = server.bodies[-1]
+    assert body["logprobs"] is True
+    assert sent.items() <= body.items()
+    assert not left_out & set(body)
+    assert caplog.text.count("does not take every field") == 1
+    assert sum(refuse(body) is not None for body in server.bodies) <= 6
+
+
+@pytest.mark.parametrize("field", ["seed", "temperature", "max_tokens", "model"])
+def test_a_config_can_leave_a_field_out(serve, field):
+    server = serve()
+    make_ranker(server.url, extra_body={field: None}).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert field not in server.bodies[-1]
+
+
+def test_fields_of_a_config_replace_ours(serve):
+    server = serve()
+    extra = {"max_completion_tokens": 8, "temperature": 1.0, "logprobs": None}
+    ranking = make_ranker(server.url, extra_body=extra).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    body = server.bodies[-1]
+    assert (body["max_completion_tokens"], body["temperature"]) == (8, 1.0)
+    assert not {"max_tokens", "logprobs", "top_logprobs"} & set(body)
+    assert ranking.log_probs is None
+
+
+def test_a_refused_field_of_the_config_is_named_with_its_cure(serve):
+    server = serve(refuse=refuses("repetition_penalty"))
+    ranker = make_ranker(server.url, extra_body={"repetition_penalty": 1.0})
+    with pytest.raises(RankerError, match=r"'repetition_penalty' is not .* extra_body=\{'repetition_penalty': None\}"):
+        ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Cannot request more than {n} logprobs.",
+        "Requested sample logprobs of 20, which is greater than max allowed: {n}",
+        "top_logprobs: Input should be less than or equal to {n}",
+        "top_logprobs must be between 0 and {n}",
+        "too many logprobs",  # the limit is found by halving
+    ],
+)
+def test_fewer_log_probabilities_are_asked_for(serve, reason):
+    server = serve(refuse=lambda body: reason.format(n=5) if body.get("top_logprobs", 0) > 5 else None)
+    ranking = make_ranker(server.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert ranking.log_probs is not None
+    assert 2 <= server.bodies[-1]["top_logprobs"] <= 5
+
+
+def test_log_probabilities_of_other_forms(serve):
+    def script(number, body):
+        completion = server.completion(body)
+        (choice,) = completion["choices"]
+        entries = choice["logprobs"]["content"][0]["top_logprobs"]
+        as_dict = {entry["token"]: entry["logprob"] for entry in entries}
+        choice["logprobs"] = {"tokens": ["A"], "token_logprobs": [-0.1], "top_logprobs": [as_dict]}
+        return ("raw", completion)
+
+    server = serve(script=script)
+    shortlist = make_shortlist(2, 4, 8)
+    ranking = make_ranker(server.url).rank(crops(2), shortlist, NAMES)
+    assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
+
+
+def message(**fields):
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **fields}}]}
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        pytest.param(message(content=[{"type": "text", "text": "B"}]), id="parts"),
+        pytest.param(message(content=["B"]), id="a-list-of-texts"),
+        pytest.param(message(content={"type": "text", "text": "B"}), id="one-part"),
+        pytest.param(
+            message(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "A?"}]}, {"text": "B"}]),
+            id="a-thought-and-a-part",
+        ),
+        pytest.param(message(content="B", reasoning_content="A? No. C?"), id="thoughts-beside"),
+        pytest.param(message(content=None, reasoning_content="A? C?\nThe answer is B"), id="everything-a-thought"),
+        pytest.param({"choices": [{"text": "B", "finish_reason": "stop"}]}, id="plain-completion"),
+    ],
+)
+def test_forms_of_a_message(serve, completion):
+    server = serve(log_probs=False, script=lambda number, body: ("raw", completion))
+    ranking = make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert ranking.order.tolist() == [[1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"content": "I cannot help with that."}, "no candidate found in the reply 'I cannot help with that.'"),
+        ({"content": None, "refusal": "I can't look at faces."}, 'the model refuses: "I can\'t look at faces."'),
+        ({"content": None}, "no candidate found in the reply ''"),
+    ],
+)
+@pytest.mark.parametrize("ask", ["letter", "generate"])
+def test_refusals_are_shown_in_the_models_words(serve, caplog, ask, fields, said):
+    server = serve(log_probs=False, script=lambda number, body: ("raw", message(**fields)))
+    with caplog.at_level(logging.WARNING):
+        ranking = make_ranker(server.url, ask=ask).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (
+            {"finish_reason": "content_filter", "message": {"content": ""}},
+            "the server's content filter stopped the reply",
+        ),
+        (
+            {"finish_reason": "length", "message": {"content": None, "reasoning_content": "Well, A may"}},
+            "the model thought until its tokens were used up; .*enable_thinking.*max_new_tokens",
+        ),
+        ({"finish_reason": "length", "message": {"content": "['polar b"}}, "cut at the limit of its tokens; give more"),
+    ],
+)
+def test_why_a_reply_is_not_whole_is_shown(serve, caplog, choice, said):
+    server = serve(script=lambda number, body: ("raw", {"choices": [choice]}))
+    with caplog.at_level(logging.WARNING):
+        make_ranker(server.url, ask="generate").rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert re.search(said, caplog.text)
+
+
+def test_an_error_inside_a_good_status_is_shown(serve):
+    server = serve(script=lambda number, body: ("raw", {"error": {"message": "out of credits"}}))
+    with pytest.raises(RankerError, match="does not answer the first request.*out of credits"):
+        make_ranker(server.url, max_retries=0).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_letters_without_labels_in_the_list_are_read_as_text(serve):
+    """A replica that gives no log-probabilities, beside one that does."""
+    server = serve(script=lambda number, body: ("raw", message(content="B")) if number == 1 else None)
+    shortlist = make_shortlist(3, 4, 8)
+    ranking = make_ranker(server.url, server={"max_concurrency": 1}).rank(crops(3), shortlist, NAMES)
+    assert ranking.status.tolist() == [RankStatus.PARTIAL, RankStatus.OK, RankStatus.OK]
+    assert ranking.has_log_probs.tolist() == [False, True, True]
+    assert ranking.order[0].tolist() == [1, 0, 2, 3]
+
+
+def test_a_long_list_gets_room_for_a_long_reply(serve):
+    server = serve()
+    ranker = make_ranker(server.url, ask="generate")
+    ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert server.bodies[-1]["max_tokens"] == 256
+    names = [f"a rather long name of a category, number {i}" for i in range(8)]
+    ranker.rank(crops(1), make_shortlist(1, 8, 8), names)
+    assert server.bodies[-1]["max_tokens"] > 300
+    make_ranker(server.url, ask=Generate(max_new_tokens=9)).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert server.bodies[-1]["max_tokens"] == 9
+
+
+# Addresses, keys, models.
+
+
+def test_a_wrong_model_is_told_what_there_is(serve):
+    server = serve(models=("qwen-vl-7b", "llava"), script=lambda number, body: ("status", (404,)))
+    with pytest.raises(RankerError, match="did you mean 'qwen-vl-7b'\\? It serves qwen-vl-7b, llava"):
+        make_ranker(server.url, model="qwen-vl").rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    server = serve(models=("llava",), refuse=lambda body: "unknown model")
+    with pytest.raises(RankerError, match="unknown model. It does not serve model='m'. It serves llava"):
+        make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_an_address_without_v1_is_suspected(serve):
+    server = serve(script=lambda number, body: ("page", (404, {"detail": "Not Found"})))
+    with pytest.raises(RankerError, match="does not end in /v1, as most do"):
+        make_ranker(server.url.removesuffix("/v1")).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_wanted_says_how_to_give_it(serve, monkeypatch, status):
+    server = serve(script=lambda number, body: ("status", (status,)))
+    with pytest.raises(RankerError, match=r"wants a key: .*server=dict\(api_key_env='MY_KEY'\)"):
+        make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    monkeypatch.setenv("RAR_TEST_KEY", "wrong")
+    with pytest.raises(RankerError, match=r"Check the key in RAR_TEST_KEY \(api_key_env\)"):
+        make_ranker(server.url, server={"api_key_env": "RAR_TEST_KEY"}).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_on_the_same_host_is_followed_with_the_request(serve, status):
+    moved = ("status", (status, ("Location", "/v2/chat/completions")))
+    server = serve(script=lambda number, body: moved if server.paths[-1].startswith("/v1/") else None)
+    ranking = make_ranker(server.url, server={"max_concurrency": 1}).rank(crops(3), make_shortlist(3, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert server.paths == ["/v1/chat/completions"] + ["/v2/chat/completions"] * 4
+
+
+def test_a_redirect_to_another_host_is_said_and_not_followed(serve, monkeypatch):
+    monkeypatch.setenv("RAR_TEST_KEY", KEY)
+    other = serve()
+    target = other.url.replace("127.0.0.1", "localhost") + "/chat/completions"
+    server = serve(script=lambda number, body: ("status", (307, ("Location", target))))
+    with pytest.raises(RankerError, match="redirects to 'http://localhost:.*': give that server as base_url"):
+        make_ranker(server.url, server={"api_key_env": "RAR_TEST_KEY"}).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert other.bodies == []
+
+
+def test_a_circle_of_redirects_ends(serve):
+    server = serve(script=lambda number, body: ("status", (307, ("Location", f"/v1/chat/{number}"))))
+    with pytest.raises(RankerError, match="HTTP 307"):
+        make_ranker(server.url).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+class Proxy:
+    """A proxy for plain HTTP: takes requests for any host and hands them to one server."""
+
+    def __init__(self, server):
+        self.targets = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                self.pass_on("GET", b"")
+
+            def do_POST(self):
+                self.pass_on("POST", self.rfile.read(int(self.headers["Content-Length"])))
+
+            def pass_on(self, method, body):
+                proxy.targets.append(self.path)
+                host, port = server.http.server_address[:2]
+                connection = HTTPConnection(host, port)
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+                connection.request(method, "/" + self.path.split("/", 3)[3], body, headers)
+                answer = connection.getresponse()
+                data = answer.read()
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_is_the_way_to_other_hosts(serve, monkeypatch, variable):
+    """The host has no address here: only the proxy knows it."""
+    proxy = Proxy(serve())
+    monkeypatch.setenv(variable, proxy.url)
+    ranker = make_ranker("http://models.invalid:8000/v1")
+    assert ranker.missing_assets() == []
+    ranking = ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert "http://models.invalid:8000/v1/chat/completions" in proxy.targets
+    proxy.http.shutdown()
+
+
+def test_hosts_of_no_proxy_are_reached_directly(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9")
+    (line,) = make_ranker("http://models.invalid:8000/v1").missing_assets()
+    assert "the proxy http://127.0.0.1:9 for http://models.invalid:8000/v1 cannot be reached" in line
+    assert "NO_PROXY" in line
+    monkeypatch.setenv("NO_PROXY", "models.invalid")
+    (line,) = make_ranker("http://models.invalid:8000/v1").missing_assets()
+    assert "no server at http://models.invalid:8000/v1" in line
+
+
+def test_a_user_in_the_address_is_not_shown(serve):
+    server = serve(script=lambda number, body: ("status", (404,)))
+    ranker = make_ranker(server.url.replace("//", "//user:hunter2@"))
+    with pytest.raises(RankerError) as caught:
+        ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in json.dumps(dict(ranker.identity()))
+
+
+# Threads.
+
+
+def test_eight_threads_share_one_connection(serve):
+    server = serve()
+    ranker = make_ranker(server.url)
+    parts = [(make_shortlist(5, 4, 8, seed=s), crops(5, seed=s)) for s in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda part: ranker.rank(part[1], part[0], NAMES), parts))
+    for (shortlist, _), ranking in zip(parts, got, strict=True):
+        assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
+    assert len(server.bodies) == 1 + 40
+    assert ranker.report()["asked"] == 40
+
+
+def test_a_failure_that_repeats_is_said_once(serve, caplog):
+    server = serve(script=lambda number, body: ("refuse", "too dark") if number in (2, 3, 4) else None)
+    with caplog.at_level(logging.WARNING):
+        make_ranker(server.url).rank(crops(8), make_shortlist(8, 4, 8), NAMES)
+    assert caplog.text.count("too dark") == 1

@@ -4,13 +4,14 @@ import json
 import logging
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from PIL import Image
 
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError
-from rar_mmdet.rankers import Question, TransformersRanker
+from rar_mmdet.rankers import Generate, Letter, Likelihood, Question, TransformersRanker, transformers_ranker
 from rar_mmdet.rankers.dialogue import shipped_template
 from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
@@ -22,7 +23,7 @@ SIDE = 56
 
 def make_ranker(folder, **settings):
     return TransformersRanker(
-        model=folder, **{"batch_size": 4, "image_size": SIDE, "max_fallback_rate": 1.0, **settings}
+        model=folder, **{"batch_size": 4, "image_size": SIDE, "limits": {"max_fallback_rate": 1.0}, **settings}
     )
 
 
@@ -65,7 +66,7 @@ def test_shared_prefix_equals_full_forwards(tiny_model, family):
     talk = ranker.loaded.dialogue
     space = "" if family in ("llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl") else " "
     for row, names in enumerate(candidates):
-        text = talk.text(ranker.prompt.render(names))
+        text = talk.text(ranker.ask.wording.render(names))
         want = [oracle_log_prob(ranker, pixels[row], text, space + name) for name in names]
         assert torch.allclose(torch.tensor(answers[row].scores[0]).double(), torch.stack(want), atol=1e-4)
         assert answers[row].lengths == tuple(len(talk.tokens(space + name)) + 1 for name in names)
@@ -85,22 +86,23 @@ def test_labels_equal_full_forwards(tiny_model, family, ask):
     joint = talk.tokenizer.decode(added)
     for row, names in enumerate(candidates):
         if ask == "letter":
-            texts = [ranker.prompt.render([names[c] for c in shift]) for shift in ([0, 1, 2], [1, 2, 0], [2, 0, 1])]
+            texts = [
+                ranker.ask.wording.render([names[c] for c in shift]) for shift in ([0, 1, 2], [1, 2, 0], [2, 0, 1])
+            ]
         else:
-            texts = [ranker.prompt.render(names, name) for name in names]
+            texts = [ranker.ask.wording.render(names, name) for name in names]
         want = []
         for text in texts:
             logits, _ = full_logits(ranker, pixels[row], talk.text(text) + joint)
             log_probs = torch.log_softmax(logits[-1], dim=-1)
             want.append(torch.stack([log_probs[ids].logsumexp(0) for ids in labels]))
-        want = torch.stack(want) if ask == "letter" else torch.stack(want).T
-        assert torch.allclose(torch.tensor(answers[row].scores).double(), want, atol=1e-4)
+        assert torch.allclose(torch.tensor(answers[row].scores).double(), torch.stack(want), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_order_of_letters_is_the_first_of_all_shifts(tiny_model, family):
     questions = [Question(crop, ("cat", "red car", "bird's nest")) for crop in make_crops(2)]
-    (one,) = make_ranker(tiny_model(family), ask="letter", num_shifts=1).answer(questions)
+    (one,) = make_ranker(tiny_model(family), ask=Letter(num_shifts=1)).answer(questions)
     (every,) = make_ranker(tiny_model(family), ask="letter").answer(questions)
     for row in range(2):
         assert len(one[row].scores) == 1
@@ -127,13 +129,6 @@ def test_permuting_the_shortlist_permutes_the_answer(tiny_model, ask):
     shuffled = Shortlist(shortlist.category_ids[:, permutation], shortlist.probs)
     one = ranker.rank(pixels, shortlist, NAMES).log_probs
     assert torch.equal(one[:, permutation], ranker.rank(pixels, shuffled, NAMES).log_probs)
-
-
-def test_evidence_of_one_candidate_is_that_beside_others(tiny_model):
-    ranker, crops, shortlist = make_ranker(tiny_model("llava"), ask="yesno"), make_crops(2), make_shortlist(2, 3, 8)
-    torch.testing.assert_close(
-        ranker.evidence(crops, shortlist.head(1), NAMES), ranker.evidence(crops, shortlist, NAMES)[:, :1]
-    )
 
 
 def test_candidates_of_one_name_tie_and_keep_retrieval_order(tiny_model):
@@ -167,7 +162,7 @@ def test_prompts_end_in_the_same_tokens_whatever_is_asked(tiny_model, family):
         assert talk.tokens(talk.text(question))[-len(end) :] == end
 
 
-@pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": "letter", "num_shifts": 1}])
+@pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": Letter(num_shifts=1)}])
 def test_a_question_whose_end_merges_with_what_follows_is_no_fault(tiny_model, monkeypatch, settings):
     ranker = make_ranker(tiny_model("llava"), **settings)
     want = ranker.rank(make_crops(2), make_shortlist(2, 3), NAMES).log_probs
@@ -178,12 +173,12 @@ def test_a_question_whose_end_merges_with_what_follows_is_no_fault(tiny_model, m
 
 def test_a_prompt_with_the_image_in_it_is_refused(tiny_model, tmp_path):
     (tmp_path / "p.json").write_text('{"mine": "<image>\\nWhich of {categories}?"}')
-    ranker = make_ranker(tiny_model("llava"), prompt="mine", prompts=tmp_path / "p.json")
+    ranker = make_ranker(tiny_model("llava"), ask=Likelihood(prompt="mine", prompts=tmp_path / "p.json"))
     with pytest.raises(ConfigError, match="prompt='mine' has '<image>' in it; leave it out"):
         ranker.rank(make_crops(1), make_shortlist(1, 3), NAMES)
 
 
-@pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": "letter"}, {"ask": "letter", "num_shifts": 1}])
+@pytest.mark.parametrize("settings", [{"ask": "likelihood"}, {"ask": "letter"}, {"ask": Letter(num_shifts=1)}])
 def test_a_processor_that_adds_to_the_prompt_is_refused(tiny_model, monkeypatch, settings):
     ranker = make_ranker(tiny_model("llava"), **settings)
     loaded = ranker.loaded
@@ -335,7 +330,9 @@ def test_an_edited_template_is_another_question(tiny_model, tmp_path):
     ours = shipped_template("llava_v1")
 
     def asked():
-        ranker = make_ranker(tiny_model("llava"), chat_template=str(file), cache=tmp_path / "answers.sqlite")
+        ranker = make_ranker(
+            tiny_model("llava"), loading={"chat_template": str(file)}, cache=tmp_path / "answers.sqlite"
+        )
         ranker.rank(make_crops(1), make_shortlist(1, 4, 8), NAMES)
         return ranker.report()["asked"]
 
@@ -349,14 +346,14 @@ def test_the_familys_settings_are_part_of_the_identity(tiny_model):
     ranker = make_ranker(tiny_model("qwen2_5_vl"))
     before = ranker.identity()
     assert before["images"] == {"size": {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}}
-    assert before == make_ranker(tiny_model("qwen2_5_vl"), chat_template="qwen_vl").identity()
+    assert before == make_ranker(tiny_model("qwen2_5_vl"), loading={"chat_template": "qwen_vl"}).identity()
     ranker.family["images"] = {}
     assert ranker.identity() != before
 
 
 @pytest.mark.parametrize("template", ["llava_v0", "llava_v1"])
 def test_templates_of_the_paper(tiny_model, template):
-    text = make_ranker(tiny_model("llava"), chat_template=template).loaded.dialogue.text("Q?")
+    text = make_ranker(tiny_model("llava"), loading={"chat_template": template}).loaded.dialogue.text("Q?")
     opening = (
         "A chat between a curious human and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -380,7 +377,7 @@ def test_image_size_bounds_the_tokens(tiny_model, side):
 
 
 def test_what_is_missing_is_said(tmp_path, tiny_model):
-    (line,) = TransformersRanker(model="org/model", revision="v2").missing_assets()
+    (line,) = TransformersRanker(model="org/model", loading={"revision": "v2"}).missing_assets()
     assert "hf download org/model --revision v2" in line
     (line,) = TransformersRanker(model=tmp_path / "nowhere").missing_assets()
     assert "give the folder of a model" in line
@@ -393,21 +390,25 @@ def test_what_is_missing_is_said(tmp_path, tiny_model):
 
 def test_devices_that_are_not_there_are_refused(tiny_model):
     with pytest.raises(ConfigError, match="device='gpu' is no device of torch; give 'cpu'"):
-        make_ranker(tiny_model("llava"), device="gpu")
+        make_ranker(tiny_model("llava"), loading={"device": "gpu"})
     with pytest.raises(ConfigError, match="device='gpu' is no device"):
         make_ranker(tiny_model("llava")).load("gpu")
     with pytest.raises(ConfigError, match="device='cuda:99' cannot be used on this machine: .*; give device='cpu'"):
-        _ = make_ranker(tiny_model("llava"), device="cuda:99").loaded
+        _ = make_ranker(tiny_model("llava"), loading={"device": "cuda:99"}).loaded
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"chat_template": "nope"}, RankerLoadError, "neither a file nor one of .*'llava_v0'"),
-        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
-        ({"image_size": -4}, ValueError, "image_size must be a whole number of at least 1 or None, got -4"),
-        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be a whole number"),
-        ({"dtype": "int8"}, ValueError, "dtype must be"),
+        ({"loading": {"chat_template": "nope"}}, RankerLoadError, "neither a file nor one of .*'llava_v0'"),
+        ({"loading": {"dtype": "int8"}}, ConfigError, "dtype must be"),
+        ({"loading": {"attention": "flash"}}, ConfigError, "attention must be 'sdpa', 'eager' or None, got 'flash'"),
+        ({"loading": {"modules": "m.py"}}, ConfigError, "modules must be a list of Python files"),
+        ({"loading": {"modules": ["m.py"]}}, ConfigError, "modules='m.py' cannot be imported: there is no file .*m.py"),
+        ({"loading": {"modules": ["no_such.module"]}}, ConfigError, "cannot be imported: No module named 'no_such'"),
+        ({"loading": {"dtypes": "float32"}}, ConfigError, "loading has no key 'dtypes'; its keys: dtype, device"),
+        ({"batch_size": 0}, ConfigError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"image_size": -4}, ConfigError, "image_size must be a whole number of at least 1 or None, got -4"),
     ],
 )
 def test_bad_settings(tiny_model, settings, error, message):
@@ -419,19 +420,18 @@ def test_template_without_image_is_refused(tmp_path, tiny_model):
     file = tmp_path / "text_only.jinja"
     file.write_text("{{ messages[0]['content'][1]['text'] }}")
     with pytest.raises(RankerLoadError, match="must put the image"):
-        _ = make_ranker(tiny_model("llava"), chat_template=str(file)).loaded
+        _ = make_ranker(tiny_model("llava"), loading={"chat_template": str(file)}).loaded
 
 
 def test_eager_attention_agrees(tiny_model):
-    ranker = make_ranker(tiny_model("llava"))
-    model = ranker.loaded.model
     questions = [Question(crop, ("cat", "dog", "red car")) for crop in make_crops(2)]
-    (sdpa,) = ranker.answer(questions)
-    model.set_attn_implementation("eager")
-    (eager,) = ranker.answer(questions)
-    model.set_attn_implementation("sdpa")
-    for row in range(2):
-        assert torch.allclose(torch.tensor(sdpa[row].scores), torch.tensor(eager[row].scores), atol=1e-4)
+    both = []
+    for attention in ("sdpa", "eager"):
+        ranker = make_ranker(tiny_model("llava"), loading={"attention": attention})
+        assert ranker.loaded.model.config._attn_implementation == attention
+        both.append(list(next(ranker.answer(questions)).values()))
+    for sdpa, eager in zip(*both, strict=True):
+        assert torch.allclose(torch.tensor(sdpa.scores), torch.tensor(eager.scores), atol=1e-4)
 
 
 def test_only_full_attention_scores_side_by_side(tiny_model, tmp_path):
@@ -446,5 +446,105 @@ def test_only_full_attention_scores_side_by_side(tiny_model, tmp_path):
 
 
 def test_half_precision_runs(tiny_model):
-    ranking = make_ranker(tiny_model("llava"), dtype="bfloat16").rank(make_crops(2), make_shortlist(2, 4, 8), NAMES)
+    ranking = make_ranker(tiny_model("llava"), loading={"dtype": "bfloat16"}).rank(
+        make_crops(2), make_shortlist(2, 4, 8), NAMES
+    )
     assert torch.allclose(ranking.log_probs.logsumexp(1), torch.zeros(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("ask", ["likelihood", "letter", "generate"])
+def test_eight_threads_get_what_one_gets(tiny_model, tmp_path, ask):
+    parts = [(make_shortlist(3, 4, 8, seed=s), make_crops(3, seed=s)) for s in range(8)]
+    one = make_ranker(tiny_model("llava"), ask=ask)
+    want = [one.rank(pixels, shortlist, NAMES) for shortlist, pixels in parts]
+    ranker = make_ranker(tiny_model("llava"), ask=ask, cache=tmp_path / "answers.sqlite")
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda part: ranker.rank(part[1], part[0], NAMES), parts))
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine.order, theirs.order)
+        assert mine.log_probs is theirs.log_probs is None or torch.equal(mine.log_probs, theirs.log_probs)
+    assert ranker.report()["asked"] == 24
+
+
+def new_tokens(ranker, questions, monkeypatch):
+    """How many tokens each reply has, the padding behind it aside."""
+    generate, found = ranker.loaded.model.generate, []
+
+    def spy(**inputs):
+        output = generate(**inputs)
+        found.append(output[:, inputs["input_ids"].shape[1] :])
+        return output
+
+    monkeypatch.setattr(ranker.loaded.model, "generate", spy)
+    # Random models never close a list; only the length of the reply is to end it.
+    monkeypatch.setattr(ranker.loaded, "list_closed", lambda questions, start: ranker.loaded.long_enough([999], start))
+    answers = next(ranker.answer(questions))
+    return (found[0] != ranker.loaded.pad_id).sum(dim=1).tolist(), answers
+
+
+def test_a_reply_is_as_long_as_its_own_question_allows(tiny_model, monkeypatch):
+    """The neighbour's long list gives a question no longer reply."""
+    short, long = ("a", "b"), ("bird's nest in a tree", "crème brûlée, big", "a very long red car")
+    ranker = make_ranker(tiny_model("llava"), ask="generate")
+    tokens = ranker.loaded.dialogue.tokens
+    crop = make_crops(1)[0]
+    (alone,), answer_alone = new_tokens(ranker, [Question(crop, short)], monkeypatch)
+    (beside, other), answers = new_tokens(ranker, [Question(crop, short), Question(crop, long)], monkeypatch)
+    assert alone == beside <= 16 + 2 * len(tokens(str(list(short)))) < other
+    assert answers[0] == answer_alone[0]
+
+
+def test_a_longest_reply_may_be_given(tiny_model, monkeypatch):
+    ranker = make_ranker(tiny_model("llava"), ask=Generate(max_new_tokens=3))
+    assert new_tokens(ranker, [Question(make_crops(1)[0], ("cat", "dog"))], monkeypatch)[0] == [3]
+
+
+@pytest.mark.parametrize("changed", ["transformers", "torch", "torchvision", "tokenizers"])
+def test_another_version_of_a_library_is_another_question(tiny_model, monkeypatch, changed):
+    ranker = make_ranker(tiny_model("llava"))
+    before = ranker.identity()
+    real = transformers_ranker.version
+    monkeypatch.setattr(transformers_ranker, "version", lambda name: "0.1" if name == changed else real(name))
+    assert ranker.identity()["libraries"] == {**before["libraries"], changed: "0.1"}
+
+
+def test_what_can_change_an_answer_is_in_the_identity(tiny_model, tmp_path):
+    before = make_ranker(tiny_model("llava")).identity()
+    assert before["device"] == "cpu"
+    assert before["image_processor"] == "CLIPImageProcessor"
+    assert json.loads(json.dumps(before)) == before
+    for loading in ({"attention": "eager"}, {"dtype": "bfloat16"}, {"chat_template": "llava_v0"}, {"revision": "x"}):
+        assert make_ranker(tiny_model("llava"), loading=loading).identity() != before
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    assert make_ranker(folder).identity()["quantization"] == "gptq"
+
+
+def test_a_module_of_a_config_makes_its_model_known(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llava"), tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["model_type"] = "tower_of_a_user"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RankerLoadError, match=r"or one that a module of yours registers, loading=dict\(modules="):
+        make_ranker(folder).rank(make_crops(1), make_shortlist(1, 3), NAMES)
+    module = tmp_path / "tower.py"
+    module.write_text(
+        "from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel\n"
+        "class Config(CLIPVisionConfig):\n    model_type = 'tower_of_a_user'\n"
+        "class Tower(CLIPVisionModel):\n    config_class = Config\n"
+        "AutoConfig.register(Config.model_type, Config)\nAutoModel.register(Config, Tower)\n"
+    )
+    ranker = make_ranker(folder, loading={"modules": [str(module)]})
+    want = make_ranker(tiny_model("llava")).rank(make_crops(2), make_shortlist(2, 3), NAMES)
+    assert torch.equal(ranker.rank(make_crops(2), make_shortlist(2, 3), NAMES).log_probs, want.log_probs)
+    again = make_ranker(folder, loading={"modules": [str(module)]})  # imported once, so nothing is registered twice
+    assert again.loaded is not None
+    before = again.identity()
+    module.write_text(module.read_text() + "# edited\n")
+    assert again.identity() != before
+
+
+def test_loading_shows_no_bar(tiny_model, capsys):
+    _ = make_ranker(tiny_model("llava")).loaded
+    assert "Loading weights" not in capsys.readouterr().err

@@ -10,7 +10,7 @@
 ranker = dict(
     type="TransformersRanker",
     model="{{$RAR_XC2_PATH:weights/internlm-xcomposer2-vl-7b}}",
-    ask="likelihood",
-    dtype="bfloat16",
+    ask=dict(type="Likelihood"),
     batch_size=16,
+    loading=dict(dtype="bfloat16"),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rar_mmdet.rankers import TransformersRanker
+from rar_mmdet.rankers import Likelihood, TransformersRanker
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
 
@@ -36,12 +36,12 @@ def names_of(shortlist, row):
 
 
 def test_likelihood_equals_one_full_forward_per_candidate(folder, crops):
-    ranker = TransformersRanker(model=folder, ask="likelihood", prompt="name")
+    ranker = TransformersRanker(model=folder, ask=Likelihood(prompt="name"))
     shortlist = make_shortlist(3, 4, len(NAMES))
     ranking = ranker.rank(crops, shortlist, NAMES)
     assert (ranking.status == int(RankStatus.OK)).all()
     model, processor, talk = ranker.loaded.model, ranker.loaded.processor, ranker.loaded.dialogue
-    text = talk.text(ranker.prompt.render(()))
+    text = talk.text(ranker.ask.wording.render(()))
     for row in range(3):
         image = Image.fromarray(crops[row].permute(1, 2, 0).numpy())
         prompt = processor(images=[[image]], text=text, return_tensors="pt")
@@ -60,7 +60,9 @@ def test_likelihood_equals_one_full_forward_per_candidate(folder, crops):
 def test_batches_do_not_change_an_answer(folder, crops, ask):
     shortlist = make_shortlist(3, 4, len(NAMES))
     together, alone = (
-        TransformersRanker(model=folder, ask=ask, batch_size=size, max_fallback_rate=1.0).rank(crops, shortlist, NAMES)
+        TransformersRanker(model=folder, ask=ask, batch_size=size, limits={"max_fallback_rate": 1.0}).rank(
+            crops, shortlist, NAMES
+        )
         for size in (3, 1)
     )
     assert together.order.equal(alone.order)
