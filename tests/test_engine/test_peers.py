@@ -19,9 +19,9 @@ with PeerWatch():
             with PeerWatch():
                 raise RuntimeError("no more photos")
         except RuntimeError:
-            time.sleep(20)  # alive, so that the store and the sockets of the others stay as they are
+            time.sleep(120)  # alive, so that the store and the sockets of the others stay as they are
             sys.exit(2)
-    time.sleep(90)  # as in a collective that nobody else will join
+    time.sleep(600)  # as in a collective that nobody else will join
 """
 
 
@@ -37,7 +37,7 @@ def test_a_failure_is_heard_of():
         for rank in range(2)
     ]
     try:
-        _, said = processes[1].communicate(timeout=60)
+        _, said = processes[1].communicate(timeout=240)  # the machine may be busy
         assert processes[1].returncode == EXIT_PEER_FAILED
         assert "process 0 failed, so this one ends too: RuntimeError: no more photos" in said
     finally:
