@@ -106,11 +106,12 @@ build_mmcv() {
   if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null; then
     export CUDA_VISIBLE_DEVICES=  # without CUDA's compiler its ops can be built for the CPU alone
   fi
-  say "compiling mmcv $MMCV against the installed torch (about 6 minutes on 2 free cores, once); its output goes to $LOG"
+  say "compiling mmcv $MMCV against the installed torch (about 6 minutes on 2 free cores, once); its output goes to $folder/build.log"
   set -m  # a process group of its own, so that all of it can be stopped
   # ninja (in the venv's bin) compiles in parallel and remembers what is done; -g0: no debug symbols, which nobody reads.
+  # Not by pip, which wipes what is done when one file fails.
   PATH="$(cd "$VENV/bin" && pwd):$PATH" CFLAGS="${CFLAGS:-} -g0" MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} \
-    pip wheel -v --no-build-isolation --no-deps -w "$folder/wheel" "./$source" >"$folder/build.log" 2>&1 &
+    bash -c 'cd "$0" && exec python -u setup.py bdist_wheel -d ../wheel' "$source" >"$folder/build.log" 2>&1 &
   job=$!
   set +m
   trap 'kill -TERM -- -$job 2>/dev/null; die "stopped; the same command goes on from here"' INT TERM
@@ -125,7 +126,10 @@ build_mmcv() {
   trap - INT TERM
   wait "$job" && built=yes || built=no
   cat "$folder/build.log" >>"$LOG"
-  [ $built = yes ] || { grep -m 5 -i 'error' "$folder/build.log" | cut -c1-300 >&2; die "mmcv could not be compiled; see $LOG"; }
+  [ $built = yes ] && return
+  grep -m 5 -E 'FAILED|fatal error|: error:|Killed' "$folder/build.log" | cut -c1-300 >&2 || true
+  ! grep -q 'code=137\|Killed' "$folder/build.log" || say "a compiler was killed, perhaps for want of memory: MAX_JOBS=1 needs half of it"
+  die "mmcv could not be compiled; see $LOG. The same command goes on from here"
 }
 
 install_mmcv() {
