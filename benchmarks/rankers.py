@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from rar_mmdet.rankers import OpenAIRanker, TransformersRanker
+from rar_mmdet.rankers import Generate, Letter, Likelihood, OpenAIRanker, Question, TransformersRanker, YesNo
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 REPLY_SECONDS, CONCURRENCY, SERVER_CROPS = 0.2, 64, 1000
+PROMPTS = ROOT / "demo/prompts.json"  # the only questions the demo ranker was trained to answer
 BATCH = 32  # crops per forward pass of ours; the best of 8 to 64 for the demo ranker on a CPU
 
 
@@ -84,7 +85,10 @@ def measure_server(side: int) -> dict[str, float]:
         time.sleep(0.05)
     try:
         ranker = OpenAIRanker(
-            base_url=f"http://127.0.0.1:{port.value}/v1", model="m", max_concurrency=CONCURRENCY, image_size=side
+            base_url=f"http://127.0.0.1:{port.value}/v1",
+            model="m",
+            server={"max_concurrency": CONCURRENCY},
+            image_size=side,
         )
         crops = torch.randint(0, 256, (SERVER_CROPS, 3, side, side), dtype=torch.uint8)
         shortlist = make_shortlist(SERVER_CROPS, 5, 100)
@@ -109,6 +113,12 @@ def measure_server(side: int) -> dict[str, float]:
 # Local models.
 
 
+def make_ranker(folder: Path, way: Any, **settings: Any) -> TransformersRanker:
+    """The ranker of a folder, with the demo's tower made known to transformers."""
+    loading = {"modules": [ROOT / "demo/tiny_vision.py"]}
+    return TransformersRanker(model=folder, ask=way, limits={"max_fallback_rate": 1.0}, loading=loading, **settings)
+
+
 def make_random_llava(folder: Path) -> Path:
     """About 100 M random parameters: CLIP-like tower, 144 visual tokens, 12 decoder layers of width 640."""
     from transformers import (
@@ -121,9 +131,9 @@ def make_random_llava(folder: Path) -> Path:
         LlavaProcessor,
     )
 
-    from rar_mmdet.rankers.native import register_native_models
+    from rar_mmdet.rankers.native import import_modules
 
-    register_native_models()
+    import_modules([ROOT / "demo/tiny_vision.py"])
     tokenizer = AutoProcessor.from_pretrained(ROOT / "demo/weights/ranker").tokenizer
     side, patch = 168, 14
     config = LlavaConfig(
@@ -172,37 +182,32 @@ def time_baseline(ranker: TransformersRanker, crops: torch.Tensor, shortlist: An
     seconds = []
     for row in range(len(crops)):
         candidates = tuple(names[i] for i in shortlist.category_ids[row].tolist())
-        text = loaded.dialogue.text(ranker.prompt.render(candidates))
+        question = Question(crops[row], candidates)
+        text = loaded.dialogue.text(ranker.ask.texts(question)[0])
         started = time.process_time()
         with torch.inference_mode():
-            inputs = loaded.inputs([_Question(crops[row], candidates)], [text])
+            inputs = loaded.inputs([question], [text])
             loaded.model.generate(**inputs, max_new_tokens=512, do_sample=False, pad_token_id=loaded.pad_id)
         seconds.append(time.process_time() - started)
     return sum(seconds) / len(seconds)
 
 
-class _Question:
-    def __init__(self, crop: torch.Tensor, candidates: tuple[str, ...]) -> None:
-        self.crop, self.candidates = crop, candidates
-
-
 def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list[str], rounds: int, base: int) -> dict:
     """CPU seconds per crop (one thread, so wall seconds of an idle machine), interleaved, median of `rounds`."""
-    settings: dict[str, Any] = {"model": folder, "max_fallback_rate": 1.0, "prompts": ROOT / "demo/prompts.json"}
     ways = {
-        "likelihood": {"ask": "likelihood"},
-        "letter": {"ask": "letter", "num_shifts": 1},
-        "letter_debiased": {"ask": "letter"},
-        "yesno": {"ask": "yesno"},
-        "generate_batched": {"ask": "generate"},
+        "likelihood": Likelihood(prompts=PROMPTS),
+        "letter": Letter(num_shifts=1, prompts=PROMPTS),
+        "letter_debiased": Letter(prompts=PROMPTS),
+        "yesno": YesNo(prompts=PROMPTS),
+        "generate_batched": Generate(prompts=PROMPTS),
     }
-    baseline = TransformersRanker(**settings, ask="generate", batch_size=1)
+    baseline = make_ranker(folder, Generate(prompts=PROMPTS), batch_size=1)
     time_baseline(baseline, crops[:1], shortlist[:1], names)
     spent: dict[str, list[float]] = {name: [] for name in ["baseline", *ways]}
     for _ in range(rounds):
         spent["baseline"].append(time_baseline(baseline, crops[:base], shortlist[:base], names))
         for name, way in ways.items():
-            ranker = TransformersRanker(**settings, **way, batch_size=BATCH)
+            ranker = make_ranker(folder, way, batch_size=BATCH)
             # A whole batch: the first of a shape pays for what the libraries prepare once, as the baseline's did.
             ranker.rank(crops[:BATCH], shortlist[:BATCH], [f"warm {n}" for n in names])
             started = time.process_time()
@@ -213,7 +218,7 @@ def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list
 
 def measure_memory(folder: Path, names: list[str]) -> dict[str, float]:
     """Growth of the peak resident size (MB) from 64 to 512 crops at batch 16: bounded by the batch, not by R."""
-    ranker = TransformersRanker(model=folder, prompts=ROOT / "demo/prompts.json", batch_size=16, max_fallback_rate=1.0)
+    ranker = make_ranker(folder, Likelihood(prompts=PROMPTS), batch_size=16)
     peaks = []
     for seed, count in enumerate((64, 512)):
         crops = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
@@ -244,16 +249,16 @@ def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
     from rar_mmdet.fusion import LogLikFusion
 
     recognizer, regions, _, annotations = load_demo("test", limit)
-    rows = {
-        "generate, paper's prompt": ({"ask": "generate", "prompt": "paper"}, 5),
-        "generate, structured in-context": ({"ask": "generate", "prompt": "paper_in_context"}, 5),
-        "likelihood, choose": ({"ask": "likelihood", "prompt": "choose"}, 5),
-        "likelihood, name": ({"ask": "likelihood", "prompt": "name"}, 5),
-        "likelihood, name, PMI": ({"ask": "likelihood", "prompt": "name", "score": "pmi"}, 5),
-        "letter, one order": ({"ask": "letter", "num_shifts": 1}, 5),
-        "letter, all cyclic shifts": ({"ask": "letter"}, 5),
-        "yesno": ({"ask": "yesno"}, 5),
-        **{f"likelihood, choose, k = {k}": ({"ask": "likelihood", "prompt": "choose"}, k) for k in (3, 4, 6, 7)},
+    rows: dict[str, tuple[Any, int]] = {
+        "generate, paper's prompt": (Generate(prompt="paper", prompts=PROMPTS), 5),
+        "generate, structured in-context": (Generate(prompt="paper_in_context", prompts=PROMPTS), 5),
+        "likelihood, choose": (Likelihood(prompt="choose", prompts=PROMPTS), 5),
+        "likelihood, name": (Likelihood(prompt="name", prompts=PROMPTS), 5),
+        "likelihood, name, PMI": (Likelihood(prompt="name", score="pmi", prompts=PROMPTS), 5),
+        "letter, one order": (Letter(num_shifts=1, prompts=PROMPTS), 5),
+        "letter, all cyclic shifts": (Letter(prompts=PROMPTS), 5),
+        "yesno": (YesNo(prompts=PROMPTS), 5),
+        **{f"likelihood, choose, k = {k}": (Likelihood(prompt="choose", prompts=PROMPTS), k) for k in (3, 4, 6, 7)},
     }
     retrieval = average_precision(regions, regions.shortlist.probs, annotations, recognizer.emission)
     top1 = (regions.shortlist.category_ids[:, 0] == regions.truth).double().mean().item()
@@ -264,14 +269,8 @@ def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
         f"{len(regions.truth)} regions\n{'retrieval only':34s} rank-1 {top1:.4f} AP {100 * retrieval['AP']:.2f}",
         flush=True,
     )
-    for name, (settings, k) in rows.items():
-        ranker = TransformersRanker(
-            model=ROOT / "demo/weights/ranker",
-            prompts=ROOT / "demo/prompts.json",
-            max_fallback_rate=1.0,
-            cache=cache,
-            **settings,
-        )
+    for name, (way, k) in rows.items():
+        ranker = make_ranker(ROOT / "demo/weights/ranker", way, cache=cache)
         ranking = rank(ranker, regions, recognizer.prompt_names, k)
         fused = LogLikFusion()(regions.shortlist, ranking)
         summary = average_precision(regions, fused, annotations, recognizer.emission)

@@ -29,6 +29,7 @@ from rar_mmdet.components import asks_a_model, build_recognizer
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import MissingAssetError, RarError
 from rar_mmdet.fusion import LogLikFusion
+from rar_mmdet.rankers import AskingRanker
 from rar_mmdet.rankers.calibration import (
     decisive_margin,
     fit_temperature,
@@ -200,10 +201,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = config.model.recognizer
     settings["vocabulary"] = str(args.annotations)
     if asks_a_model(settings.get("ranker")):
-        settings["ranker"]["decisive_margin"] = None  # what is to be found must not decide what is asked
+        # What is to be found must not decide what is asked.
+        settings["ranker"]["limits"] = {**settings["ranker"].get("limits", {}), "decisive_margin": None}
         settings["ranker"].setdefault("cache", str(args.out / "answers.sqlite"))  # a stopped run goes on
     recognizer = build_recognizer(settings, default_emission=TopPairs())
-    if recognizer.ranker is None or getattr(recognizer.ranker, "ask", None) in (None, "generate"):
+    ranker = recognizer.ranker
+    if not isinstance(ranker, AskingRanker) or ranker.ask.wants == "text":
         raise RarError(
             f"{args.config} has no ranker that gives log-probabilities; ask='likelihood', 'letter' or 'yesno'"
         )
