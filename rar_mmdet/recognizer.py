@@ -224,7 +224,7 @@ class RegionRecognizer:
             InvalidBoxError: a box is not finite, empty, inverted or outside its image.
             ConfigError: crops were made with other settings than those of this recognizer's croppers.
         """
-        device = self._load()
+        device = self.load()
         with torch.autocast(device.type, enabled=False):
             good = [self._good_regions(regions, index) for index, regions in enumerate(batch)]
             found = self.memory.search(self._encode(good), self.shortlist_depth)
@@ -251,8 +251,14 @@ class RegionRecognizer:
             report["ranker"] = self.ranker.report()
         return report
 
-    def _load(self) -> torch.device:
-        """Load the parts, once; where they run."""
+    def load(self) -> torch.device:
+        """Load the parts, once, on the device that `to` named, else on a GPU if there is one; returns the device.
+
+        The first prediction does it by itself.
+
+        Raises:
+            ConfigError: the cropper's size is not the encoder's.
+        """
         with self._lock:
             if self.device is None:
                 self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

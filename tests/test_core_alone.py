@@ -94,7 +94,9 @@ recognizer = RegionRecognizer(
     cropper=RegionCropper(size=64),
     encoder=OpenClipEncoder(model={"local-dir:" + str(ROOT / "demo/weights/clip")!r}),
     memory=TextMemory(),
-    ranker=TransformersRanker(model={str(ROOT / "demo/weights/ranker")!r}),
+    ranker=TransformersRanker(
+        model={str(ROOT / "demo/weights/ranker")!r}, loading=dict(modules=[{str(ROOT / "demo/tiny_vision.py")!r}])
+    ),
     category_names=["striped red star", "plain blue circle"],
 )
 print(*recognizer(make_image(100, 120), [[10, 20, 60, 80]]).best_names)

@@ -131,8 +131,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     draw(rows, out / "crop_scale")
     ap, policy = best_policy(rows, embed.feather, bounds)
-    comment = f"The crop policy with the best AP ({ap:.2f}) on {annotation_file.name}"
-    write_snippet({**settings["cropper"], **policy}, f"{where}.cropper", comment, args.config, out)
+    comment = f"The crop policy with the best AP ({ap:.2f}) on {annotation_file.name}, by `rar-mmdet calibrate regions`"
+    write_snippet({**settings["cropper"], **policy}, f"{where}.cropper", comment, args.config, out / "best_policy.py")
     print(table_text(rows))
     print(f"\nBest AP {ap:.2f}:\n{Config(policy).pretty_text}", end="")
     print(f"Use it: {out / 'best_policy.py'}")

@@ -160,6 +160,14 @@ class Scorer:
                 own = self.regions.rows(image)
                 mine = slice(own.start - rows.start, own.stop - rows.start)
                 parts.append(self._detections(image, probs[mine], labels[mine]))
+        return self._evaluate(parts)
+
+    def of(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
+        """`COLUMNS` in percent of given (R, N) scores of the categories `labels`, (R, N) int64."""
+        rows = [self.regions.rows(image) for image in range(len(self.regions.files))]
+        return self._evaluate([self._detections(i, scores[own], labels[own]) for i, own in enumerate(rows)])
+
+    def _evaluate(self, parts: Sequence[tuple[NDArray, ...]]) -> dict[str, float]:
         image_ids, category_ids, boxes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         detections = Detections(image_ids, category_ids, boxes, scores)
         result = evaluate(self.truth, detections, self.protocol)

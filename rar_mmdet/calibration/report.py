@@ -56,13 +56,13 @@ def draw(rows: Rows, path: Path) -> None:
     plt.close(figure)
 
 
-def write_snippet(cropper: Mapping[str, Any], where: str, comment: str, config: Path, out: Path) -> None:
-    """A config that inherits CONFIG and sets the cropper at the keys `where`."""
+def write_snippet(part: Mapping[str, Any], where: str, comment: str, config: Path, file: Path) -> None:
+    """A config `file` that inherits `config` and sets a part at the keys `where`."""
     from mmengine.config import Config
 
-    content: dict[str, Any] = {**cropper, "_delete_": True}
+    content: dict[str, Any] = {**part, "_delete_": True}
     for key in reversed(where.split(".")):
         content = {key: content}
-    base = Path(os.path.relpath(config, out)).as_posix()
+    base = Path(os.path.relpath(config, file.parent)).as_posix()
     text = Config({"_base_": [base], **content}).pretty_text
-    (out / "best_policy.py").write_text(f"# {comment}; by tools/calibrate_regions.py.\n{text}", encoding="utf-8")
+    file.write_text(f"# {comment}.\n{text}", encoding="utf-8")

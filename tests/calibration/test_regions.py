@@ -139,7 +139,7 @@ def test_snippet_sets_the_cropper_and_nothing_else(
     out.mkdir()
     Config(content).dump(base)
     ap, policy = best_policy([{"AP": 7.0, "scale": scale, "sigma": 3.0}], 5.0, (900.0, 6400.0))
-    write_snippet({**cropper, **policy}, ".".join([*keys, "cropper"]), "Best", base, out)
+    write_snippet({**cropper, **policy}, ".".join([*keys, "cropper"]), "Best", base, out / "best_policy.py")
     where, settings = find_recognizer(Config.fromfile(out / "best_policy.py"), base)
     assert where == ".".join(keys)
     area = {"type": "AreaScale", "small": 2.0, "medium": 1.8, "large": 1.6, "bounds": (900.0, 6400.0)}
@@ -336,7 +336,7 @@ def test_a_photo_turned_since_it_was_annotated_is_refused(world: Path, tmp_path:
     _, regions = build(world)
     turned = tmp_path / "turned.png"
     Image.fromarray(np.zeros((320, 200, 3), np.uint8)).save(turned)
-    embed = Embedder(RegionCropper(size=32), FakeEncoder(), replace(regions, files=(turned, turned)), tmp_path / "out")
+    embed = Embedder(RegionCropper(size=32), FakeEncoder(), replace(regions, files=(turned, turned)), tmp_path / "out" / "best_policy.py")
     with pytest.raises(ImageReadError, match="photo .*turned.png is 200x320 px but its annotation says 320x200"):
         embed(1.0, 0.0)
 
