@@ -336,7 +336,7 @@ def test_a_photo_turned_since_it_was_annotated_is_refused(world: Path, tmp_path:
     _, regions = build(world)
     turned = tmp_path / "turned.png"
     Image.fromarray(np.zeros((320, 200, 3), np.uint8)).save(turned)
-    embed = Embedder(RegionCropper(size=32), FakeEncoder(), replace(regions, files=(turned, turned)), tmp_path / "out" / "best_policy.py")
+    embed = Embedder(RegionCropper(size=32), FakeEncoder(), replace(regions, files=(turned, turned)), tmp_path / "out")
     with pytest.raises(ImageReadError, match="photo .*turned.png is 200x320 px but its annotation says 320x200"):
         embed(1.0, 0.0)
 
