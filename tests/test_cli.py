@@ -33,8 +33,8 @@ def test_help_names_all_commands(capsys):
     ("words", "said"),
     [
         (["doktor"], "no command 'doktor'; did you mean one of: doctor?"),
-        (["calibrate"], "no command 'calibrate'; did you mean one of: calibrate regions"),
-        (["calibrate", "region"], "no command 'calibrate region'; did you mean one of: calibrate regions"),
+        (["calibrate"], "no command 'calibrate'; did you mean one of: calibrate r"),
+        (["calibrate", "region"], "no command 'calibrate region'; did you mean one of: calibrate r"),
         (["xyz"], "no command 'xyz'; did you mean one of: doctor, "),
     ],
 )

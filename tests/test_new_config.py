@@ -41,7 +41,8 @@ def test_written_configs_run(style, tmp_path, capsys):
 def as_lvis(folder):
     content = json.loads((PHOTOS / "boxes.json").read_text())
     for image in content["images"]:
-        url = f"http://example.org/photos/{image.pop('file_name')}"  # LVIS finds photos by the end of coco_url
+        # LVIS finds photos by the end of coco_url.
+        url = f"http://images.cocodataset.org/photos/{image.pop('file_name')}"
         image.update(neg_category_ids=[], not_exhaustive_category_ids=[], coco_url=url)
     for category in content["categories"]:
         category.update(frequency="f", synset=category["name"], synonyms=[category["name"]])

@@ -16,6 +16,7 @@ __all__ = ["EXIT_PEER_FAILED", "PeerWatch"]
 EXIT_PEER_FAILED = 3
 _KEY = "rar_mmdet/failure"
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_TO_END = 30.0  # between the end of the first process and that of the others, in a run that ends well
 _CONNECT = timedelta(seconds=30)
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,12 @@ class PeerWatch:
                 if not self._store.check([_KEY]):
                     continue
                 rank, _, message = self._store.get(_KEY).decode(errors="replace").partition("|")
-            except RuntimeError:  # the store went down with the first process; collectives end by themselves then
-                return
+            except RuntimeError:  # the store went down with the first process, which may have ended well
+                if self._done.wait(_SECONDS_TO_END):
+                    return
+                rank, message = "0", "it is gone, and with it the store of the run"
+            if rank == str(distributed.get_rank()):
+                return  # the failure is this process's own, and on its way out
             if not self._done.is_set():
                 sys.stderr.write(f"process {rank} failed, so this one ends too: {message}\n")
                 logging.shutdown()

@@ -17,6 +17,7 @@ from torch import nn
 from rar_mmdet.datasets.vocabulary_datasets import VocabularyDataset
 from rar_mmdet.files.vocabulary import check_same_vocabulary
 from rar_mmdet.models.recognition_branch import RecognitionBranch
+from rar_mmdet.rankers import report_table
 from rar_mmdet.rankers.asking import COUNTS
 from rar_mmdet.regions.boxes import find_suspicious_boxes
 from rar_mmdet.registry import HOOKS
@@ -71,12 +72,11 @@ def judge_rankers(model: nn.Module) -> None:
 
 
 def report_lines(report: Mapping[str, Any]) -> str:
-    """The report for people: counts in one line, and one for the ranker."""
-    ranker = report.get("ranker") or {}
+    """The report for people: counts in one line, and the ranker's small table."""
     counts = [f"{value:,} {key}" for key, value in report.items() if isinstance(value, int)]
     lines = ["recognised: " + ", ".join(counts)]
-    if ranker:
-        lines.append("ranker: " + ", ".join(f"{name} {ranker[name]:,}" for name in COUNTS if ranker.get(name)))
+    if report.get("ranker"):
+        lines.append(report_table(report["ranker"]))
     return "\n".join(lines)
 
 

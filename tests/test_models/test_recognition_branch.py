@@ -173,7 +173,7 @@ def test_scores_that_are_all_zero(weight):
 
 def test_a_score_that_is_no_number():
     (sample,) = make_batch([(60, 80)])["data_samples"]
-    with pytest.raises(InvalidBoxError, match=r"image 0 \(None\): box_scores\[1\] is not a number"):
+    with pytest.raises(InvalidBoxError, match=r"image 0 \(None\): box_scores\[1\] is nan; expected confidences"):
         branch().recognize([sample], [make_boxes(2)], [torch.tensor([0.5, float("nan")])], CPU)
 
 
