@@ -142,6 +142,11 @@ def main(argv: list[str] | None = None) -> int:
     except RarError as error:
         _say(_in_one_line(error))
         return EXIT_USER_ERROR
+    except KeyError as error:
+        if "is not in the" not in str(error):  # how MMEngine's registries say it
+            raise
+        _say(f"ConfigError: a type of the config is not known: {error.args[0]}")
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         kept = "" if args.no_cache else "; a ranker's answers are kept, and the same command goes on from them"
         _say(f"stopped{kept}")
@@ -191,12 +196,7 @@ def _join_on_cpu(config: Config) -> None:
 
 def _build_runner(config: Config, out: str | None) -> Runner:
     """The runner, with the metric that dumps predictions if asked."""
-    try:
-        runner = QuietRunner.from_cfg(config) if "runner_type" not in config else RUNNERS.build(config)
-    except KeyError as error:
-        if "is not in the" not in str(error):
-            raise
-        raise ConfigError(f"a type of the config is not known: {error.args[0]}") from error
+    runner = QuietRunner.from_cfg(config) if "runner_type" not in config else RUNNERS.build(config)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     return runner

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from mmdet.datasets import CocoDataset, LVISV1Dataset
 from mmdet.structures import DetDataSample
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from rar_mmdet.datasets.vocabulary_datasets import VocabularyDataset
 from rar_mmdet.engine.recognition_hook import find_branches
+from rar_mmdet.errors import RarError
+from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.records import RegionRecord, describe_regions
 from rar_mmdet.registry import HOOKS
 from rar_mmdet.scoring.recognition import match_truth
@@ -50,6 +54,7 @@ class RegionRecordHook(Hook):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self._stream: IO[str] | None = None
+        self._knows_truth = True
         self._heard: dict[Any, list[_View]] = {}
 
     def _part(self, rank: int) -> Path:
@@ -59,12 +64,19 @@ class RegionRecordHook(Hook):
         """Open this process's file and listen to the recognisers."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._part(get_rank()).open("w", encoding="utf-8")
+        self._knows_truth = labels_follow_classes(runner.test_dataloader.dataset)
+        if not self._knows_truth:
+            runner.logger.warning(
+                "regions.jsonl is written without truth: this dataset numbers its labels in the order of the file, and "
+                "its classes are in another; use rar_mmdet.CocoVocabularyDataset or LVISVocabularyDataset"
+            )
         for branch in find_branches(runner.model):
             branch.listeners.append(self._hear)
 
     def _hear(self, sample: DetDataSample, recognition: Recognition) -> None:
         meta = sample.metainfo
-        view = _View(recognition, _truth(sample, recognition), meta.get("img_path"))
+        truth = _truth(sample, recognition) if self._knows_truth else None
+        view = _View(recognition, truth, meta.get("img_path"))
         self._heard.setdefault(meta.get("img_id"), []).append(view)
 
     def after_test_iter(
@@ -96,6 +108,22 @@ class RegionRecordHook(Hook):
                     "here, or give a --work-dir that all machines share"
                 )
             _merge([part for part in parts if part.is_file()], self.path)
+
+
+def labels_follow_classes(dataset: Any) -> bool:
+    """Whether label i of the dataset's objects is its i-th class: true of this project's, not always of MMDetection's.
+
+    MMDetection's COCO datasets number the categories of the file, in its order, whatever the order of `classes`.
+    """
+    if isinstance(dataset, VocabularyDataset) or not isinstance(dataset, CocoDataset):
+        return True
+    try:
+        names = read_vocabulary(dataset.ann_file, dataset.backend_args)
+    except RarError:
+        return True  # not a file of categories; nothing is known against it
+    classes = list(dataset.metainfo["classes"])
+    known = set(classes)
+    return [name for name in names if isinstance(dataset, LVISV1Dataset) or name in known] == classes
 
 
 def _records(image: Any, views: Sequence[_View]) -> Iterator[RegionRecord]:

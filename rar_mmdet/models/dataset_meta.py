@@ -8,7 +8,7 @@ __all__ = ["VocabularyMeta"]
 
 
 class VocabularyMeta:
-    """`dataset_meta` of a model with a `branch`: its `classes` are always the recogniser's vocabulary.
+    """`dataset_meta` of a model with a `branch`: its `classes` are always the recogniser's vocabulary, all coloured.
 
     MMDetection's inference helpers set the classes of the detector's checkpoint, or COCO's; labels index neither.
     """
@@ -18,6 +18,10 @@ class VocabularyMeta:
         return self if model is None else model.__dict__.get("_dataset_meta")
 
     def __set__(self, model: Any, meta: dict | None) -> None:
-        """Keep everything but the classes."""
+        """Keep everything but the classes, and colours that are too few for them."""
         names = tuple(model.branch.recognizer.category_names)
-        model.__dict__["_dataset_meta"] = {**(meta or {}), "classes": names}
+        kept = {**(meta or {}), "classes": names}
+        palette = kept.get("palette")
+        if isinstance(palette, list | tuple) and len(palette) < len(names):
+            kept["palette"] = "random"  # it was made for the detector's own classes
+        model.__dict__["_dataset_meta"] = kept

@@ -1,5 +1,8 @@
 """What a test run writes of its regions: through MMEngine's loop, with detections, given boxes and augmentation."""
 
+import logging
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -21,8 +24,10 @@ TTA = {"type": "TestTimeAug", "transforms": [FLIPS, [PACK]]}
 class FakeRunner:
     """As much of a runner as hooks see."""
 
-    def __init__(self, model):
+    def __init__(self, model, dataset):
         self.model = model
+        self.test_dataloader = SimpleNamespace(dataset=dataset)
+        self.logger = logging.getLogger("a run")
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def recogniser(world):
 
 
 def records_of(model, dataset, path, batch_size=2):
-    runner, hook = FakeRunner(model), HOOKS.build({"type": "rar_mmdet.RegionRecordHook", "path": str(path)})
+    runner, hook = FakeRunner(model, dataset), HOOKS.build({"type": "rar_mmdet.RegionRecordHook", "path": str(path)})
     hook.before_test_epoch(runner)
     outputs = []
     for start in range(0, len(dataset), batch_size):
@@ -104,6 +109,21 @@ def test_views_of_given_boxes_are_one_and_those_of_a_detector_are_all_kept(world
     assert [r.region for r in found if r.image == 1] == list(range(10))
     boxes = samples[0].recognition.bboxes.numpy()
     assert np.allclose([r.box_xyxy for r in found if r.image == 1], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["CocoDataset", "rar_mmdet.CocoVocabularyDataset"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_truth_is_left_out_where_labels_do_not_follow_the_classes(kind, turned, world, tmp_path, caplog):
+    names = [f"thing_{i + 1}" for i in range(12)][:: -1 if turned else 1]
+    config = {"type": kind, "ann_file": str(world), "test_mode": True, "metainfo": {"classes": names}}
+    config |= {"data_prefix": {"img": str(world.parents[1])}, "pipeline": [*LOAD, *GIVE, PACK]}
+    model = {"type": "rar_mmdet.ProposalRecognizer", "recognizer": fake_recognizer(names)}
+    with caplog.at_level("WARNING"):
+        records, _ = records_of(MODELS.build(model).eval(), DATASETS.build(config), tmp_path / "regions.jsonl")
+    annotated = [f"thing_{i + 1}" for i in range(12)]
+    expected = [None] * 12 if turned and kind == "CocoDataset" else annotated
+    assert [record.truth_name for record in records] == expected
+    assert ("written without truth" in caplog.text) == (expected[0] is None)
 
 
 def test_parts_of_processes_are_merged_in_the_order_of_the_images(tmp_path):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -16,9 +17,12 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.runner import Runner
 
+from rar_mmdet.engine.command import load_config, parse_args
 from rar_mmdet.engine.settings import keep_answers
 from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
+from rar_mmdet.records import read_records
 
 ROOT = Path(__file__).parents[2]
 STOCK_TOOL = Path(mmdet.__path__[0]) / ".mim" / "tools" / "test.py"
@@ -113,6 +117,11 @@ def test_given_boxes_without_a_checkpoint(tool, boxes_config):
     assert [sample["img_id"] for sample in dumped] == [1, 2, 3, 4, 5]
     assert not any("ori_img" in sample for sample in dumped)
     assert len(list(Path("out").rglob("drawn/*.png"))) == 5
+    assert found["first_images_only"] is None
+    assert len(list(read_records("out/regions.jsonl"))) == 12
+    log = next(Path("out").rglob("*.log")).read_text()
+    pictures = next(line for line in log.splitlines() if "pictures: " in line).split("pictures: ")[1]
+    assert len(list(Path(pictures).glob("*.png"))) == 5
 
 
 def test_a_subset_is_scored_over_itself(tool, boxes_config):
@@ -122,6 +131,40 @@ def test_a_subset_is_scored_over_itself(tool, boxes_config):
     assert summary("some")["metrics"]["recognition/objects"] == 6
     # Two thirds of the images are not in the subset; scored over all images its AP could not come near.
     assert summary("some")["metrics"]["lvis/bbox_AP"] > 0.5 * summary("all")["metrics"]["lvis/bbox_AP"]
+
+
+def test_options_of_metrics_reach_each_of_them(boxes_config):
+    """As MMDetection's documents write it, though these configs have a list of metrics."""
+    config = load_config(parse_args([str(boxes_config), "--cfg-options", "test_evaluator.metric=proposal_fast"]))
+    assert [metric.get("metric") for metric in config.test_evaluator] == ["proposal_fast", None]
+    ann_file = config.test_evaluator[0].ann_file
+    config = load_config(parse_args([str(boxes_config), "--cfg-options", f"test_evaluator.ann_file={ann_file}x"]))
+    assert [metric.ann_file for metric in config.test_evaluator] == [f"{ann_file}x"] * 2
+
+
+def test_a_subset_is_marked(boxes_config, capsys):
+    config = Config.fromfile(boxes_config)
+    config.test_evaluator.append({"type": "CocoMetric", "ann_file": config.test_evaluator[0].ann_file})
+    config.dump(str(boxes_config))
+    loaded = load_config(parse_args([str(boxes_config), "--num-images", "2"]))
+    assert [metric.get("img_ids") for metric in loaded.test_evaluator] == ["seen", None, None]
+    assert "warning: CocoMetric cannot score a subset" in capsys.readouterr().err
+
+
+def test_records_can_be_left_out(tool, boxes_config):
+    assert run(tool, boxes_config, "--work-dir", "out", "--no-records") == 0
+    assert not Path("out/regions.jsonl").exists()
+
+
+def test_a_stop_takes_one_line(tool, boxes_config, monkeypatch, capsys):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "test", stop)
+    assert run(tool, boxes_config, "--work-dir", "out") == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        "stopped; a ranker's answers are kept, and the same command goes on from them"
+    )
 
 
 def test_stock_metrics_agree(tool, boxes_config, monkeypatch):
@@ -220,6 +263,33 @@ class TestBadInput:
     def test_misspelt_key(self, tool, boxes_config, capsys):
         assert run(tool, boxes_config, "--cfg-options", "model.recognizer.num_candidate=5") == 2
         assert "has no key 'num_candidate'; did you mean 'num_candidates'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("option", "match"),
+        [
+            ("model.type=rar_mmdet.ProposalRecogniser", r"model: there is no .*; did you mean 'ProposalRecognizer'"),
+            ("model.recogniser.num_candidates=3", "model: ProposalRecognizer has no key 'recogniser'; did you mean"),
+            ("test_evaluator.0.type=rar_mmdet.SparseLvisMetric", r"test_evaluator\[0\]: there is no"),
+            ("test_dataloader.dataset.type=NoDataset", "a type of the config is not known: .*NoDataset is not in the"),
+            ("test_dataloader.dataset.pipeline.7.type=Resize", "--cfg-options .*: there is no such place"),
+        ],
+    )
+    def test_misspelt_types_keys_and_places(self, option, match, tool, boxes_config, capsys):
+        assert run(tool, boxes_config, "--work-dir", "out", "--cfg-options", option) == 2
+        assert re.search(match, capsys.readouterr().err)
+
+    def test_an_image_that_a_worker_cannot_read(self, tool, boxes_config, capsys):
+        (boxes_config.parent / "val2017" / "000003.png").write_bytes(b"")
+        options = ["--cfg-options", "test_dataloader.num_workers=1"]
+        assert run(tool, boxes_config, "--work-dir", "out", *options) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("ImageReadError: image 4 (")
+        assert "it has 0 bytes" in last
+
+    def test_a_checkpoint_that_is_no_data(self, tool, detector_config, tmp_path, capsys):
+        torch.save({"state_dict": {}, "x": Path("x")}, tmp_path / "odd.pth")
+        assert run(tool, detector_config, tmp_path / "odd.pth", "--work-dir", "out") == 2
+        assert "CheckpointError: checkpoint" in capsys.readouterr().err
 
     def test_vocabulary_of_another_dataset(self, tool, boxes_config, capsys):
         Path("names.txt").write_text("cat\ndog\nbird\nfish\n")

@@ -177,8 +177,11 @@ def test_checkpoint_of_the_inner_detector_loads(prefixed, capsys):
 
 def test_classes_are_the_vocabulary_whatever_the_checkpoint_says():
     model = rar(retinanet())
-    model.dataset_meta = {"classes": ("person", "bicycle"), "palette": [(1, 2, 3)]}
-    assert model.dataset_meta == {"classes": tuple(NAMES), "palette": [(1, 2, 3)]}
+    palette = [(i, 2, 3) for i in range(80)]
+    model.dataset_meta = {"classes": ("person", "bicycle"), "palette": palette}
+    assert model.dataset_meta == {"classes": tuple(NAMES), "palette": palette}
+    model.dataset_meta = {"classes": ("person", "bicycle"), "palette": palette[:2]}
+    assert model.dataset_meta == {"classes": tuple(NAMES), "palette": "random"}
 
 
 def test_training_is_refused():
