@@ -77,7 +77,7 @@ def _run_server(port: Any) -> None:
 
 def measure_server(side: int) -> dict[str, float]:
     """1,000 crops at concurrency 64 against a server that takes 200 ms."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     port = context.Value("i", 0)
     server = context.Process(target=_run_server, args=(port,), daemon=True)
     server.start()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -253,7 +254,9 @@ def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> Non
     checksums: dict[str, str] = {}
     categories: list[dict[str, Any]] = []
     progress = tqdm(total=sum(map(len, layouts)), desc=f"demo world, seed {seed}", unit="photo", disable=None)
-    with progress, ProcessPoolExecutor(workers) as pool:
+    # Forked, a child of a process that used OpenCV waits for ever for threads that did not come along.
+    spawn = multiprocessing.get_context("spawn")
+    with progress, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for split, photos in zip(splits, layouts, strict=True):
             per_photo = []
             for annotations in pool.map(partial(make_photo, root, seed, split), enumerate(photos), chunksize=4):

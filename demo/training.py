@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -63,7 +64,9 @@ def rendered_pool(
     shards = range(-(-count // SHARD))
     job = partial(_render_shard, folder, entropy, render)
     if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
+        # Forked, a child of a process that used torch or OpenCV may wait for ever for their threads.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
             paths = list(tqdm(pool.map(job, shards), total=len(shards), desc=f"render {folder.parent.name}", unit="k"))
     else:
         paths = [job(shard) for shard in tqdm(shards, desc=f"render {folder.parent.name}", unit="k")]
