@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rar_mmdet.errors import AnnotationFileError, ConfigError
+from rar_mmdet.files.coco import photo_path
 from rar_mmdet.files.vocabulary import label_order
 from rar_mmdet.files.yolo import read_yolo
 from rar_mmdet.scoring.annotations import load_annotation_file
@@ -139,10 +140,10 @@ class Project:
     def check_photos(self, images: Sequence[dict[str, Any]]) -> None:
         """Refuse a folder that does not hold the first and the last photo."""
         for image in (images[0], images[-1]):
-            name = str(image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:]))
-            if not (self.photos / name).is_file():
+            photo = photo_path(image, self.photos)
+            if not photo.is_file():
                 raise AnnotationFileError(
-                    f"{self.photos / name} does not exist, but {self.annotations.name} names it; "
+                    f"{photo} does not exist, but {self.annotations.name} names it; "
                     "give the folder that its file names start from as --images"
                 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from mmengine.utils import is_abs
 from rar_mmdet.datasets.annotation_records import read_records
 from rar_mmdet.datasets.proposal_files import read_proposals
 from rar_mmdet.errors import AnnotationFileError, ImageReadError, InvalidBoxError, RarError, RepeatedIdError
+from rar_mmdet.files.coco import path_in_url
 from rar_mmdet.files.images import decode_image
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
@@ -180,7 +180,8 @@ class V3DetVocabularyDataset(CocoVocabularyDataset):
 
 @DATASETS.register_module()
 class LVISVocabularyDataset(VocabularyDataset, LVISV1Dataset):
-    """`LVISV1Dataset` for any annotation file of that format; image files come from `coco_url`.
+    """`LVISV1Dataset` for any annotation file of that format; image files come from the end of `coco_url`,
+    on any host, or from `file_name` where there is none.
 
     Args:
         ann_file: annotation file in LVIS v1 style.
@@ -194,7 +195,7 @@ class LVISVocabularyDataset(VocabularyDataset, LVISV1Dataset):
     def _file_name(self, image: dict) -> str:
         if "coco_url" not in image:
             return super()._file_name(image)
-        return re.sub(r"^https?://images\.cocodataset\.org/", "", _text_of(image, "coco_url", self.ann_file))
+        return path_in_url(_text_of(image, "coco_url", self.ann_file))
 
 
 def _text_of(image: dict, key: str, ann_file: str) -> str:

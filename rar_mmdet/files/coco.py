@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from rar_mmdet.errors import AnnotationFileError
 
-__all__ = ["box_of", "is_object", "photo_path", "photo_size_hw"]
+__all__ = ["box_of", "is_object", "path_in_url", "photo_path", "photo_size_hw"]
 
 
 def box_of(annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
@@ -44,10 +44,19 @@ def photo_path(image: Mapping[str, Any], root: str | Path) -> Path:
     Raises:
         AnnotationFileError: the record has neither.
     """
-    name = image.get("file_name") or "/".join(urlsplit(str(image.get("coco_url") or "")).path.split("/")[-2:])
+    name = image.get("file_name") or path_in_url(str(image.get("coco_url") or ""))
     if not isinstance(name, str) or not name:
         raise AnnotationFileError(f"image {image.get('id')!r} has no file_name and no coco_url, so there is no file")
     return Path(root) / name
+
+
+def path_in_url(coco_url: str) -> str:
+    """Folder and file that the address of a photo ends in, such as `val2017/000000397133.jpg`, on any host.
+
+    A path without a host is returned as it is.
+    """
+    address = urlsplit(coco_url)
+    return "/".join(address.path.split("/")[-2:]) if address.netloc else coco_url
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

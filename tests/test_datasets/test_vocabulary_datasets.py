@@ -68,10 +68,13 @@ def test_data_equal_mmdetections_own(world, tmp_path):
 def test_lvis_images_come_from_both_folders(world, tmp_path):
     content = json.loads(world.read_text())
     content["images"][0]["coco_url"] = "http://images.cocodataset.org/train2017/000000.png"
+    content["images"][1]["coco_url"] = "https://mirror.example.com/a/coco/train2017/000001.png?size=full"
+    del content["images"][2]["coco_url"]
+    content["images"][2]["file_name"] = "own/000002.png"
     world.write_text(json.dumps(content))
     dataset = build("LVISVocabularyDataset", tmp_path)
     folders = [dataset.get_data_info(i)["img_path"].split("/")[-2] for i in range(5)]
-    assert folders == ["train2017"] + ["val2017"] * 4
+    assert folders == ["train2017", "train2017", "own", "val2017", "val2017"]
 
 
 def test_repeated_names_keep_their_own_label(world, tmp_path):

@@ -1,14 +1,11 @@
 """Through TransformersRanker like any other model, from a folder that the converter wrote."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
 
 from rar_mmdet.rankers import Likelihood, TransformersRanker
+from rar_mmdet.rankers.internlm_xc2.conversion import convert
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
 
@@ -17,12 +14,8 @@ NAMES = ["cat", "traffic light", "the lazy dog", "zebra", "fox"]
 
 @pytest.fixture(scope="module")
 def folder(published_folder, tmp_path_factory):
-    path = Path(__file__).parents[3] / "tools" / "convert_xc2.py"
-    spec = importlib.util.spec_from_file_location("convert_xc2", path)
-    tool = sys.modules["convert_xc2"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     out = tmp_path_factory.mktemp("converted")
-    tool.convert(published_folder, out)
+    convert(published_folder, out)
     return out
 
 

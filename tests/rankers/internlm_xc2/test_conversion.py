@@ -1,7 +1,6 @@
 """`.bin` shards -> safetensors: the same tensors bit for bit, resumable, and nothing damaged passes."""
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,23 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import rar_mmdet.rankers.internlm_xc2  # noqa: F401  # registers with the Auto classes
+from rar_mmdet.rankers.internlm_xc2 import conversion
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "ixc2_a"
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("convert_xc2", ROOT / "tools" / "convert_xc2.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["convert_xc2"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +57,7 @@ def source(tmp_path, tokenizer_file):
 
 
 def run(*args):
-    return tool.main([str(a) for a in args])
+    return conversion.main([str(a) for a in args])
 
 
 def read(folder):
@@ -109,7 +95,7 @@ def test_the_folder_loads_as_the_source_does(source, tmp_path):
 
 def test_goes_on_where_it_stopped(source, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    real, calls = tool.convert_piece, []
+    real, calls = conversion.convert_piece, []
 
     def dies_at_the_third(piece, folder):
         calls.append(piece.target)
@@ -117,7 +103,7 @@ def test_goes_on_where_it_stopped(source, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(piece, folder)
 
-    monkeypatch.setattr(tool, "convert_piece", dies_at_the_third)
+    monkeypatch.setattr(conversion, "convert_piece", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(source, "--out", out, "--shard-gb", 1e-4)
     first = calls.copy()
@@ -207,6 +193,6 @@ def test_other_misuse(source, tmp_path, capsys, monkeypatch):
 
 
 def test_full_disk_is_noticed_first(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tool.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     assert run(source, "--out", tmp_path / "out") == 2
     assert "0.0 GB free" in capsys.readouterr().err
