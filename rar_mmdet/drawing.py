@@ -35,14 +35,17 @@ def draw_regions(image: Any, boxes_xyxy: Tensor, labels: Sequence[str], category
     side = min(canvas.size)
     font = ImageFont.load_default(max(_SMALLEST_TEXT, side * _TEXT_SHARE))
     width = max(1, round(side / 300))
-    for box, label, category in zip(boxes_xyxy.tolist(), labels, category_ids, strict=True):
-        colour = _colour(category)
+    colours = [_colour(category) for category in category_ids]
+    boxes = boxes_xyxy.tolist()
+    for box, colour in zip(boxes, colours, strict=True):
         pen.rectangle(box, outline=colour, width=width)
+    taken: list[tuple[float, float, float, float]] = []
+    for box, label, colour in zip(boxes, labels, colours, strict=True):
         text = label.replace("_", " ")
         _, _, right, bottom = pen.textbbox((0, 0), text, font=font)
-        x, y = label_place((box[0], box[1]), (right + 2 * width, bottom + 2 * width), canvas.size)
-        pen.rectangle([x, y, x + right + 2 * width, y + bottom + 2 * width], fill=colour)
-        pen.text((x + width, y + width), text, fill="black", font=font)
+        taken.append(_free_place(box, (right + 2 * width, bottom + 2 * width), canvas.size, taken))
+        pen.rectangle(taken[-1], fill=colour)
+        pen.text((taken[-1][0] + width, taken[-1][1] + width), text, fill="black", font=font)
     return canvas
 
 
@@ -53,6 +56,28 @@ def label_place(
     (x, y), (width, height) = corner_xy, label_wh
     y = y - height if y - height >= 0 else y
     return max(0.0, min(x, image_wh[0] - width)), max(0.0, min(y, image_wh[1] - height))
+
+
+def _free_place(
+    box_xyxy: Sequence[float],
+    label_wh: tuple[float, float],
+    image_wh: tuple[int, int],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of a label: above its box, below, at the right corners, or a line higher; the least hidden one."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = label_wh
+    corners = ((x1, y1), (x1, y2 + height), (x2 - width, y1), (x2 - width, y2 + height), (x1, y1 - height))
+    places = [label_place(corner, label_wh, image_wh) for corner in corners]
+    areas = [(x, y, x + width, y + height) for x, y in places]
+    return min(areas, key=lambda area: sum(_overlap(area, other) for other in taken))  # of equals the first
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Shared area of two rectangles x1, y1, x2, y2."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _colour(category: int) -> tuple[int, int, int]:

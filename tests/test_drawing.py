@@ -29,3 +29,19 @@ def test_equal_categories_have_one_colour():
     one, same, other = (np.asarray(draw_regions(image, boxes, [""], [i])) for i in (3, 3, 4))
     assert (one == same).all()
     assert (one != other).any()
+
+
+def test_labels_of_neighbours_do_not_hide_each_other():
+    """Solid labels: where two of them lay on each other, fewer pixels than both together would be filled."""
+    photo = np.zeros((200, 200, 3), np.uint8)
+    near = torch.tensor([[60.0, 80.0, 70.0, 90.0], [62.0, 81.0, 73.0, 92.0]])
+
+    def changed(boxes, labels, categories):
+        return (np.asarray(draw_regions(photo, boxes, labels, categories)) != 0).any(-1)
+
+    first, second = changed(near[:1], ["dog"], [0]), changed(near[1:], ["dog"], [0])
+    assert (first & second).sum() > 100
+    both = changed(near, ["dog", "dog"], [0, 1])
+    outlines = changed(near, ["", ""], [0, 1]).sum()
+    alone = changed(near[:1], ["dog"], [0]).sum() - changed(near[:1], [""], [0]).sum()
+    assert both.sum() >= outlines + 1.8 * alone
