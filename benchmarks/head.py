@@ -51,7 +51,7 @@ class Clock:
                 if self._open:
                     self._open[-1] += spent
 
-        setattr(owner, method, timed)
+        object.__setattr__(owner, method, timed)  # croppers are frozen
 
 
 def build(data: str, proposals: int, with_ranker: bool) -> tuple[torch.nn.Module, torch.utils.data.Dataset]:

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--json FILE] [--threads 2] [--quick]
 
 Small case: 13,204 x 512, 1,000 queries, N = 300, probabilities included. Baseline: one fp32 matrix product,
-`logsumexp` and `topk` in torch. `exact_overhead` is the worse of the torch and the FAISS Flat backend over it.
+`logsumexp` and `topk` in torch. `exact_overhead` is the worse of a memory and of its `FaissSearch` with `Flat` over it.
 
 Large case: 200,000 x 512 exemplars of 13,204 categories, max over entries. How made: coordinates are Gaussian with
 variance falling as 1/i (CLIP's spectra fall about so); category centres are unit vectors of that law; an exemplar, and

@@ -10,11 +10,8 @@ from torch import Tensor
 from rar_mmdet.memory.entries import Entries, EntryKind
 
 __all__ = [
-    "CHUNK_FLOATS",
     "CategoryScorer",
     "best_first",
-    "in_order",
-    "log_sum_exp",
     "nearest_rows",
     "prototypes",
     "search_exactly",
@@ -47,17 +44,6 @@ def best_first(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
             values[cut], ids[cut] = full.values[:, : depth + 1], full.indices[:, : depth + 1]
         equal, values, ids = equal[:, : depth - 1], values[:, :depth], ids[:, :depth]
     return _settle(ids.contiguous(), values.contiguous(), equal.any(dim=1))
-
-
-def in_order(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Known best columns of each row, in the order `best_first` gives them.
-
-    Args:
-        scores: (R, C) float32.
-        ids: (R, N) int64, the columns, nearly in order.
-    """
-    values = scores.gather(1, ids)
-    return _settle(ids, values, (values[:, 1:] >= values[:, :-1]).any(dim=1))
 
 
 def _settle(ids: Tensor, values: Tensor, unsettled: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, HostError
 
-__all__ = ["IndexSpec", "build_index", "find_graph", "keeps_vectors", "large_blocks", "load_faiss", "read_or_build"]
+__all__ = ["IndexSpec", "build_index", "find_graph", "keeps_vectors", "load_faiss", "read_or_build", "searching"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,20 +139,7 @@ def keeps_vectors(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index), (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexIVFFlat))
 
 
-_searching = threading.Lock()  # settings of FAISS and of a graph hold for all threads; a search itself uses all cores
-
-
-@contextmanager
-def large_blocks() -> Iterator[None]:
-    """FAISS multiplies in blocks of 1,024 database rows; 4,096 took 0.6 of the time at 13,204 x 512 (measured)."""
-    with _searching:
-        settings = load_faiss().cvar
-        before = settings.distance_compute_blas_database_bs
-        settings.distance_compute_blas_database_bs = 4096
-        try:
-            yield
-        finally:
-            settings.distance_compute_blas_database_bs = before
+searching = threading.Lock()  # how far a graph is searched holds for all threads; a search itself uses all cores
 
 
 def load_faiss() -> Any:

@@ -1,7 +1,8 @@
-"""FAISS instead of one matrix product: `Flat` (exact), `HNSW` (paper), reduced dimension (paper), any factory string.
+"""FAISS instead of one matrix product: `HNSW` (paper), reduced dimension (paper), any factory string.
 
-A plug-in beside the exact search of `CategoryMemory`, for exemplar memories of 10^5 entries and more. With an
-approximate index only the survivors' scores are known, not the softmax's denominator. The mass of all other categories
+A plug-in beside the exact search of `CategoryMemory`, for exemplar memories of 10^5 entries and more. `Flat` is the
+exact search itself: the softmax needs every score, so the product of FAISS would be a second one. With another
+index only the survivors' scores are known, not the softmax's denominator. The mass of all other categories
 is then estimated from a fixed random sample of categories, scored exactly: the sample's mean exp(score) times the
 number of categories outside, and no more than if each of them reached the worst survivor. `benchmarks/memory.py` prints
 the estimate's error.
@@ -22,23 +23,15 @@ from rar_mmdet.errors import ConfigError
 from rar_mmdet.memory.base import EntryEncoder, MemorySource
 from rar_mmdet.memory.cache import default_cache_dir
 from rar_mmdet.memory.entries import Entries
-from rar_mmdet.memory.exact import (
-    CHUNK_FLOATS,
-    CategoryScorer,
-    best_first,
-    in_order,
-    log_sum_exp,
-    prototypes,
-    search_exactly,
-)
+from rar_mmdet.memory.exact import CategoryScorer, prototypes, search_exactly
 from rar_mmdet.memory.faiss_index import (
     IndexSpec,
     build_index,
     find_graph,
     keeps_vectors,
-    large_blocks,
     load_faiss,
     read_or_build,
+    searching,
 )
 from rar_mmdet.memory.memory import CategoryMemory
 from rar_mmdet.memory.text import TextMemory
@@ -97,7 +90,7 @@ class FaissSearch:
 
     Args:
         memory: what is searched.
-        index: which index, and how far to search; an `IndexSpec`, or its `factory`.
+        index: which index, and how far to search; an `IndexSpec`, or its `factory`. `Flat` needs no index at all.
         cache_dir: folder in which an approximate index is kept; `None` builds it anew.
 
     Raises:
@@ -109,6 +102,9 @@ class FaissSearch:
         self, memory: CategoryMemory, index: IndexSpec | str = "HNSW64", *, cache_dir: Path | None = None
     ) -> None:
         self.memory, self.spec = memory, IndexSpec(index) if isinstance(index, str) else index
+        self.index: Any = None
+        if not self.spec.is_approximate:
+            return
         if memory.aggregation == "max" and memory.text_weight is not None:
             raise ConfigError(
                 f"index={self.spec.factory!r} cannot serve aggregation='max' with text_weight={memory.text_weight}: "
@@ -122,10 +118,9 @@ class FaissSearch:
             self._rows = rows if bool(present.all()) else rows[present]
         else:
             self._row_category, self._rows = entries.category_ids, entries.vectors
-        self._is_one_to_one = len(self._row_category.unique()) == len(self._row_category)
         self._num_present = int(self._scorer.has_entries.sum())
-        if cache_dir is None or not self.spec.is_approximate:  # 'Flat' is made from the vectors in no time
-            self.index: Any = build_index(self.spec, self._rows)
+        if cache_dir is None:
+            self.index = build_index(self.spec, self._rows)
         else:
             self.index = read_or_build(self.spec, self._rows, cache_dir)
         self._graph = find_graph(self.index)
@@ -160,7 +155,7 @@ class FaissSearch:
         Raises:
             ConfigError: as in `CategoryMemory.search`.
         """
-        if len(queries) == 0:
+        if len(queries) == 0 or not self.spec.is_approximate:
             return self.memory.search(queries, depth)
         self.memory.check_queries(queries, depth)
         with torch.autocast(queries.device.type, enabled=False), torch.autocast("cpu", enabled=False):
@@ -171,7 +166,7 @@ class FaissSearch:
 
     def _search(self, queries: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """Ids (R, N) and log-probabilities (R, N), descending, of queries that are times the softmax's scale."""
-        if self.spec.is_approximate and not self._warned:
+        if not self._warned:
             self._warned = True
             logger.warning(
                 "index %s is approximate: neighbours can be missed, and the probability mass outside the survivors is "
@@ -182,8 +177,6 @@ class FaissSearch:
         per_category = -(-len(self._rows) // max(self._num_present, 1))
         wanted = self.spec.survivors or (depth + 1 if per_category == 1 else -(-3 * depth * per_category // 2))
         found, scores = self._survivors(queries, min(max(wanted, depth), len(self._rows)))
-        if not self.spec.is_approximate:
-            return self._finish_exact(queries, found, scores, depth)
         lacking = torch.ones(len(queries), dtype=torch.bool)
         if scores.shape[1] >= depth:
             lacking = torch.isinf(scores[:, :depth]).any(dim=1)
@@ -199,12 +192,10 @@ class FaissSearch:
 
     def _survivors(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Distinct categories of the nearest rows and their scores, best first; -inf where there are no more."""
-        with large_blocks():
+        with searching:
             if self._graph is not None:
                 self._graph.hnsw.efSearch = max(self.spec.ef_search, count)
             similarity, rows = (torch.from_numpy(a) for a in self.index.search(queries.contiguous().numpy(), count))
-        if self._is_one_to_one and not self.spec.is_approximate:
-            return self._row_category[rows], similarity
         missing = rows < 0
         if not self._knows_scores:
             similarity = _score_rows(queries, self._rows, rows.clamp(min=0))
@@ -218,25 +209,6 @@ class FaissSearch:
         scores[:, 1:].masked_fill_(by_category.values[:, 1:] == by_category.values[:, :-1], -torch.inf)
         best = scores.sort(dim=1, descending=True, stable=True)
         return by_category.values.gather(1, best.indices), best.values
-
-    def _finish_exact(self, queries: Tensor, found: Tensor, scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """Exact denominators; queries whose best N the found rows do not settle are answered by the scorer."""
-        ids = torch.zeros((len(queries), depth), dtype=torch.int64)
-        log_probs = torch.empty((len(queries), depth))
-        settled = torch.zeros(len(queries), dtype=torch.bool)
-        if found.shape[1] > depth:
-            # Rows that were not found score no more than the next category, so a gap before it settles the best N.
-            settled = torch.isfinite(scores[:, depth]) & (scores[:, depth - 1] > scores[:, depth])
-            ids[settled] = found[settled, :depth]
-        for start in range(0, len(queries), step := max(1, CHUNK_FLOATS // self._scorer.width)):
-            part = slice(start, start + step)
-            all_scores = self._scorer(queries[part])
-            ids[part], values = in_order(all_scores, ids[part])
-            open_rows = (~settled[part]).nonzero().flatten()
-            if len(open_rows):
-                ids[part][open_rows], values[open_rows] = best_first(all_scores[open_rows], depth)
-            log_probs[part] = values - log_sum_exp(all_scores, values[:, :1])
-        return ids, log_probs
 
     def _estimate_log_mass(self, queries: Tensor, found: Tensor, scores: Tensor) -> Tensor:
         """(R, 1) log of the softmax's denominator: survivors exactly, the others by the sample."""

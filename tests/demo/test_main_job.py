@@ -1,6 +1,9 @@
 """The main job with the shipped weights on a small demo world: test loop, both evaluators, both stages."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,16 @@ def test_retrieval_is_the_shortlist_in_order(results):
     metrics = results["retrieval"]
     assert metrics["recognition/top1"] == metrics["recognition/recall@1"] == metrics["recognition/retrieval_top1"]
     assert metrics["recognition/changed"] == 0
+
+
+def test_the_benchmark_of_the_head_times_every_part(world, tmp_path):
+    """In a process of its own, as a person runs it; its figures of few regions say nothing, that it runs does."""
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "head.py"
+    sizes = ["--proposals", "8", "--images", "1", "--loader-images", "4"]
+    command = [sys.executable, str(benchmark), "--data", f"{world}{os.sep}", *sizes, "--json", "figures.json"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    parts = ("detector", "crop", "encoder", "search", "ranker_crop", "ranker", "emit")
+    assert all(figures[f"seconds_{part}"] > 0 for part in parts)
+    assert sum(figures[f"seconds_{part}"] for part in parts) < figures["seconds_per_image"]
+    assert 0 < figures["own_share"] < 1
