@@ -15,20 +15,25 @@ import asyncio
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rar_mmdet.calibration import AnnotatedRegions, Scorer, find_regions
+from rar_mmdet.calibration.ranker import labels_of
+from rar_mmdet.emission import TopPairs
+from rar_mmdet.fusion import LogLikFusion
 from rar_mmdet.rankers import Generate, Letter, Likelihood, OpenAIRanker, Question, TransformersRanker, YesNo
-from rar_mmdet.structures import RankStatus
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.scoring import load_annotation_file
+from rar_mmdet.structures import RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 REPLY_SECONDS, CONCURRENCY, SERVER_CROPS = 0.2, 64, 1000
 PROMPTS = ROOT / "demo/prompts.json"  # the only questions the demo ranker was trained to answer
 BATCH = 32  # crops per forward pass of ours; the best of 8 to 64 for the demo ranker on a CPU
@@ -227,28 +232,56 @@ def measure_memory(folder: Path, names: list[str]) -> dict[str, float]:
     return {"peak_mb_64_crops": peaks[0], "peak_mb_512_crops": peaks[1], "crops_mb": 448 * 3 * 64 * 64 / 2**20}
 
 
-def load_demo(split: str, limit: int | None) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Recogniser, regions and annotations of the demo world."""
-    from calibrate_ranker import collect
-    from mmengine.config import Config
+@dataclass(frozen=True)
+class Demo:
+    """Annotated regions of the demo world, with what retrieval says of them; small enough to be held."""
 
-    from rar_mmdet.components import build_recognizer
-    from rar_mmdet.scoring import load_annotation_file
+    names: list[str]
+    regions: AnnotatedRegions
+    truth: torch.Tensor  # (R,) labels
+    crops: torch.Tensor  # (R, 3, S, S) uint8, for the ranker
+    shortlist: Shortlist  # (R, N)
+    score: Scorer
 
-    annotations = load_annotation_file(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")
-    settings = Config.fromfile(ROOT / "configs/demo/rar_demo_likelihood.py").model.recognizer
-    settings["vocabulary"] = str(ROOT / f"data/demo/annotations/lvis_demo_{split}.json")
-    recognizer = build_recognizer(settings)
-    return recognizer, collect(recognizer, annotations, ROOT / "data/demo", limit), settings, annotations
+    def summary(self, scores: torch.Tensor) -> dict[str, float]:
+        """AP of (R, N) scores of the shortlist's categories."""
+        images = range(len(self.regions.files))
+        rows = [self.regions.rows(image) for image in images]
+        return self.score.summary(
+            (image, scores[own], self.shortlist.category_ids[own]) for image, own in zip(images, rows, strict=True)
+        )
+
+
+def load_demo(split: str, limit: int | None) -> Demo:
+    """A split of the demo world."""
+    file = ROOT / f"data/demo/annotations/lvis_demo_{split}.json"
+    annotations = load_annotation_file(file)
+    recognizer = RegionRecognizer.from_config(ROOT / "configs/demo/rar_demo_likelihood.py", str(file))
+    recognizer.encoder.load("cpu")
+    regions = find_regions(annotations, ROOT / "data/demo", limit)
+    emission, crops, ids, probs = TopPairs(), [], [], []
+    for image in range(len(regions.files)):
+        photo, boxes = regions.photo(image), regions.boxes_xyxy[regions.rows(image)]
+        found = recognizer.memory.search(
+            recognizer.encoder.encode_images(recognizer.cropper.crop(photo, boxes)), emission.depth
+        )
+        ids.append(found.category_ids)
+        probs.append(found.probs)
+        crops.append(recognizer.ranker_cropper.crop(photo, boxes))
+    return Demo(
+        recognizer.prompt_names,
+        regions,
+        labels_of(regions, annotations["categories"]),
+        torch.cat(crops),
+        Shortlist(torch.cat(ids), torch.cat(probs)),
+        Scorer(recognizer.memory, emission, regions, annotations),
+    )
 
 
 def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
     """All ways to ask, and k = 3 ... 7, on the demo's test split."""
-    from calibrate_ranker import average_precision, rank
-
-    from rar_mmdet.fusion import LogLikFusion
-
-    recognizer, regions, _, annotations = load_demo("test", limit)
+    demo = load_demo("test", limit)
+    shortlist, truth = demo.shortlist, demo.truth
     rows: dict[str, tuple[Any, int]] = {
         "generate, paper's prompt": (Generate(prompt="paper", prompts=PROMPTS), 5),
         "generate, structured in-context": (Generate(prompt="paper_in_context", prompts=PROMPTS), 5),
@@ -260,28 +293,26 @@ def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
         "yesno": (YesNo(prompts=PROMPTS), 5),
         **{f"likelihood, choose, k = {k}": (Likelihood(prompt="choose", prompts=PROMPTS), k) for k in (3, 4, 6, 7)},
     }
-    retrieval = average_precision(regions, regions.shortlist.probs, annotations, recognizer.emission)
-    top1 = (regions.shortlist.category_ids[:, 0] == regions.truth).double().mean().item()
+    retrieval = demo.summary(shortlist.probs)
+    top1 = (shortlist.category_ids[:, 0] == truth).double().mean().item()
     table: dict[str, dict[str, Any]] = {
         "retrieval only": {"top1": top1, "AP": retrieval["AP"], "APr": retrieval["APr"]}
     }
     print(
-        f"{len(regions.truth)} regions\n{'retrieval only':34s} rank-1 {top1:.4f} AP {100 * retrieval['AP']:.2f}",
+        f"{len(truth)} regions\n{'retrieval only':34s} rank-1 {top1:.4f} AP {100 * retrieval['AP']:.2f}",
         flush=True,
     )
     for name, (way, k) in rows.items():
         ranker = make_ranker(ROOT / "demo/weights/ranker", way, cache=cache)
-        ranking = rank(ranker, regions, recognizer.prompt_names, k)
-        fused = LogLikFusion()(regions.shortlist, ranking)
-        summary = average_precision(regions, fused, annotations, recognizer.emission)
-        best = regions.shortlist.category_ids.gather(1, ranking.order[:, :1]).flatten()
+        ranking = ranker.rank(demo.crops, shortlist.head(k), demo.names)
+        fused = LogLikFusion()(shortlist, ranking)
+        summary = demo.summary(fused)
+        best = shortlist.category_ids.gather(1, ranking.order[:, :1]).flatten()
         report = ranker.report()
         table[name] = {
             "k": k,
-            "rank1": (best == regions.truth).double().mean().item(),
-            "top1_fused": (
-                regions.shortlist.category_ids.gather(1, fused.argmax(1, keepdim=True)).flatten() == regions.truth
-            )
+            "rank1": (best == truth).double().mean().item(),
+            "top1_fused": (shortlist.category_ids.gather(1, fused.argmax(1, keepdim=True))[:, 0] == truth)
             .double()
             .mean()
             .item(),
@@ -315,9 +346,9 @@ def main() -> None:
         speeds = {}
         demo = ROOT / "demo/weights/ranker"
         if {"demo", "random", "memory"} & set(parts):
-            recognizer, regions, _, _ = load_demo("calib", 20)
-            names, crops = recognizer.prompt_names, regions.crops[: args.crops]
-            shortlist = regions.shortlist[: args.crops].head(5)
+            world = load_demo("calib", 20)
+            names, crops = world.names, world.crops[: args.crops]
+            shortlist = world.shortlist[: args.crops].head(5)
         if "memory" in parts:  # first: a peak is that of the whole process so far
             result |= measure_memory(demo, names)
         if "demo" in parts:

@@ -33,10 +33,8 @@ COMMANDS = {
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
-    "calibrate ranker": Command(
-        "rar_mmdet.calibration.ranker", "fit a ranker's temperature and weight, and when to ask"
-    ),
     "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
+    "calibrate ranker": Command("rar_mmdet.calibration.ranker_command", "fit a ranker's weight, and when to ask"),
 }
 
 

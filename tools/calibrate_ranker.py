@@ -1,8 +1,8 @@
-"""Fit a ranker's temperature and weight on training images: `python tools/calibrate_ranker.py --help`."""
+"""Fit a ranker's temperature, its weight in the fusion, and when not to ask; --help tells more."""
 
 import sys
 
-from rar_mmdet.calibration.ranker import main
+from rar_mmdet.calibration.ranker_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

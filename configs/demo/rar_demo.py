@@ -1,6 +1,6 @@
 # RAR on the demo world: the ranker scores the five best candidates by their likelihood.
 # Fusion weight and temperature are fitted on the calibration split, which shares no photo with the test split:
-# python tools/calibrate_ranker.py configs/demo/rar_demo_likelihood.py (docs/rankers.md).
+# rar-mmdet calibrate ranker configs/demo/rar_demo_likelihood.py (docs/rankers.md).
 _base_ = "clip_demo.py"
 
 model = dict(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,27 +152,30 @@ class Scorer:
 
     def __call__(self, embeddings: Picked) -> dict[str, float]:
         """`COLUMNS` in percent."""
-        parts = []
+        summary = self.summary(self._named(embeddings))
+        return {name: 100 * summary[name] for name in COLUMNS}
+
+    def _named(self, embeddings: Picked) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Scores and labels of each image's regions, by retrieval."""
         for images, rows in self.regions.parts(REGIONS_PER_SEARCH):
             found = self.memory.search(embeddings[rows], self.emission.depth)
             probs, labels = found.probs.cpu(), found.category_ids.cpu()
             for image in images:
                 own = self.regions.rows(image)
                 mine = slice(own.start - rows.start, own.stop - rows.start)
-                parts.append(self._detections(image, probs[mine], labels[mine]))
-        return self._evaluate(parts)
+                yield image, probs[mine], labels[mine]
 
-    def of(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
-        """`COLUMNS` in percent of given (R, N) scores of the categories `labels`, (R, N) int64."""
-        rows = [self.regions.rows(image) for image in range(len(self.regions.files))]
-        return self._evaluate([self._detections(i, scores[own], labels[own]) for i, own in enumerate(rows)])
+    def summary(self, named: Iterable[tuple[int, Tensor, Tensor]]) -> dict[str, float]:
+        """AP and what goes with it, in [0, 1].
 
-    def _evaluate(self, parts: Sequence[tuple[NDArray, ...]]) -> dict[str, float]:
+        Args:
+            named: for every image its number, and (R, N) scores and labels of its regions.
+        """
+        parts = [self._detections(*one) for one in named]
         image_ids, category_ids, boxes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         detections = Detections(image_ids, category_ids, boxes, scores)
         result = evaluate(self.truth, detections, self.protocol)
-        summary = lvis_summary(result, self.truth) if self.protocol.federated else limited_summary(result)
-        return {name: 100 * summary[name] for name in COLUMNS}
+        return lvis_summary(result, self.truth) if self.protocol.federated else limited_summary(result)
 
     def _detections(self, image: int, probs: Tensor, labels: Tensor) -> tuple[NDArray, ...]:
         """Image ids, category ids, boxes x, y, width, height and scores of one image's detections."""

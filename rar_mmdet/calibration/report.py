@@ -9,7 +9,7 @@ from typing import Any
 
 from rar_mmdet.calibration.crops import COLUMNS
 
-__all__ = ["draw", "table_text", "write_snippet"]
+__all__ = ["draw", "put_at", "table_text", "write_config", "write_snippet"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -58,11 +58,20 @@ def draw(rows: Rows, path: Path) -> None:
 
 def write_snippet(part: Mapping[str, Any], where: str, comment: str, config: Path, file: Path) -> None:
     """A config `file` that inherits `config` and sets a part at the keys `where`."""
+    write_config(put_at(where, {**part, "_delete_": True}), comment, config, file)
+
+
+def write_config(changes: Mapping[str, Any], comment: str, config: Path, file: Path) -> None:
+    """A config `file` that inherits `config` and changes it."""
     from mmengine.config import Config
 
-    content: dict[str, Any] = {**part, "_delete_": True}
+    base = Path(os.path.relpath(config, file.parent)).as_posix()
+    text = Config({"_base_": [base], **changes}).pretty_text
+    file.write_text(f"# {comment}.\n{text}", encoding="utf-8")
+
+
+def put_at(where: str, content: Any) -> dict[str, Any]:
+    """`content` below the keys 'a.b.c'."""
     for key in reversed(where.split(".")):
         content = {key: content}
-    base = Path(os.path.relpath(config, file.parent)).as_posix()
-    text = Config({"_base_": [base], **content}).pretty_text
-    file.write_text(f"# {comment}.\n{text}", encoding="utf-8")
+    return dict(content)
