@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import threading
 import time
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rar_mmdet.errors import RankerError
+from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.asks import Ask, Likelihood, Reading, as_ask
 from rar_mmdet.rankers.base import Ranker
 from rar_mmdet.rankers.cache import hash_parts, open_answers
@@ -37,6 +38,7 @@ _MIN_REPLIES_TO_JUDGE = 100
 _REPLIES_TO_SHOW = 3
 # So many times the same letter is no chance, unless retrieval is nearly always right: .9^30 = 4 %.
 _LETTERS_TO_JUDGE = 30
+_LAST_MASSES = 1000  # regions over which the mass of labels is averaged
 _LEAST_LABEL_MASS = 0.5  # on average; below it the model mostly wants to say something else than a label
 COUNTS = ("regions", "skipped", "decisive", "asked", "cached", "deduped", "null_asked", "ok", "partial", "fallback")
 
@@ -61,7 +63,8 @@ class AskingRanker(Ranker):
     ) -> None:
         self.ask, self.limits, self.cache = as_ask(ask), as_options(Limits, limits, "limits"), cache
         self.counts: Counter[str] = Counter()
-        self._seconds, self._label_mass = 0.0, 0.0
+        self._seconds = 0.0
+        self._label_masses: deque[float] = deque(maxlen=_LAST_MASSES)
         self._letters: Counter[str] = Counter()
         self._told: Counter[str] = Counter()  # what the log has said, and how often
         self._answers = open_answers(cache)
@@ -135,12 +138,12 @@ class AskingRanker(Ranker):
         num_regions, k = len(shortlist), shortlist.depth
         square = crops.ndim == 4 and crops.shape[2] == crops.shape[3]
         if not square or crops.shape[:2] != (num_regions, 3) or crops.dtype != torch.uint8:
-            raise ValueError(
+            raise ConfigError(
                 f"crops must be ({num_regions}, 3, S, S) uint8 RGB like the shortlist, "
                 f"got {tuple(crops.shape)} {crops.dtype}"
             )
         if self.max_candidates is not None and k > self.max_candidates:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self.ask).__name__} with prompt={self.ask.wording.name!r} has {self.max_candidates} letters, "
                 f"got K={k} candidates; use fewer, or a prompt without letters"
             )
@@ -202,7 +205,9 @@ class AskingRanker(Ranker):
             self.counts["null_asked" if null else "asked"] += missing
         if different > missing and self._answers.path is not None:
             self._tell(
-                f"answers kept in {self._answers.path} are used; with another cache all are asked anew", logging.INFO
+                "kept answers",
+                f"answers kept in {self._answers.path} are used; with --no-cache or another `cache` all are asked anew",
+                logging.INFO,
             )
 
     def _keys(self, questions: Sequence[Question]) -> list[str]:
@@ -244,11 +249,11 @@ class AskingRanker(Ranker):
             if self._told["problems"] <= _REPLIES_TO_SHOW:
                 logger.warning("%s", problem)
 
-    def _tell(self, text: str, level: int = logging.WARNING) -> None:
-        """Log a text once."""
+    def _tell(self, about: str, text: str, level: int = logging.WARNING) -> None:
+        """Log something once."""
         with self._lock:
-            self._told[text] += 1
-            if self._told[text] == 1:
+            self._told[about] += 1
+            if self._told[about] == 1:
                 logger.log(level, "%s", text)
 
     def _count(self, ranking: Ranking, readings: Sequence[Reading | None], seconds: float) -> None:
@@ -265,22 +270,22 @@ class AskingRanker(Ranker):
         for reading in readings:
             self._letters.update(reading.letters)
             if reading.label_mass is not None:
-                self._told["label masses"] += 1
-                self._label_mass += reading.label_mass
+                self._label_masses.append(reading.label_mass)
         total = sum(self._letters.values())
         if total >= _LETTERS_TO_JUDGE and len(self._letters) == 1:
             (letter,) = self._letters
             self._tell(
+                "constant letter",
                 f"every answer so far is the letter {letter!r}, whatever stands there: the model may not see the crop, "
                 "or prefer that letter. Look at some replies, average over the letters (num_shifts=None), or try "
-                "another `ask`"
+                "another `ask`",
             )
-        count = self._told["label masses"]
-        if count >= _LETTERS_TO_JUDGE and self._label_mass < _LEAST_LABEL_MASS * count:
-            share = 100 * self._label_mass / count
+        share = 100 * statistics.fmean(self._label_masses) if self._label_masses else 100.0
+        if len(self._label_masses) >= _LETTERS_TO_JUDGE and share < 100 * _LEAST_LABEL_MASS:
             self._tell(
+                "label mass",
                 f"the model gives {share:.1f} % of its probability to the labels it is to choose from and wants to say "
-                "something else; try another prompt, switch off its thinking, or use ask='generate'"
+                "something else; try another prompt, switch off its thinking, or use ask='generate'",
             )
 
     def _judge(self, counts: Mapping[str, int], least: int) -> None:

@@ -23,6 +23,7 @@ _LEAST = re.compile(
 )
 _GRAMMAR_WORDS = ("response_format", "structured_outputs", "json_schema", "guided", "grammar", "schema")
 _TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
+_TOKEN_NAMES = (*_TOKEN_FIELDS, "max_output_tokens")  # in refusals
 _OPTIONAL = ("seed", "temperature")
 
 
@@ -64,7 +65,7 @@ class Dialect:
             sent: the fields of the refused request.
         """
         text = refusal.lower()
-        if any(_names(text, name) for name in _TOKEN_FIELDS) and self.token_field in sent:
+        if any(_names(text, name) for name in _TOKEN_NAMES) and self.token_field in sent:
             return self._after_tokens(text)
         if "logprob" in text and self.top_log_probs and "logprobs" in sent:
             return self._after_log_probs(text)

@@ -151,7 +151,7 @@ class OpenAIRanker(AskingRanker):
         """What is known of a model behind a server: where it is, its name and revision, and what shapes its answers."""
         return {
             "id": f"server:{self.model}",
-            "base_url": without_user(self.base_url),
+            "base_url": without_user(self.base_url).rstrip("/"),
             "revision": self.server.revision,
             "extra_body": self.extra_body,
         }

@@ -116,8 +116,8 @@ class Client:
             ]
         except (ImportError, ValueError) as error:  # a proxy that the client cannot speak to
             raise RankerError(
-                f"the proxy for {self.base_url}, {proxy_of(base_url)}, cannot be used: {error}; correct HTTP_PROXY and "
-                "HTTPS_PROXY, or name the server's host in NO_PROXY"
+                f"the proxy for {self.base_url}, {without_user(proxy_of(base_url) or '')}, cannot be used: {error}; "
+                "correct HTTP_PROXY and HTTPS_PROXY, or name the server's host in NO_PROXY"
             ) from error
         # One INFO line per request would bury everything else in the log of a run.
         for name in ("httpx", "httpx2"):

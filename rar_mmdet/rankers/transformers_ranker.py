@@ -105,7 +105,10 @@ class TransformersRanker(AskingRanker):
 
     def missing_assets(self) -> list[str]:
         """What has to be fetched before this ranker can run, one line each; empty if all is there."""
-        return self.checkpoint.missing()
+        lines = self.checkpoint.missing()
+        if lines and "xcomposer2" in self.checkpoint.model.lower():
+            lines[0] += "; tools/convert_xc2.py makes that folder from the published one (docs/internlm_xc2.md)"
+        return lines
 
     def load(self, device: torch.device | str | None = None) -> None:
         """Say where the model is to run; it is read when the first question has no kept answer.
