@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,7 @@ def _as_device(device: torch.device | str) -> torch.device:
         raise ConfigError(f"device={device!r} is no device of torch; give 'cpu', 'cuda' or 'cuda:0'") from error
 
 
+@cache
 def _version(library: str) -> str | None:
     """Of an installed library, without importing it; `None` where it is not there."""
     try:

@@ -505,7 +505,9 @@ def test_another_version_of_a_library_is_another_question(tiny_model, monkeypatc
     before = ranker.identity()
     real = transformers_ranker.version
     monkeypatch.setattr(transformers_ranker, "version", lambda name: "0.1" if name == changed else real(name))
+    transformers_ranker._version.cache_clear()
     assert ranker.identity()["libraries"] == {**before["libraries"], changed: "0.1"}
+    transformers_ranker._version.cache_clear()
 
 
 def test_what_can_change_an_answer_is_in_the_identity(tiny_model, tmp_path):
