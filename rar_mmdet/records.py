@@ -93,7 +93,8 @@ def describe_regions(
     boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
     log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
     mass = [None] * len(recognition) if ranking.label_mass is None else ranking.label_mass.tolist()
-    names, opinion = recognition.category_names, ranking.has_opinion.tolist()
+    names = recognition.category_names
+    scored = (ranking.has_opinion & ranking.has_log_probs).tolist()
     records = []
     for region, status in enumerate(ranking.status.tolist()):
         label = None if truth is None or truth[region] < 0 else int(truth[region])
@@ -110,7 +111,7 @@ def describe_regions(
                 fused=tuple(fused[region]),
                 status=RankStatus(status).name.lower(),
                 order=tuple(ranking.order[region].tolist()) if asked else (),
-                log_probs=tuple(log_probs[region]) if log_probs and opinion[region] else None,
+                log_probs=tuple(log_probs[region]) if log_probs and scored[region] else None,
                 label_mass=None if mass[region] is None or mass[region] != mass[region] else mass[region],
                 reply=ranking.replies[region] if ranking.replies else None,
                 truth=label,

@@ -1,6 +1,7 @@
 """Records: what is written is read back, and a damaged file is named with its line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,9 +56,21 @@ def test_round_trip_and_one_line_for_each_region(recognition, tmp_path):
     assert "truth" not in json.loads(lines[0])
 
 
-def test_replies_masses_and_unasked_regions(recognition):
-    from dataclasses import replace
+def test_a_text_beside_scores_has_an_order_and_no_log_probabilities(recognition, tmp_path):
+    ranking = recognition.ranking
+    log_probs = ranking.log_probs.clone()
+    log_probs[1] = torch.nan
+    status = ranking.status.clone()
+    status[1] = int(RankStatus.PARTIAL)
+    mixed = replace(recognition, ranking=replace(ranking, log_probs=log_probs, status=status))
+    write_records(tmp_path / "r.jsonl", describe_regions(mixed, 1))
+    first, second, *_ = read_records(tmp_path / "r.jsonl")
+    assert first.log_probs is not None
+    assert second.log_probs is None
+    assert len(second.order) == ranking.order.shape[1]
 
+
+def test_replies_masses_and_unasked_regions(recognition):
     two = Ranking(recognition.ranking.order[:2], None, torch.tensor([0, 2]), ("a, b", None), torch.tensor([0.9, 0.1]))
     asked = torch.tensor([True, False, True, False, False])
     records = describe_regions(replace(recognition, ranking=two.spread(asked)), "a.jpg")

@@ -96,7 +96,7 @@ def _text(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return content
+        return content.encode("utf-8", "replace").decode()  # half a surrogate pair could be written nowhere
     if isinstance(content, list):
         return "".join(_text(part) for part in content)
     if isinstance(content, dict):

@@ -17,7 +17,7 @@ __all__ = ["Parsed", "parse_choice", "parse_ranking"]
 
 # Letters: around them marks, before them 'the answer is', behind them a name or a reason.
 # Possessive, so that no text makes the search run wild.
-_MARKS, _CLOSING = r"[\s\"'`*~$(\[{<.:,-]*+", r"(?:です|だ)?[\s\"'`*~$)\]}>.:,!]*+"
+_MARKS, _CLOSING = r"[\s\"'`*~$(\[{<.:,-]*+", r"(?:です|だ)?\W*+"
 _IS = r"(?:is:?|would be|must be|should be|ist|est|es|è|é|是|は|为|為|:|=)"
 _BEFORE = rf"{_MARKS}(?:{ANSWER_WORDS} ?)?{_IS}?{_MARKS}(?:(?:the )?(?:option|choice|letter|选项|选|選))?{_MARKS}"
 _ALONE = re.compile(rf"{_BEFORE}([A-Z]){_CLOSING}", re.IGNORECASE)

@@ -787,6 +787,7 @@ def message(**fields):
         pytest.param(message(content="B", reasoning_content="A? No. C?"), id="thoughts-beside"),
         pytest.param(message(content=None, reasoning_content="A? C?\nThe answer is B"), id="everything-a-thought"),
         pytest.param({"choices": [{"text": "B", "finish_reason": "stop"}]}, id="plain-completion"),
+        pytest.param(message(content="B \ud83d"), id="half-an-emoji"),
     ],
 )
 def test_forms_of_a_message(serve, completion):
