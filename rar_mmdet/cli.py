@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
+    "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),

@@ -1,0 +1,273 @@
+"""A few-shot table: rows without a language model, each alone and ranked, over shots and seeds; resumable.
+
+Vectors are encoded once and shared by all rows, shots and seeds. Each (row, shots, seed) is one file of records,
+written when it is whole: a run that was stopped goes on at the next one, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rar_mmdet.classification.dataset import Example, PhotoDataset
+from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
+from rar_mmdet.classification.results import Places, places_of
+from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors
+from rar_mmdet.classification.vectors import Encoded, encode_class_texts, encode_photos, whole_photo
+from rar_mmdet.encoders.base import Encoder
+from rar_mmdet.errors import ConfigError, FewShotError
+from rar_mmdet.fusion import Fusion, LogLikFusion
+from rar_mmdet.memory.base import Shortlister
+from rar_mmdet.rankers import Ranker
+from rar_mmdet.records import KEPT_COLUMNS, RegionRecord, describe_regions, read_records, write_records
+from rar_mmdet.regions import RegionCropper
+from rar_mmdet.structures import Ranking, Recognition, Shortlist
+
+__all__ = ["FewShotRun", "Recipe", "TEXT", "WHOLE_TRAIN"]
+
+TEXT = "text"  # the row that no exemplars change
+WHOLE_TRAIN = "train"  # in place of a number of shots
+PHOTOS_PER_QUESTION = 256  # ranked together
+HELD_BYTES = 1 << 30  # crops for the ranker up to this size are cut once and held for all rows (ours)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a run."""
+
+    dataset: PhotoDataset
+    encoder: Encoder
+    cropper: RegionCropper = dataclasses.field(default_factory=lambda: RegionCropper(window="cover"))
+    ranker: Ranker | None = None
+    ranker_cropper: RegionCropper = dataclasses.field(default_factory=lambda: RegionCropper(window="pad"))
+    fusion: Fusion = dataclasses.field(default_factory=LogLikFusion)
+    num_candidates: int = 5  # K (5 in the paper, Table 5)
+
+
+class FewShotRun:
+    """The records of a table, made or read.
+
+    Args:
+        recipe: the parts.
+        out: folder of the run; `records/` and `run.json` go there.
+        cache_dir: folder of vectors, which other runs share.
+        draws: 'seeded' (ours), 'first' (the release's), or a path with {shots} and {seed}, a list for each.
+        limit: test photos to take, stratified by class; `None`: all.
+        tune: whether rows choose their knobs on the val part.
+
+    Raises:
+        ConfigError: `out` holds a run with other settings, or the parts do not fit.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        cache_dir: Path | None = None,
+        draws: str = "seeded",
+        limit: int | None = None,
+        tune: bool = False,
+    ) -> None:
+        self.recipe, self.out, self.draws, self.tune = recipe, out, draws, tune
+        dataset = recipe.dataset
+        self.test = list(dataset.test) if limit is None else stratified_sample(dataset.test, limit)
+        if tune and not dataset.val:
+            raise ConfigError(f"{dataset.name} has no val part to choose knobs on; leave --tune out")
+        most = None if recipe.ranker is None else recipe.ranker.max_candidates
+        if most is not None and recipe.num_candidates > most:
+            raise ConfigError(f"num_candidates={recipe.num_candidates}, but this ranker can tell at most {most} apart")
+        self._cache_dir = cache_dir
+        self._encoded: dict[str, Encoded] = {}
+        self._text: Tensor | None = None
+        self._crops: Tensor | None = None
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Write what this run is to `out`/run.json, or check that it is the run that is there.
+
+        Raises:
+            ConfigError: it is another one; the settings that differ are named.
+        """
+        file = self.out / "run.json"
+        wanted = json.loads(json.dumps({**settings, "data": self.recipe.dataset.describe(), "test": len(self.test)}))
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            other = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+            if other:
+                raise ConfigError(
+                    f"{self.out} holds a run with other settings ({', '.join(sorted(other))}): give another --out, or "
+                    "remove the folder"
+                )
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        part = file.with_name("run.json.part")
+        part.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, file)
+
+    def places(
+        self, rows: Sequence[str], ranked: Sequence[str], shots: Sequence[str], seeds: Sequence[int]
+    ) -> dict[str, dict[str, list[Places]]]:
+        """Row -> shots -> the places of the truth for each seed; what is not on disk yet is computed.
+
+        Args:
+            rows: of `SHORTLISTERS`.
+            ranked: those of them that the ranker is put on.
+            shots: numbers as texts, or 'train'.
+            seeds: of the draws. A draw without a seed ('first', the whole train part) is made once.
+        """
+        found: dict[str, dict[str, list[Places]]] = {row: {} for row in rows}
+        for row in rows:
+            if row == TEXT:
+                once = [self._cell(row, row in ranked, None, "none")]
+                found[row] = dict.fromkeys(shots, once)
+        for number in shots:
+            draws = self._draws(number, seeds)
+            for row in rows:
+                if row != TEXT:
+                    found[row][number] = [
+                        self._cell(row, row in ranked, draw, f"{number}-{draw.seed or 0}") for draw in draws
+                    ]
+        return found
+
+    def offered(self, counts: Sequence[int]) -> dict[int, Places]:
+        """The ranker's answers where the truth is always among the offered names: the text row's best, and it.
+
+        Args:
+            counts: numbers of offered names, each at least 2.
+        """
+        result = {}
+        for count in counts:
+            if not 2 <= count <= self.recipe.dataset.num_classes:
+                raise ConfigError(
+                    f"{count} offered names: expected 2 to {self.recipe.dataset.num_classes}, the number of classes"
+                )
+            file = self.out / "records" / f"offered-{count}.jsonl"
+            if not file.is_file():
+                found = self._shortlister(TEXT, None).search(self._queries(), self.recipe.dataset.num_classes)
+                self._write(file, _with_truth(found, self._truth(), count), is_ranked=True, num_candidates=count)
+            result[count] = places_of(read_records(file))
+        return result
+
+    def _draws(self, shots: str, seeds: Sequence[int]) -> list[Draw]:
+        dataset = self.recipe.dataset
+        if shots == WHOLE_TRAIN:
+            return [whole_train(dataset)]
+        if self.draws == "first":
+            return [draw_first(dataset, int(shots))]
+        if self.draws == "seeded":
+            return [draw_seeded(dataset, int(shots), seed) for seed in seeds]
+        files = [self.draws.format(shots=shots, seed=seed) for seed in seeds]
+        return [read_draw(file, dataset, shots=int(shots), seed=seed) for file, seed in zip(files, seeds, strict=True)]
+
+    def _cell(self, row: str, is_ranked: bool, draw: Draw | None, name: str) -> Places:
+        file = self.out / "records" / f"{row}{'+rar' if is_ranked else ''}-{name}.jsonl"
+        if not file.is_file():
+            depth = min(max(KEPT_COLUMNS, self.recipe.num_candidates), self.recipe.dataset.num_classes)
+            try:
+                shortlist = self._shortlister(row, draw).search(self._queries(), depth)
+            except FewShotError as error:
+                raise FewShotError(f"row {row!r}, {name}: {error}") from error
+            self._write(file, shortlist, is_ranked)
+        return places_of(read_records(file))
+
+    def _shortlister(self, row: str, draw: Draw | None) -> Shortlister:
+        if self._text is None:
+            self._text = encode_class_texts(self.recipe.encoder, self.recipe.dataset)
+        chosen = () if draw is None else draw.examples
+        val = self.recipe.dataset.val if self.tune and draw is not None else ()
+        vectors = Vectors(
+            self._text,
+            self._vectors(chosen),
+            torch.tensor([example.label for example in chosen], dtype=torch.int64),
+            self._vectors(val) if val else None,
+            torch.tensor([example.label for example in val]) if val else None,
+        )
+        return SHORTLISTERS[row](vectors)
+
+    def _vectors(self, examples: Sequence[Example]) -> Tensor:
+        """(N, D); photos that are not encoded yet are."""
+        new = [example for example in examples if example.id not in self._encoded]
+        if new:
+            cropper = self.recipe.cropper.with_size(self.recipe.encoder.image_size)
+            self._encoded |= encode_photos(self.recipe.encoder, new, cropper, self._cache_dir)
+        if not examples:
+            return torch.zeros(0, 0 if self._text is None else len(self._text))
+        return torch.stack([self._encoded[example.id].vector for example in examples])
+
+    def _queries(self) -> Tensor:
+        return self._vectors(self.test)
+
+    def _truth(self) -> Tensor:
+        return torch.tensor([example.label for example in self.test])
+
+    def _write(self, file: Path, shortlist: Shortlist, is_ranked: bool, num_candidates: int | None = None) -> None:
+        """The records of all test photos, ranked a few at a time; the file is there when it is whole."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        part.unlink(missing_ok=True)
+        steps = range(0, len(self.test), PHOTOS_PER_QUESTION)
+        bar = tqdm(total=len(self.test), desc=file.stem, unit="photo", disable=None, leave=False)
+        with bar:
+            for start in steps:
+                rows = slice(start, start + PHOTOS_PER_QUESTION)
+                records = list(self._records(rows, shortlist[rows], is_ranked, num_candidates))
+                write_records(part, records, append=True)
+                bar.update(len(records))
+        os.replace(part, file)
+
+    def _records(
+        self, rows: slice, shortlist: Shortlist, is_ranked: bool, num_candidates: int | None
+    ) -> Iterator[RegionRecord]:
+        examples, dataset = self.test[rows], self.recipe.dataset
+        candidates = shortlist.head(num_candidates or self.recipe.num_candidates)
+        ranker = self.recipe.ranker
+        if is_ranked and ranker is not None:
+            ranking = ranker.rank(self._ranker_crops(rows), candidates, dataset.display_names)
+        else:
+            ranking = Ranking.identity(len(examples), candidates.category_ids.shape[1])
+        fused = self.recipe.fusion(shortlist, ranking)
+        sizes = [self._encoded[example.id].hw for example in examples]
+        recognition = Recognition(
+            boxes_xyxy=torch.tensor([[0.0, 0.0, width, height] for height, width in sizes]),
+            box_scores=torch.ones(len(examples)),
+            shortlist=shortlist,
+            ranking=ranking,
+            fused=fused,
+            scores=fused.new_zeros(0),
+            category_ids=torch.zeros(0, dtype=torch.int64),
+            region_ids=torch.zeros(0, dtype=torch.int64),
+            category_names=dataset.display_names,
+        )
+        truth = [example.label for example in examples]
+        for example, record in zip(examples, describe_regions(recognition, "", truth=truth), strict=True):
+            yield dataclasses.replace(record, image=example.id, region=0, file=example.path)
+
+    def _ranker_crops(self, rows: slice) -> Tensor:
+        """(B, 3, S, S) uint8; all are cut at once and held where they are few."""
+        ranker = self.recipe.ranker
+        assert ranker is not None, "asked for by rows that are ranked"
+        cropper = self.recipe.ranker_cropper.with_size(ranker.crop_size)
+        if len(self.test) * 3 * ranker.crop_size**2 > HELD_BYTES:
+            return torch.cat([whole_photo(example, cropper)[0] for example in self.test[rows]])
+        if self._crops is None:
+            self._crops = torch.cat([whole_photo(example, cropper)[0] for example in self.test])
+        return self._crops[rows]
+
+
+def _with_truth(found: Shortlist, truth: Tensor, count: int) -> Shortlist:
+    """(Q, count): the `count` best names of a full shortlist; the truth takes the last place where it is not there."""
+    ids, probs = found.category_ids[:, :count].clone(), found.probs[:, :count].clone()
+    missing = ~(ids == truth[:, None]).any(dim=1)
+    ids[missing, -1] = truth[missing]
+    place = (found.category_ids == truth[:, None]).int().argmax(dim=1)
+    probs[missing, -1] = found.probs.gather(1, place[:, None])[missing, 0]
+    return Shortlist(ids, probs)

@@ -1,0 +1,134 @@
+"""One vector for each photo, encoded once and kept on disk; all rows, shots and seeds of a table share them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from rar_mmdet.classification.dataset import Example, PhotoDataset
+from rar_mmdet.encoders.base import Encoder
+from rar_mmdet.errors import ImageReadError
+from rar_mmdet.regions import RegionCropper
+
+__all__ = ["Encoded", "encode_class_texts", "encode_photos", "whole_photo"]
+
+PHOTOS_PER_FILE = 1024  # a run that is stopped loses at most the encoding of so many (ours)
+PHOTOS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A photo as its encoder knows it."""
+
+    vector: Tensor  # (D,) float32, unit length
+    hw: tuple[int, int]  # height and width of the upright photo
+
+
+def whole_photo(example: Example, cropper: RegionCropper) -> tuple[Tensor, tuple[int, int]]:
+    """The photo as one box, (1, 3, S, S) uint8, and its height and width."""
+    photo = example.read()
+    height, width = photo.shape[:2]
+    return cropper.crop(photo, [[0, 0, width, height]]), (height, width)
+
+
+def encode_photos(
+    encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, cache_dir: Path | None
+) -> Mapping[str, Encoded]:
+    """Unit vectors of photos, by id.
+
+    Args:
+        encoder: an encoder of crops, loaded.
+        examples: photos; one that stands there twice is encoded once.
+        cropper: how a photo becomes a crop; its size is the encoder's.
+        cache_dir: folder of vectors, keyed by encoder, crop and photos (id, bytes and time of change); `None`: nothing
+            is kept. Photos that are no files are never kept.
+
+    Returns:
+        id -> its vector and size.
+
+    Raises:
+        ImageReadError: a photo is missing or damaged; it is named.
+    """
+    unique = list({example.id: example for example in examples}.values())
+    encoded: dict[str, Encoded] = {}
+    with tqdm(total=len(unique), desc="encode", unit="photo", disable=None) as bar:
+        for start in range(0, len(unique), PHOTOS_PER_FILE):
+            part = unique[start : start + PHOTOS_PER_FILE]
+            file = None if cache_dir is None else _file(cache_dir, encoder, cropper, part)
+            found = _read(file, len(part))
+            if found is None:
+                found = _encode(encoder, part, cropper, bar)
+                _write(file, found)
+            else:
+                bar.update(len(part))
+            for example, vector, (height, width) in zip(part, found["vectors"], found["hw"].tolist(), strict=True):
+                encoded[example.id] = Encoded(vector, (height, width))
+    return encoded
+
+
+def encode_class_texts(encoder: Encoder, dataset: PhotoDataset) -> Tensor:
+    """(D, C) unit columns: the mean over the set's templates of the unit vectors of each class's prompt name."""
+    total: Tensor | None = None
+    for template in dataset.templates:
+        vectors = encoder.encode_texts([template.format(name) for name in dataset.prompt_names]).cpu()
+        total = vectors if total is None else total + vectors
+    assert total is not None, "a set has templates"
+    return normalize(total, dim=1).T.contiguous()
+
+
+def _encode(encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, bar: tqdm) -> dict[str, Tensor]:
+    vectors: list[Tensor] = []
+    sizes: list[tuple[int, int]] = []
+    for start in range(0, len(examples), PHOTOS_PER_BATCH):
+        crops, hw = zip(*(whole_photo(e, cropper) for e in examples[start : start + PHOTOS_PER_BATCH]), strict=True)
+        # Always as many: the last bits of a matrix product depend on its shape, and so on the company of a photo.
+        batch = torch.cat([*crops, crops[-1].repeat(PHOTOS_PER_BATCH - len(crops), 1, 1, 1)])
+        vectors.append(encoder.encode_images(batch)[: len(crops)].cpu())
+        sizes += hw
+        bar.update(len(hw))
+    return {"vectors": torch.cat(vectors), "hw": torch.tensor(sizes)}
+
+
+def _file(cache_dir: Path, encoder: Encoder, cropper: RegionCropper, examples: Sequence[Example]) -> Path | None:
+    """Where these vectors are kept: another name for another encoder, crop or photo."""
+    digest = hashlib.sha256(f"{encoder.fingerprint}\n{cropper!r}\n".encode())
+    for example in examples:
+        if example.loader is not None:
+            return None
+        try:
+            state = os.stat(example.path)
+        except OSError as error:
+            raise ImageReadError(f"{example.path} cannot be read: {error.strerror}") from error
+        digest.update(f"{example.id}\t{state.st_size}\t{state.st_mtime_ns}\n".encode())
+    return cache_dir / f"photos-{digest.hexdigest()[:32]}.safetensors"
+
+
+def _read(file: Path | None, count: int) -> dict[str, Tensor] | None:
+    """The vectors and sizes of a file; `None` where there is none, or none that can be read."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError):
+        return None  # cut off by a full disk: encoded anew and written over
+    return found if all(name in found and len(found[name]) == count for name in ("vectors", "hw")) else None
+
+
+def _write(file: Path | None, found: dict[str, Tensor]) -> None:
+    """All or nothing."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    save_file(found, part)
+    os.replace(part, file)

@@ -1,0 +1,306 @@
+"""A few-shot table: every row by the recogniser itself, resumed runs, and the numbers by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rar_mmdet import RegionRecognizer
+from rar_mmdet.classification import command, draw_seeded, read_folders
+from rar_mmdet.classification.experiment import FewShotRun, Recipe
+from rar_mmdet.classification.results import NEVER, Places, Table, places_of
+from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors, balanced_alpha
+from rar_mmdet.cli import main as rar_mmdet
+from rar_mmdet.errors import ConfigError, ImageReadError
+from rar_mmdet.files import read_image
+from rar_mmdet.fusion import LogLikFusion, PermuteFusion
+from rar_mmdet.memory.classifiers import ReadyMemory
+from rar_mmdet.memory.few_shot import TEXT_SCALE, fit_gda
+from rar_mmdet.records import RegionRecord, read_records
+from rar_mmdet.regions import RegionCropper
+from rar_mmdet.testing import FakeEncoder, FakeRanker, make_image
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("grey wolf", "oak, old", "red fox")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three classes of photos alike within a class; one photo is turned by EXIF."""
+    root = tmp_path_factory.mktemp("photos")
+    for label, name in enumerate(CLASSES):
+        for part, count in (("train", 4), ("val", 2), ("test", 5)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng([label, i, len(part)]).normal(0, 60, (48, 64, 3))
+                photo = Image.fromarray(np.clip(make_image(48, 64, seed=label) + noise, 0, 255).astype(np.uint8))
+                exif = Image.Exif()
+                exif[274] = 6 if i == 1 else 1
+                photo.save(folder / f"{i}.png", exif=exif)
+    return root
+
+
+@pytest.fixture
+def recipe(photos):
+    return Recipe(read_folders(photos), FakeEncoder(), ranker=FakeRanker(), num_candidates=2)
+
+
+def contents(out):
+    return {file.name: file.read_bytes() for file in sorted((out / "records").glob("*"))}
+
+
+@pytest.mark.parametrize("row", SHORTLISTERS)
+def test_a_row_is_what_the_recogniser_says_of_the_whole_photo(recipe, tmp_path, row):
+    run = FewShotRun(recipe, tmp_path)
+    found = run.places([row], [row], ["2"], [7])[row]["2"][0]
+    dataset, encoder = recipe.dataset, recipe.encoder
+    cropper = RegionCropper(window="cover", size=encoder.image_size)
+
+    def whole(photo):
+        return [[0, 0, photo.shape[1], photo.shape[0]]]
+
+    def encode(examples):
+        return torch.cat([encoder.encode_images(cropper.crop(e.read(), whole(e.read()))) for e in examples])
+
+    draw = draw_seeded(dataset, 2, 7).examples
+    text = encoder.encode_texts([f"a photo of a {name}." for name in CLASSES]).T
+    shortlister = SHORTLISTERS[row](Vectors(text, encode(draw), torch.tensor([e.label for e in draw])))
+    recognizer = RegionRecognizer(
+        cropper=RegionCropper(window="cover"),
+        encoder=encoder,
+        memory=ReadyMemory(shortlister, encoder.fingerprint, CLASSES),
+        category_names=CLASSES,
+        ranker=FakeRanker(),
+        ranker_cropper=RegionCropper(window="pad"),
+        num_candidates=2,
+    )
+    records = list(read_records(tmp_path / "records" / f"{row}+rar-{'none' if row == 'text' else '2-7'}.jsonl"))
+    for i, example in enumerate(dataset.test):
+        photo = read_image(example.path)
+        one = recognizer(photo, whole(photo))
+        assert records[i].image == example.id
+        assert records[i].box_xyxy == (0, 0, photo.shape[1], photo.shape[0])
+        assert records[i].category_ids == tuple(one.shortlist.category_ids[0].tolist())
+        assert records[i].fused == pytest.approx(one.fused[0].tolist(), rel=1e-5)
+        assert records[i].order == tuple(one.ranking.order[0].tolist())
+        by_probs = one.shortlist.category_ids[0].tolist().index(example.label)
+        assert found.retrieval[i] == by_probs
+        assert (found.fused[i] == 0) == (one.best_ids[0] == example.label)
+        permuted = PermuteFusion()(one.shortlist, one.ranking)[0]
+        first = int(one.shortlist.category_ids[0, permuted.argmax()])
+        assert (found.reordered[i] == 0) == (first == example.label)
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(recipe, tmp_path, monkeypatch):
+    rows, shots, seeds = ["text", "knn", "gda"], ["1", "2"], [1, 2]
+    whole = FewShotRun(recipe, tmp_path / "whole").places(rows, ["knn"], shots, seeds)
+    rank, calls = FakeRanker.rank, []
+
+    def dies(self, *args):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return rank(self, *args)
+
+    monkeypatch.setattr(FakeRanker, "rank", dies)
+    with pytest.raises(KeyboardInterrupt):
+        FewShotRun(recipe, tmp_path / "stopped").places(rows, ["knn"], shots, seeds)
+    assert 0 < len(contents(tmp_path / "stopped")) < len(contents(tmp_path / "whole"))
+    resumed = FewShotRun(recipe, tmp_path / "stopped").places(rows, ["knn"], shots, seeds)
+    assert len(calls) == 3 + 2  # two of four were whole, the third is asked again
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert resumed["knn"]["2"][1].fused.tolist() == whole["knn"]["2"][1].fused.tolist()
+
+
+def test_each_photo_is_encoded_once_and_kept(recipe, photos, tmp_path, monkeypatch):
+    encode, seen = FakeEncoder.encode_images, []
+    monkeypatch.setattr(
+        FakeEncoder, "encode_images", lambda self, crops: (seen.append(len(crops)), encode(self, crops))[1]
+    )
+    cache = tmp_path / "cache"
+    for out in ("a", "b"):
+        FewShotRun(recipe, tmp_path / out, cache_dir=cache).places(["knn", "tip"], [], ["1", "2", "4"], [1, 2, 3])
+        if out == "a":
+            first = len(seen)
+    assert len(seen) == first <= 1 + 12  # a batch of test photos and one for new exemplars; then all from disk
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    for file in cache.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:50])
+    FewShotRun(recipe, tmp_path / "c", cache_dir=cache).places(["knn"], [], ["4"], [1])
+    assert contents(tmp_path / "c")["knn-4-1.jsonl"] == contents(tmp_path / "a")["knn-4-1.jsonl"]
+
+
+def test_a_photo_that_is_gone_is_named(recipe, tmp_path):
+    gone = replace(recipe.dataset.test[0], path=str(tmp_path / "gone.png"))
+    dataset = replace(recipe.dataset, test=(gone, *recipe.dataset.test[1:]))
+    with pytest.raises(ImageReadError, match="gone.png"):
+        FewShotRun(replace(recipe, dataset=dataset), tmp_path, cache_dir=tmp_path).places(["text"], [], ["1"], [1])
+
+
+def test_the_truth_is_always_among_the_offered_names(recipe, tmp_path):
+    run = FewShotRun(recipe, tmp_path)
+    assert set(run.offered([2, 3])) == {2, 3}
+    for record in read_records(tmp_path / "records" / "offered-2.jsonl"):
+        assert len(record.category_ids) == 2
+        assert record.truth in record.category_ids
+        assert len(record.order) == 2
+    with pytest.raises(ConfigError, match="4 offered names: expected 2 to 3"):
+        run.offered([4])
+
+
+def test_another_run_in_the_same_folder_is_refused(recipe, tmp_path):
+    run = FewShotRun(recipe, tmp_path)
+    run.claim({"encoder": "a", "num_candidates": 5})
+    run.claim({"encoder": "a", "num_candidates": 5})
+    with pytest.raises(ConfigError, match="other settings \\(num_candidates\\): give another --out"):
+        run.claim({"encoder": "a", "num_candidates": 4})
+    with pytest.raises(ConfigError, match="other settings \\(test\\)"):
+        FewShotRun(recipe, tmp_path, limit=6).claim({"encoder": "a", "num_candidates": 5})
+
+
+def test_knobs_are_chosen_on_the_val_part_alone(recipe, tmp_path):
+    tuned = FewShotRun(recipe, tmp_path / "tuned", tune=True).places(["gda"], [], ["2"], [1])
+    assert len(tuned["gda"]["2"][0].retrieval) == 15
+    without = replace(recipe.dataset, val=())
+    with pytest.raises(ConfigError, match="has no val part to choose knobs on"):
+        FewShotRun(replace(recipe, dataset=without), tmp_path / "none", tune=True)
+
+
+def test_balanced_alpha_gives_both_opinions_one_spread():
+    unit = torch.nn.functional.normalize
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(5).repeat(8)
+    exemplars = unit(torch.randn(40, 12, generator=generator) + 2 * torch.eye(12)[labels], dim=1)
+    vectors = Vectors(unit(torch.randn(5, 12, generator=generator), dim=1).T, exemplars, labels)
+    gda = fit_gda(exemplars, labels, 5)
+    alpha = balanced_alpha(vectors, gda)
+    spread = (alpha * (exemplars @ gda.weight + gda.bias)).std(dim=1).mean()
+    torch.testing.assert_close(spread, (TEXT_SCALE * exemplars @ vectors.text).std(dim=1).mean())
+
+
+def record(truth, ids, fused, order=(), status="ok"):
+    names = tuple(map(str, ids))
+    probs = tuple(1 / (i + 2) for i in range(len(ids)))
+    return RegionRecord(
+        "p", 0, (0.0, 0.0, 1.0, 1.0), 1.0, tuple(ids), names, probs, tuple(fused), status, order, truth=truth
+    )
+
+
+def test_places_by_hand():
+    found = places_of(
+        [
+            record(4, (9, 4, 7), (0.1, 0.5, 0.2), order=(1, 0)),
+            record(7, (9, 4, 7), (0.1, 0.5, 0.2), order=(1, 0)),
+            record(9, (9, 4), (0.3, 0.3), order=(1, 0), status="fallback"),
+            record(5, (9, 4), (0.3, 0.3), status="skipped"),
+        ]
+    )
+    assert found.retrieval.tolist() == [1, 2, 0, NEVER]
+    assert found.fused.tolist() == [0, 1, 0, NEVER]
+    assert found.reordered.tolist() == [0, 2, 0, NEVER]
+    assert found.asked.tolist() == [True, True, False, False]
+
+
+def test_the_table_by_hand():
+    def places(retrieval, fused):
+        return Places(np.array(retrieval), np.array(fused), np.array(fused), np.ones(len(fused), bool))
+
+    table = Table.from_places(
+        {"knn": {"1": [places([0, 1, 2, 3], [0, 0, 2, 3]), places([1, 1, 2, 3], [0, 0, 0, 3])]}}, top=1
+    )
+    assert table.mean("knn", "1") == pytest.approx((0.25 + 0.0) / 2)
+    assert table.mean("knn+rar", "1") == pytest.approx((0.5 + 0.75) / 2)
+    assert table.spread("knn", "1") == pytest.approx(np.std([0.25, 0.0], ddof=1))
+    assert "12.5 ±17.7" in table.text()
+    said = table.verdict("1")
+    assert said.startswith(
+        "At 1 shot knn is the best row without a ranker (12.5 %); ranking changes it by +50.0 points"
+    )
+    assert "chance may explain" in said
+    assert "1 photos gained, 0 lost" in said
+    summary = table.summary()
+    assert summary["rows"] == {"knn": {"1": 0.125}, "knn+rar": {"1": 0.625}, "knn+rar order": {"1": 0.625}}
+    assert summary["details"]["knn"]["1"]["seeds"] == [0.25, 0.0]
+    alone = Table.from_places({"knn": {"1": [replace(places([0, 1], [0, 1]), asked=np.zeros(2, bool))]}}, top=2)
+    assert alone.mean("knn", "1") == 1.0
+    assert alone.verdict("1").endswith("no ranker was put on it.")
+
+
+@pytest.fixture
+def config(photos, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"encoder = dict(type='OpenClipEncoder', model='local-dir:{ROOT}/demo/weights/clip')\n"
+        f"dataset = dict(type='folders', root={str(photos)!r})\n"
+        f"ranker = dict(type='TransformersRanker', model='{ROOT}/demo/weights/ranker', batch_size=32,\n"
+        f"    ask=dict(type='Likelihood', prompts='{ROOT}/demo/prompts.json'),\n"
+        f"    loading=dict(modules=['{ROOT}/demo/tiny_vision.py']))\n"
+        "num_candidates = 2\n"
+    )
+    return file
+
+
+def test_the_command_with_the_demos_models(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    line = ["classify", str(config), "--shots", "1", "2", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
+    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9"]) == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["rows"]) >= {"gda", "gda+rar", "knn", "knn+rar", "text", "tip+rar order"}
+    assert set(summary["rows"]["gda"]) == {"1", "2"}
+    assert "is the best row without a ranker" in shown
+    assert (tmp_path / "out" / "table.txt").read_text() in shown + "\n"
+    for name in ("top_k", "offered"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").size[0] > 300
+        assert (tmp_path / "out" / f"{name}.svg").is_file()
+    before, asked = contents(tmp_path / "out"), summary["ranker"]["asked"]
+    assert asked > 0
+    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9"]) == 0
+    assert contents(tmp_path / "out") == before
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["ranker"]["regions"] == 0
+    assert rar_mmdet([*line, "--limit", "8"]) == 2
+    assert "holds a run with other settings (limit, test)" in capsys.readouterr().err
+
+
+def test_the_whole_train_part_and_top_5(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    out = ["--out", str(tmp_path / "out"), "--rows", "knn", "tip", "--memory", "train", "--top", "2"]
+    table = command.run(command.parse_args([str(config), *out]))
+    assert table.shots == ["train"]
+    assert len(table.correct["knn"]["train"]) == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["num_candidates"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "gad"], "there is no row 'gad'; did you mean 'gda'\\?"),
+        (["--rows", "gda+rar", "--cfg-options", "ranker=None"], "row 'gda\\+rar' needs a `ranker` in the config"),
+        (["--offered", "3", "--cfg-options", "ranker=None"], "--offered needs a `ranker`"),
+        (["--top", "0"], "--top must be at least 1"),
+        (["--cfg-options", "dataset.type=flowers"], "there is no type 'flowers'; did you mean 'flowers102'\\?"),
+        (["--cfg-options", "dataset.rot=x"], "has no key 'rot'"),
+        (["--cfg-options", "encoder=None"], "the config needs a dict `encoder`"),
+    ],
+)
+def test_what_a_user_can_get_wrong(config, tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        command.run(command.parse_args([str(config), "--out", str(tmp_path / "out"), *arguments]))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "classification").glob("*.py")), ids=lambda f: f.stem)
+def test_shipped_configs_ask_for_their_data_by_name(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert rar_mmdet(["classify", str(file)]) == 2
+    assert "must lie at" in capsys.readouterr().err
+
+
+def test_fusion_of_the_config_is_used(recipe, tmp_path):
+    plain = replace(recipe, fusion=LogLikFusion(alpha=0.0))
+    found = FewShotRun(plain, tmp_path).places(["knn"], ["knn"], ["1"], [1])["knn"]["1"][0]
+    assert found.fused.tolist() == found.retrieval.tolist()
