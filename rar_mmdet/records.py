@@ -87,9 +87,11 @@ def describe_regions(
         truth: R labels of the annotated objects, -1 where there is none; `None` when nothing is annotated.
         file: the image's file.
     """
-    best, ranking = recognition.shortlist.head(KEPT_COLUMNS), recognition.ranking
+    ranking = recognition.ranking
+    columns = max(KEPT_COLUMNS, ranking.order.shape[1])  # all that was ranked
+    best = recognition.shortlist.head(columns)
     ids, probs = best.category_ids.tolist(), _numbers(best.probs)
-    fused = _numbers(recognition.fused[:, :KEPT_COLUMNS])
+    fused = _numbers(recognition.fused[:, :columns])
     boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
     log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
     mass = [None] * len(recognition) if ranking.label_mass is None else ranking.label_mass.tolist()

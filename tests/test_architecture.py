@@ -31,7 +31,17 @@ ALLOWED = {
     "recognizer": {*STAGES, "fusion", "emission", "recognizer", "components", *BASE},  # components on demand
     "components": {*STAGES, "fusion", "emission", "recognizer", *BASE},
     "calibration": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "calibration", *BASE},
-    "classification": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "classification", *BASE},
+    "classification": {
+        *STAGES,
+        "fusion",
+        "emission",
+        "recognizer",
+        "components",
+        "scoring",
+        "records",
+        "classification",
+        *BASE,
+    },
     **{
         command: {*STAGES, "recognizer", "components", command, *BASE} for command in ("build_memory", "inspect_memory")
     },

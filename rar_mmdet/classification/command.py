@@ -23,7 +23,7 @@ from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.classification.experiment import TEXT, WHOLE_TRAIN, FewShotRun, Recipe
 from rar_mmdet.classification.own_data import read_csv, read_folders
 from rar_mmdet.classification.readers import read_dataset
-from rar_mmdet.classification.results import RANKED, REORDERED, Table, draw_offered, draw_top_k
+from rar_mmdet.classification.results import RANKED, REORDERED, UNAIDED, Table, draw_offered, draw_top_k
 from rar_mmdet.classification.shortlisters import SHORTLISTERS
 from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest, read_config
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["all"],
         help=f"of {', '.join(SHORTLISTERS)}; with {RANKED} behind it the ranker is put on a row. 'all' (default): each "
-        "alone and, where the config has a ranker, ranked",
+        f"alone and, where the config has a ranker, ranked. {UNAIDED}: the ranker over all names, without retrieval",
     )
     parser.add_argument("--memory", choices=["shots", WHOLE_TRAIN], default="shots", help="exemplars: few, or all")
     parser.add_argument(
@@ -108,7 +108,7 @@ def _read(settings: Mapping[str, Any]) -> PhotoDataset:
 
 def _rows(wanted: Sequence[str], has_ranker: bool) -> tuple[list[str], list[str]]:
     """The rows, and those of them that are ranked."""
-    if list(wanted) == ["all"]:
+    if "all" in wanted:
         return list(SHORTLISTERS), list(SHORTLISTERS) if has_ranker else []
     rows, ranked = [], []
     for name in wanted:
@@ -134,11 +134,12 @@ def run(args: argparse.Namespace) -> Table:
     if args.top > 1:
         config["num_candidates"] = max(10, int(config.get("num_candidates") or 0))
     recipe = recipe_of(config, out)
-    rows, ranked = _rows(args.rows, recipe.ranker is not None)
-    if args.offered and recipe.ranker is None:
-        raise ConfigError("--offered needs a `ranker` in the config")
+    rows, ranked = _rows([row for row in args.rows if row != UNAIDED], recipe.ranker is not None)
+    is_unaided = UNAIDED in args.rows
+    if (args.offered or is_unaided) and recipe.ranker is None:
+        raise ConfigError(f"{'--offered' if args.offered else 'row ' + repr(UNAIDED)} needs a `ranker` in the config")
     missing = recipe.encoder.missing_assets()
-    if recipe.ranker is not None and (ranked or args.offered):
+    if recipe.ranker is not None and (ranked or args.offered or is_unaided):
         missing += recipe.ranker.missing_assets()
     if missing:
         raise MissingAssetError("; ".join(missing))
@@ -170,6 +171,9 @@ def run(args: argparse.Namespace) -> Table:
     shots = [WHOLE_TRAIN] if args.memory == WHOLE_TRAIN else [str(number) for number in args.shots]
     places = few_shot.places(rows, ranked, shots, args.seeds)
     table = Table.from_places(places, args.top)
+    if is_unaided:
+        correct = few_shot.unaided().reordered < args.top
+        table = Table({**table.correct, UNAIDED: {number: [correct] for number in shots}}, args.top)
     verdicts = [table.verdict(number) for number in shots]
     text = "\n".join([table.text(), "", *verdicts])
     (out / "table.txt").write_text(text + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rar_mmdet.classification.dataset import Example, PhotoDataset
 from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
-from rar_mmdet.classification.results import Places, places_of
+from rar_mmdet.classification.results import UNAIDED, Places, places_of
 from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors
 from rar_mmdet.classification.vectors import Encoded, encode_class_texts, encode_photos, whole_photo
 from rar_mmdet.encoders.base import Encoder
@@ -156,6 +156,27 @@ class FewShotRun:
                 self._write(file, _with_truth(found, self._truth(), count), is_ranked=True, num_candidates=count)
             result[count] = places_of(read_records(file))
         return result
+
+    def unaided(self) -> Places:
+        """The ranker over all names, without retrieval; its own order is what counts.
+
+        Raises:
+            ConfigError: it cannot tell so many names apart.
+        """
+        ranker, classes = self.recipe.ranker, self.recipe.dataset.num_classes
+        most = None if ranker is None else ranker.max_candidates
+        if most is not None and classes > most:
+            raise ConfigError(
+                f"row {UNAIDED!r}: {classes} names, but this ranker can tell at most {most} apart; ask=dict(type="
+                "'Likelihood') has no such limit"
+            )
+        file = self.out / "records" / f"{UNAIDED}.jsonl"
+        if not file.is_file():
+            self._queries()  # their sizes stand in the records
+            everything = torch.arange(classes).repeat(len(self.test), 1)
+            even = Shortlist(everything, torch.full(everything.shape, 1 / classes))
+            self._write(file, even, is_ranked=True, num_candidates=classes)
+        return places_of(read_records(file))
 
     def _draws(self, shots: str, seeds: Sequence[int]) -> list[Draw]:
         dataset = self.recipe.dataset

@@ -17,6 +17,7 @@ __all__ = ["Places", "Table", "draw_offered", "draw_top_k", "places_of"]
 
 NEVER = 1 << 30  # the truth is not among what was kept of the shortlist
 RANKED, REORDERED = "+rar", "+rar order"  # LogLikFusion (ours), PermuteFusion (the paper's)
+UNAIDED = "mllm"  # the row of the ranker alone, over all names
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Table:
 
     def verdict(self, shots: str) -> str:
         """One sentence: what ranking adds to the best row without a ranker, on the photos of the first seed."""
-        plain = {row: by for row, by in self.correct.items() if not row.endswith((RANKED, REORDERED)) and shots in by}
+        models = (RANKED, REORDERED, UNAIDED)
+        plain = {row: by for row, by in self.correct.items() if not row.endswith(models) and shots in by}
         if not plain:
             return ""
         best = max(plain, key=lambda row: self.mean(row, shots))

@@ -153,6 +153,16 @@ def test_the_truth_is_always_among_the_offered_names(recipe, tmp_path):
         run.offered([4])
 
 
+def test_the_ranker_alone_sees_every_name(recipe, tmp_path):
+    found = FewShotRun(recipe, tmp_path).unaided()
+    seen = list(read_records(tmp_path / "records" / "mllm.jsonl"))
+    assert all(sorted(one.order) == [0, 1, 2] for one in seen)
+    assert found.reordered.tolist() == [one.order.index(one.truth) for one in seen]
+    recipe.ranker.max_candidates = 2
+    with pytest.raises(ConfigError, match="row 'mllm': 3 names, but this ranker can tell at most 2 apart"):
+        FewShotRun(recipe, tmp_path / "other").unaided()
+
+
 def test_another_run_in_the_same_folder_is_refused(recipe, tmp_path):
     run = FewShotRun(recipe, tmp_path)
     run.claim({"encoder": "a", "num_candidates": 5})
@@ -248,10 +258,10 @@ def config(photos, tmp_path):
 def test_the_command_with_the_demos_models(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
     line = ["classify", str(config), "--shots", "1", "2", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
-    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9"]) == 0
+    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9", "--rows", "all", "mllm"]) == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert set(summary["rows"]) >= {"gda", "gda+rar", "knn", "knn+rar", "text", "tip+rar order"}
+    assert set(summary["rows"]) >= {"gda", "gda+rar", "knn", "knn+rar", "text", "tip+rar order", "mllm"}
     assert set(summary["rows"]["gda"]) == {"1", "2"}
     assert "is the best row without a ranker" in shown
     assert (tmp_path / "out" / "table.txt").read_text() in shown + "\n"
@@ -282,6 +292,7 @@ def test_the_whole_train_part_and_top_5(config, tmp_path, monkeypatch):
         (["--rows", "gad"], "there is no row 'gad'; did you mean 'gda'\\?"),
         (["--rows", "gda+rar", "--cfg-options", "ranker=None"], "row 'gda\\+rar' needs a `ranker` in the config"),
         (["--offered", "3", "--cfg-options", "ranker=None"], "--offered needs a `ranker`"),
+        (["--rows", "mllm", "--cfg-options", "ranker=None"], "row 'mllm' needs a `ranker`"),
         (["--top", "0"], "--top must be at least 1"),
         (["--cfg-options", "dataset.type=flowers"], "there is no type 'flowers'; did you mean 'flowers102'\\?"),
         (["--cfg-options", "dataset.rot=x"], "has no key 'rot'"),
