@@ -5,16 +5,21 @@ PY := $(VENV)/bin/python
 export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench
+.PHONY: help install demo classify-demo test lint bench
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install:  ## make $(VENV) with everything in it (again: nothing to do)
 	@bash scripts/install.sh
 
 demo: install  ## recognise the embedded demo world, retrieval only and RAR, and print one table
 	@$(PY) demo/run_demo.py
+
+classify-demo: install  ## few-shot recognition of an embedded world of whole photos: every classifier alone and ranked
+	@$(PY) demo/make_few_shot_world.py --out data/demo_few_shot --seed 0
+	@$(PY) -m rar_mmdet.cli classify configs/classification/demo.py --shots 1 4 16 --seeds 1 2 3 \
+		--offered 2 5 10 20 --out work_dirs/classify-demo
 
 test: install  ## run the tests (offline, CPU)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest

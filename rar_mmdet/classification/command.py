@@ -24,7 +24,8 @@ from rar_mmdet.classification.experiment import TEXT, WHOLE_TRAIN, FewShotRun, R
 from rar_mmdet.classification.own_data import read_csv, read_folders
 from rar_mmdet.classification.readers import read_dataset
 from rar_mmdet.classification.results import RANKED, REORDERED, UNAIDED, Table, draw_offered, draw_top_k
-from rar_mmdet.classification.shortlisters import SHORTLISTERS
+from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS
+from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest, read_config
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
 from rar_mmdet.memory.cache import default_cache_dir
@@ -32,7 +33,7 @@ from rar_mmdet.memory.cache import default_cache_dir
 __all__ = ["main", "recipe_of", "run"]
 
 OWN_DATA: dict[str, Callable[..., PhotoDataset]] = {"folders": read_folders, "csv": read_csv}
-KEYS = ("dataset", "encoder", "cropper", "ranker", "ranker_cropper", "fusion", "num_candidates")
+KEYS = ("dataset", "encoder", "cropper", "ranker", "ranker_cropper", "fusion", "num_candidates", "descriptions")
 CROPPER_TYPE = "RegionCropper"
 
 
@@ -73,7 +74,7 @@ def recipe_of(config: Mapping[str, Any], out: Path) -> Recipe:
 
     Args:
         config: keys `dataset`, `encoder`, and if wanted `cropper`, `ranker`, `ranker_cropper`, `fusion`,
-            `num_candidates`.
+            `num_candidates`, `descriptions` (a JSON file {class name: [sentence, ...]}).
         out: where the ranker's answers are kept unless its settings say where.
 
     Raises:
@@ -87,10 +88,14 @@ def recipe_of(config: Mapping[str, Any], out: Path) -> Recipe:
     if asks_a_model(settings.get("ranker")):
         settings["ranker"] = {"cache": str(out / "answers.sqlite"), **settings["ranker"]}
     parts = {
-        key: build_component(value, key, CROPPER_TYPE if "cropper" in key else None) if key != "dataset" else value
+        key: build_component(value, key, CROPPER_TYPE if "cropper" in key else None)
         for key, value in settings.items()
+        if key not in ("dataset", "descriptions")
     }
-    return Recipe(**{**parts, "dataset": _read(settings["dataset"])})
+    dataset = _read(settings["dataset"])
+    if "descriptions" in settings:
+        parts["descriptions"] = read_descriptions(settings["descriptions"], dataset)
+    return Recipe(dataset=dataset, **parts)
 
 
 def _read(settings: Mapping[str, Any]) -> PhotoDataset:
@@ -106,10 +111,12 @@ def _read(settings: Mapping[str, Any]) -> PhotoDataset:
     return read_dataset(kind, **arguments)
 
 
-def _rows(wanted: Sequence[str], has_ranker: bool) -> tuple[list[str], list[str]]:
+def _rows(wanted: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     """The rows, and those of them that are ranked."""
+    has_ranker = recipe.ranker is not None
     if "all" in wanted:
-        return list(SHORTLISTERS), list(SHORTLISTERS) if has_ranker else []
+        every = [row for row in SHORTLISTERS if row != DESCRIPTIONS or recipe.descriptions is not None]
+        return every, every if has_ranker else []
     rows, ranked = [], []
     for name in wanted:
         row = name.removesuffix(RANKED)
@@ -134,7 +141,7 @@ def run(args: argparse.Namespace) -> Table:
     if args.top > 1:
         config["num_candidates"] = max(10, int(config.get("num_candidates") or 0))
     recipe = recipe_of(config, out)
-    rows, ranked = _rows([row for row in args.rows if row != UNAIDED], recipe.ranker is not None)
+    rows, ranked = _rows([row for row in args.rows if row != UNAIDED], recipe)
     is_unaided = UNAIDED in args.rows
     if (args.offered or is_unaided) and recipe.ranker is None:
         raise ConfigError(f"{'--offered' if args.offered else 'row ' + repr(UNAIDED)} needs a `ranker` in the config")
@@ -163,6 +170,7 @@ def run(args: argparse.Namespace) -> Table:
             "ranker_cropper": repr(recipe.ranker_cropper),
             "fusion": repr(recipe.fusion),
             "num_candidates": recipe.num_candidates,
+            "descriptions": recipe.descriptions,
             "draws": args.draws,
             "limit": args.limit,
             "tuned_on_val": args.tune,

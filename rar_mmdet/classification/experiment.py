@@ -21,8 +21,14 @@ from tqdm import tqdm
 from rar_mmdet.classification.dataset import Example, PhotoDataset
 from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
 from rar_mmdet.classification.results import UNAIDED, Places, places_of
-from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors
-from rar_mmdet.classification.vectors import Encoded, encode_class_texts, encode_photos, whole_photo
+from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, TEXT_ALONE, Vectors
+from rar_mmdet.classification.vectors import (
+    Encoded,
+    encode_class_texts,
+    encode_descriptions,
+    encode_photos,
+    whole_photo,
+)
 from rar_mmdet.encoders.base import Encoder
 from rar_mmdet.errors import ConfigError, FewShotError
 from rar_mmdet.fusion import Fusion, LogLikFusion
@@ -34,7 +40,7 @@ from rar_mmdet.structures import Ranking, Recognition, Shortlist
 
 __all__ = ["FewShotRun", "Recipe", "TEXT", "WHOLE_TRAIN"]
 
-TEXT = "text"  # the row that no exemplars change
+TEXT = "text"  # the row that the offered names come from
 WHOLE_TRAIN = "train"  # in place of a number of shots
 PHOTOS_PER_QUESTION = 256  # ranked together
 HELD_BYTES = 1 << 30  # crops for the ranker up to this size are cut once and held for all rows (ours)
@@ -51,6 +57,7 @@ class Recipe:
     ranker_cropper: RegionCropper = dataclasses.field(default_factory=lambda: RegionCropper(window="pad"))
     fusion: Fusion = dataclasses.field(default_factory=LogLikFusion)
     num_candidates: int = 5  # K (5 in the paper, Table 5)
+    descriptions: tuple[tuple[str, ...], ...] | None = None  # sentences of each class, for the row of that name
 
 
 class FewShotRun:
@@ -126,13 +133,13 @@ class FewShotRun:
         """
         found: dict[str, dict[str, list[Places]]] = {row: {} for row in rows}
         for row in rows:
-            if row == TEXT:
+            if row in TEXT_ALONE:
                 once = [self._cell(row, row in ranked, None, "none")]
                 found[row] = dict.fromkeys(shots, once)
         for number in shots:
             draws = self._draws(number, seeds)
             for row in rows:
-                if row != TEXT:
+                if row not in TEXT_ALONE:
                     found[row][number] = [
                         self._cell(row, row in ranked, draw, f"{number}-{draw.seed or 0}") for draw in draws
                     ]
@@ -211,8 +218,13 @@ class FewShotRun:
             torch.tensor([example.label for example in chosen], dtype=torch.int64),
             self._vectors(val) if val else None,
             torch.tensor([example.label for example in val]) if val else None,
+            self._described() if row == DESCRIPTIONS else None,
         )
         return SHORTLISTERS[row](vectors)
+
+    def _described(self) -> Tensor | None:
+        described = self.recipe.descriptions
+        return None if described is None else encode_descriptions(self.recipe.encoder, described)
 
     def _vectors(self, examples: Sequence[Example]) -> Tensor:
         """(N, D); photos that are not encoded yet are."""

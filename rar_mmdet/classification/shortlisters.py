@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rar_mmdet.errors import ConfigError
 from rar_mmdet.memory.base import Shortlister
 from rar_mmdet.memory.classifiers import (
     NearestImages,
@@ -19,7 +20,7 @@ from rar_mmdet.memory.classifiers import (
 from rar_mmdet.memory.few_shot import TEXT_SCALE, GaussianClassifier, fit_gda, tip_keys
 from rar_mmdet.memory.tuning import tune_gda
 
-__all__ = ["SHORTLISTERS", "Vectors", "balanced_alpha"]
+__all__ = ["DESCRIPTIONS", "SHORTLISTERS", "TEXT_ALONE", "Vectors", "balanced_alpha"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Vectors:
     labels: Tensor  # (N,) int64
     val: Tensor | None = None  # (V, D), to choose knobs on; `None`: fixed settings
     val_labels: Tensor | None = None  # (V,)
+    described: Tensor | None = None  # (D, C) unit columns of descriptions
 
     @property
     def num_classes(self) -> int:
@@ -56,9 +58,18 @@ def _gda(vectors: Vectors) -> Shortlister:
     return gda_classifier(vectors.text, gda, tune_gda(vectors.val, vectors.val_labels, vectors.text, gda))
 
 
-# Name -> how it is made. `text` uses no exemplars, so that shots and seeds do not change it.
+def _descriptions(vectors: Vectors) -> Shortlister:
+    if vectors.described is None:
+        raise ConfigError("row 'descriptions' needs `descriptions` in the config: a JSON file {class name: [sentence]}")
+    return text_classifier(vectors.described)
+
+
+DESCRIPTIONS = "descriptions"  # the row that needs a file of sentences
+TEXT_ALONE = ("text", DESCRIPTIONS)  # rows that use no exemplars: shots and seeds do not change them
+# Name -> how it is made.
 SHORTLISTERS: dict[str, Callable[[Vectors], Shortlister]] = {
     "text": lambda v: text_classifier(v.text),
+    DESCRIPTIONS: _descriptions,
     "knn": lambda v: NearestImages(v.exemplars, v.labels, v.num_classes),
     "mean": lambda v: class_mean_classifier(v.exemplars, v.labels, v.num_classes),
     "text+mean": lambda v: image_text_classifier(v.text, v.exemplars, v.labels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,18 @@ from tqdm import tqdm
 
 from rar_mmdet.classification.dataset import Example, PhotoDataset
 from rar_mmdet.encoders.base import Encoder
-from rar_mmdet.errors import ImageReadError
+from rar_mmdet.errors import DatasetError, ImageReadError
+from rar_mmdet.files.names import clean_name
 from rar_mmdet.regions import RegionCropper
 
-__all__ = ["Encoded", "encode_class_texts", "encode_photos", "whole_photo"]
+__all__ = [
+    "Encoded",
+    "encode_class_texts",
+    "encode_descriptions",
+    "encode_photos",
+    "read_descriptions",
+    "whole_photo",
+]
 
 PHOTOS_PER_FILE = 1024  # a run that is stopped loses at most the encoding of so many (ours)
 PHOTOS_PER_BATCH = 64
@@ -84,6 +93,38 @@ def encode_class_texts(encoder: Encoder, dataset: PhotoDataset) -> Tensor:
         total = vectors if total is None else total + vectors
     assert total is not None, "a set has templates"
     return normalize(total, dim=1).T.contiguous()
+
+
+def read_descriptions(file: str | Path, dataset: PhotoDataset) -> tuple[tuple[str, ...], ...]:
+    """Sentences for each class, in label order, from a JSON file {class name: [sentence, ...]}, as CuPL publishes them.
+
+    Raises:
+        DatasetError: it is no such file, or a class has no sentences; names are compared as people read them.
+    """
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"descriptions {file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines) for lines in content.values()
+    ):
+        raise DatasetError(f"descriptions {file} must be an object of class names with lists of sentences")
+    by_name = {clean_name(name).casefold(): tuple(lines) for name, lines in content.items()}
+    found = [by_name.get(clean_name(name).casefold()) for name in dataset.display_names]
+    missing = [name for name, lines in zip(dataset.display_names, found, strict=True) if lines is None]
+    if missing:
+        raise DatasetError(
+            f"descriptions {file} lack {len(missing)} of {dataset.num_classes} classes, such as "
+            f"{', '.join(missing[:3])}"
+        )
+    return tuple(lines for lines in found if lines is not None)
+
+
+def encode_descriptions(encoder: Encoder, descriptions: Sequence[Sequence[str]]) -> Tensor:
+    """(D, C) unit columns: the mean of the unit vectors of each class's sentences."""
+    flat = encoder.encode_texts([line for lines in descriptions for line in lines]).cpu()
+    means = [part.mean(dim=0) for part in flat.split([len(lines) for lines in descriptions])]
+    return normalize(torch.stack(means), dim=1).T.contiguous()
 
 
 def _encode(encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, bar: tqdm) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from rar_mmdet.classification import command, draw_seeded, read_folders
 from rar_mmdet.classification.experiment import FewShotRun, Recipe
 from rar_mmdet.classification.results import NEVER, Places, Table, places_of
 from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors, balanced_alpha
+from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.cli import main as rar_mmdet
-from rar_mmdet.errors import ConfigError, ImageReadError
+from rar_mmdet.errors import ConfigError, DatasetError, ImageReadError
 from rar_mmdet.files import read_image
 from rar_mmdet.fusion import LogLikFusion, PermuteFusion
 from rar_mmdet.memory.classifiers import ReadyMemory
@@ -54,7 +55,7 @@ def contents(out):
     return {file.name: file.read_bytes() for file in sorted((out / "records").glob("*"))}
 
 
-@pytest.mark.parametrize("row", SHORTLISTERS)
+@pytest.mark.parametrize("row", [row for row in SHORTLISTERS if row != "descriptions"])
 def test_a_row_is_what_the_recogniser_says_of_the_whole_photo(recipe, tmp_path, row):
     run = FewShotRun(recipe, tmp_path)
     found = run.places([row], [row], ["2"], [7])[row]["2"][0]
@@ -179,6 +180,30 @@ def test_knobs_are_chosen_on_the_val_part_alone(recipe, tmp_path):
     without = replace(recipe.dataset, val=())
     with pytest.raises(ConfigError, match="has no val part to choose knobs on"):
         FewShotRun(replace(recipe, dataset=without), tmp_path / "none", tune=True)
+
+
+def test_descriptions_are_one_more_text_row(recipe, tmp_path):
+    file = tmp_path / "sentences.json"
+    sentences = {"Red_Fox": ["a fox.", "a red dog."], "grey wolf": ["a wolf."], "oak, old": ["a tree.", "a big tree."]}
+    file.write_text(json.dumps(sentences))
+    described = replace(recipe, descriptions=read_descriptions(file, recipe.dataset))
+    assert described.descriptions == (("a wolf.",), ("a tree.", "a big tree."), ("a fox.", "a red dog."))
+    found = FewShotRun(described, tmp_path / "a").places(["descriptions"], [], ["1", "2"], [1])["descriptions"]
+    assert found["1"] is found["2"]
+    # One sentence that is the template's own is the row `text`.
+    same = replace(recipe, descriptions=tuple((f"a photo of a {name}.",) for name in CLASSES))
+    both = FewShotRun(same, tmp_path / "b").places(["text", "descriptions"], [], ["1"], [1])
+    assert both["text"]["1"][0].retrieval.tolist() == both["descriptions"]["1"][0].retrieval.tolist()
+    with pytest.raises(ConfigError, match="row 'descriptions' needs `descriptions` in the config"):
+        FewShotRun(recipe, tmp_path / "c").places(["descriptions"], [], ["1"], [1])
+    for text, message in (
+        ('{"grey wolf": ["a"]}', "lack 2 of 3 classes, such as oak, old, red fox"),
+        ('{"grey wolf": "a"}', "must be an object of class names with lists of sentences"),
+        ("no", "cannot be read as JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DatasetError, match=message):
+            read_descriptions(file, recipe.dataset)
 
 
 def test_balanced_alpha_gives_both_opinions_one_spread():
