@@ -19,12 +19,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,8 +40,10 @@ from world import (
     draw_photo,
     train_image_quota,
 )
+from world_files import drawing_pool, new_world, read_manifest, write_jpeg, write_manifest
 
 WIDTH, HEIGHT = 480, 360
+WORLD = "rar_mmdet demo"
 DOMAIN = 4201  # first word of every seed drawn here; the training scripts use others
 # Longer side of an object in pixels, by draw; COCO's area limits are 32 x 32 and 96 x 96 pixels.
 SIZE_DRAWS = ((0.42, 16.0, 34.0), (0.38, 36.0, 90.0), (0.20, 100.0, 190.0))
@@ -151,9 +149,7 @@ def make_photo(root: Path, seed: int, split: Split, job: tuple[int, list[Thing]]
     index, things = job
     rng = np.random.default_rng([DOMAIN, WORLD_VERSION, seed, split.number, 1 + index])
     photo, masks = draw_photo(rng, things, WIDTH, HEIGHT)
-    ok, data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    assert ok
-    (root / split.folder / f"{photo_id(split, index):012d}.jpg").write_bytes(data.tobytes())
+    write_jpeg(root / split.folder / f"{photo_id(split, index):012d}.jpg", photo)
     annotations = []
     for thing, mask in zip(things, masks, strict=True):
         polygons = _polygons(mask)
@@ -254,9 +250,7 @@ def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> Non
     checksums: dict[str, str] = {}
     categories: list[dict[str, Any]] = []
     progress = tqdm(total=sum(map(len, layouts)), desc=f"demo world, seed {seed}", unit="photo", disable=None)
-    # Forked, a child of a process that used OpenCV waits for ever for threads that did not come along.
-    spawn = multiprocessing.get_context("spawn")
-    with progress, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with progress, drawing_pool(workers) as pool:
         for split, photos in zip(splits, layouts, strict=True):
             per_photo = []
             for annotations in pool.map(partial(make_photo, root, seed, split), enumerate(photos), chunksize=4):
@@ -266,13 +260,13 @@ def build(root: Path, seed: int, splits: tuple[Split, ...], workers: int) -> Non
             text = json.dumps(describe_split(seed, split, per_photo, categories))
             (root / "annotations" / f"lvis_demo_{split.name}.json").write_text(text)
             checksums[split.name] = hashlib.sha256(text.encode()).hexdigest()
-    (root / "world.json").write_text(json.dumps({**identity(seed, splits), "sha256": checksums}, indent=2) + "\n")
+    write_manifest(root, {**identity(seed, splits), "sha256": checksums})
 
 
 def identity(seed: int, splits: tuple[Split, ...]) -> dict[str, Any]:
     """What decides the bytes of a world."""
     return {
-        "world": "rar_mmdet demo",
+        "world": WORLD,
         "version": WORLD_VERSION,
         "seed": seed,
         "photos": {split.name: split.photos for split in splits},
@@ -281,9 +275,7 @@ def identity(seed: int, splits: tuple[Split, ...]) -> dict[str, Any]:
 
 def is_complete(root: Path, wanted: dict[str, Any]) -> bool:
     """Whether ``root`` holds exactly that world: its manifest, unchanged annotations and the number of photos."""
-    if not (root / "world.json").is_file():
-        return False
-    manifest = json.loads((root / "world.json").read_text())
+    manifest = read_manifest(root)
     if {key: manifest.get(key) for key in wanted} != wanted:
         return False
     files = {name: root / "annotations" / f"lvis_demo_{name}.json" for name in wanted["photos"]}
@@ -316,18 +308,8 @@ def make_world(out: Path, seed: int, photos: tuple[int, int, int] = (400, 120, 2
     splits = make_splits(photos)
     if is_complete(out, identity(seed, splits)):
         return False
-    if out.exists() and any(out.iterdir()) and not (out / "world.json").is_file():
-        raise FileExistsError(
-            f"{out} is not empty and holds no demo world: give another folder with --out, or empty this one"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        root = Path(scratch) / "world"
-        root.mkdir()
+    with new_world(out, WORLD, "demo world") as root:
         build(root, seed, splits, workers)
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        shutil.move(root, out)
     return True
 
 
