@@ -172,11 +172,13 @@ def _draw(lines: Mapping[str, tuple[Any, Any]], path: Path, title: str, x_label:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
     for row, (x, y) in lines.items():
         panel.plot(x, [100 * value for value in y], "o-", markersize=3, label=row)
     panel.set(title=title, xlabel=x_label, ylabel=f"{y_label} (%)")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
     for suffix in (".png", ".svg"):

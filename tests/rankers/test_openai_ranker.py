@@ -498,7 +498,8 @@ def test_a_server_that_dies_half_way_stops_the_run_and_it_resumes(serve, tmp_pat
     assert (ranking.status == RankStatus.OK).all()
     cached = resumed.report()["cached"]
     assert 20 - 4 <= cached <= 20  # what is under way when the run stops is asked again
-    assert len(server.bodies) - before == 1 + 60 - cached
+    late = len(server.bodies) - before - (1 + 60 - cached)
+    assert 0 <= late <= 4  # those under way may reach the server after the run has stopped
 
 
 def test_another_server_is_another_model(serve, tmp_path):
