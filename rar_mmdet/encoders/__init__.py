@@ -5,6 +5,7 @@ from rar_mmdet.encoders.fgclip import FGCLIP2Encoder, FGCLIP2RegionEncoder
 from rar_mmdet.encoders.openclip import OpenClipEncoder
 from rar_mmdet.encoders.openclip_regions import OpenClipRegionEncoder
 from rar_mmdet.encoders.regionclip import RegionClipEncoder
+from rar_mmdet.encoders.transformers_encoder import TransformersEncoder
 
 __all__ = [
     "Encoder",
@@ -14,4 +15,5 @@ __all__ = [
     "OpenClipRegionEncoder",
     "RegionClipEncoder",
     "RegionEncoder",
+    "TransformersEncoder",
 ]
