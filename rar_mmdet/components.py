@@ -1,7 +1,8 @@
 """Parts by name: a `RegionRecognizer`, or any part of it, from a config dict. Needs no MMDetection.
 
-Every class that `regions`, `encoders`, `memory`, `rankers`, `fusion` and `emission` export can be named as `type`; a
-class of yours by its full path (`my_package.MyRanker`), or by its name after `register(MyRanker)`.
+Every class that `regions`, `encoders`, `memory`, `rankers`, `fusion` and `emission` export can be named as `type`;
+`Encoder` with `preset` is a published encoder by name; a class of yours by its full path (`my_package.MyRanker`), or by
+its name after `register(MyRanker)`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def _exported_classes() -> Iterator[type]:
 
 
 _CLASSES: dict[str, type] = {cls.__name__: cls for cls in _exported_classes()}
+# Names of functions that choose the class themselves.
+_FACTORIES: dict[str, Callable[..., Any]] = {"Encoder": encoders.encoder_from_preset}
 _LOOKUPS: list[Callable[[str], Any]] = []
 # What a part is when its dict names no `type`: parts of which there is one usual kind.
 _DEFAULT_TYPES = {"cropper": "RegionCropper", "ranker_cropper": "RegionCropper", "emission": "TopPairs"}
@@ -75,6 +78,8 @@ def _find_type(name: str) -> Any:
     short = name.removeprefix("rar_mmdet.")
     if short in _CLASSES:
         return _CLASSES[short]
+    if short in _FACTORIES:
+        return _FACTORIES[short]
     found = _by_path(name)
     if found is not None:
         return found
@@ -101,15 +106,16 @@ def check_keys(target: Any, name: str, given: Mapping[str, Any], where: str) -> 
         ConfigError: one is unknown, or one that has no default is missing.
     """
     parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in given:
-        if key not in parameters:
+        if key not in parameters and not takes_any:
             raise ConfigError(
                 f"{where}: {name} has no key {key!r}{nearest(key, list(parameters))} Its keys: {', '.join(parameters)}"
             )
     missing = [
-        k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and k not in given
+        k
+        for k, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and k not in given
     ]
     if missing:
         raise ConfigError(f"{where}: {name} needs the key {missing[0]!r}. Its keys: {', '.join(parameters)}")
@@ -152,7 +158,7 @@ def build_component(config: Any, where: str, default_type: str | None = None) ->
         raise ConfigError(f"{where} needs the key 'type'")
     target = kind if callable(kind) else _find_type(kind)
     if target is None:
-        known = sorted(_CLASSES)
+        known = sorted([*_CLASSES, *_FACTORIES])
         raise ConfigError(f"{where}: there is no {kind!r}{nearest(kind, known)} Known: {', '.join(known)}")
     name = getattr(target, "__name__", str(kind))
     check_keys(target, name, arguments, where)

@@ -4,6 +4,7 @@ from rar_mmdet.encoders.base import Encoder, RegionEncoder
 from rar_mmdet.encoders.fgclip import FGCLIP2Encoder, FGCLIP2RegionEncoder
 from rar_mmdet.encoders.openclip import OpenClipEncoder
 from rar_mmdet.encoders.openclip_regions import OpenClipRegionEncoder
+from rar_mmdet.encoders.presets import encoder_from_preset
 from rar_mmdet.encoders.regionclip import RegionClipEncoder
 from rar_mmdet.encoders.transformers_encoder import TransformersEncoder
 
@@ -16,4 +17,5 @@ __all__ = [
     "RegionClipEncoder",
     "RegionEncoder",
     "TransformersEncoder",
+    "encoder_from_preset",
 ]

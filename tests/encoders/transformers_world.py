@@ -46,7 +46,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
 
 
-def _gemma_tokenizer() -> Siglip2Tokenizer:
+def gemma_tokenizer() -> Siglip2Tokenizer:
     """SigLIP 2's own class, with the special ids and the side of padding of the published files."""
     vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "▁": 5}
     for letter in LETTERS:
@@ -92,12 +92,12 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
         if kind == "siglip":
             _write_words(folder, "<s>", "</s>")
         else:
-            _gemma_tokenizer().save_pretrained(folder)
+            gemma_tokenizer().save_pretrained(folder)
     elif kind == "siglip2-naflex":
         vision = {**TOWER, "num_patches": 16, "patch_size": 8}
         Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
         Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
-        _gemma_tokenizer().save_pretrained(folder)
+        gemma_tokenizer().save_pretrained(folder)
     elif kind == "chinese_clip":
         config = ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
         ChineseCLIPModel(config).save_pretrained(folder)
