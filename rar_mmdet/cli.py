@@ -29,6 +29,7 @@ class Command:
 # Name, of one word or two -> what runs it.
 COMMANDS = {
     "doctor": Command("rar_mmdet.doctor", "what is installed against what is supported, and what to type"),
+    "encoders": Command("rar_mmdet.encoders.command", "published encoders by name, and what to type to get them"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
