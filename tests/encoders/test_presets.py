@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -85,10 +88,9 @@ def test_quick_gelu_is_what_the_weights_were_trained_with(preset):
 @pytest.mark.parametrize(argvalues=OF_OPEN_CLIP, **NAME)
 def test_texts_are_trimmed_only_where_padding_has_no_say(preset):
     model = build(small(preset, vocab_size=64))
-    if preset.padding == "full":
-        assert _trimmable(model) is None
-    elif not preset.name.startswith("metaclip2"):  # pooled at the first end token, which the trimming does not look for
-        assert _trimmable(model) is not None
+    # Meta CLIP 2 is pooled at the first end token, which the trimming does not look for.
+    trims = preset.padding == "free" and not preset.name.startswith("metaclip2")
+    assert (_trimmable(model) is not None) == trims
 
 
 def test_texts_of_siglip2_are_padded_to_64_and_canonicalised(tmp_path):
@@ -123,6 +125,14 @@ def test_every_preset_builds_and_says_what_is_missing(preset, monkeypatch, tmp_p
 def test_names_are_unique():
     names = [preset.name for preset in read_presets()]
     assert len(set(names)) == len(names)
+
+
+def test_the_files_travel_with_the_package(tmp_path):
+    root = Path(encoders.__file__).parents[2]
+    command = [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    folder = "rar_mmdet/encoders/presets"
+    assert {p.name for p in (tmp_path / folder).glob("*.json")} == {p.name for p in (root / folder).glob("*.json")}
 
 
 def test_kinds_of_encoders():

@@ -123,6 +123,13 @@ def test_texts_of_siglip2_are_lower_case(folders):
         torch.testing.assert_close(encoder.encode_texts(["A Red CUP"]), encoder.encode_texts(["a red cup"]), **CLOSE)
 
 
+def test_punctuation_is_the_tokenizers_business(folders):
+    """SigLIP 1's takes it out; SigLIP 2's leaves it."""
+    for kind, same in (("siglip", True), ("siglip2-fixed", False)):
+        plain, dotted = encoder_of(folders[kind]).encode_texts(["a red cup", "a red cup."])
+        assert torch.allclose(plain, dotted, **CLOSE) is same
+
+
 def test_texts_of_siglip_are_padded_whatever_the_folder_says(folders, tmp_path):
     folder = tmp_path / "left"
     shutil.copytree(folders["siglip2-fixed"], folder)

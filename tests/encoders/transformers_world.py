@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -29,6 +30,7 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    SiglipTokenizer,
 )
 
 WORDS = ["a", "photo", "of", "the", "red", "blue", "star", "cup", "bow", "drink", "."]
@@ -56,6 +58,30 @@ def gemma_tokenizer() -> Siglip2Tokenizer:
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
     return tokenizer
+
+
+def _write_sentencepiece(folder: Path) -> None:
+    """SigLIP's own class; as in the published files the end token, id 1, is the padding too."""
+    sentences = [
+        "a photo of a red star",
+        "the blue bow of a cup",
+        "drink",
+        "quick brown foxes jump over lazy dogs",
+        "viz",
+    ]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 5),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    SiglipTokenizer(str(folder / "spiece.model"), model_max_length=16).save_pretrained(folder)
+    (folder / "spiece.vocab").unlink()
 
 
 def _write_words(folder: Path, start: str, end: str) -> None:
@@ -90,7 +116,7 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
         SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
         SiglipImageProcessor(size=square).save_pretrained(folder)
         if kind == "siglip":
-            _write_words(folder, "<s>", "</s>")
+            _write_sentencepiece(folder)
         else:
             gemma_tokenizer().save_pretrained(folder)
     elif kind == "siglip2-naflex":
