@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from make_world import make_world
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
+
+from rar_mmdet import RegionRecognizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "demo"
 NUM_IMAGES = 24
@@ -91,3 +94,23 @@ def test_the_benchmark_of_the_head_times_every_part(world, tmp_path):
     assert all(figures[f"seconds_{part}"] > 0 for part in parts)
     assert sum(figures[f"seconds_{part}"] for part in parts) < figures["seconds_per_image"]
     assert 0 < figures["own_share"] < 1
+
+
+def test_eight_threads_get_what_one_gets_from_the_demos_models(world, tmp_path, monkeypatch):
+    """Encoder, memory and ranker load in whichever thread comes first; answers and names are those of one thread."""
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path))
+    ann_file = world / "annotations" / "lvis_demo_test.json"
+    content = json.loads(ann_file.read_text())
+    jobs = []
+    for image in content["images"][:16]:
+        boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+        xyxy = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        jobs.append((world / "val2017" / image["coco_url"].rsplit("/", 1)[-1], xyxy))
+    shared, alone = (RegionRecognizer.from_config(CONFIGS / "rar_demo.py", ann_file) for _ in range(2))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda job: shared(*job), jobs))
+    for job, one in zip(jobs, found, strict=True):
+        expected = alone(*job)
+        assert one.best_names == expected.best_names
+        torch.testing.assert_close(one.fused, expected.fused, rtol=1e-4, atol=1e-7)
+        assert torch.equal(one.ranking.order, expected.ranking.order)
