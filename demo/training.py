@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from world import WORLD_VERSION
+from world_files import drawing_pool
 
 SHARD = 1000  # crops per file: a killed run loses at most this many renders per worker
 Renderer = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -64,9 +63,7 @@ def rendered_pool(
     shards = range(-(-count // SHARD))
     job = partial(_render_shard, folder, entropy, render)
     if workers > 1:
-        # Forked, a child of a process that used torch or OpenCV may wait for ever for their threads.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with drawing_pool(workers) as pool:
             paths = list(tqdm(pool.map(job, shards), total=len(shards), desc=f"render {folder.parent.name}", unit="k"))
     else:
         paths = [job(shard) for shard in tqdm(shards, desc=f"render {folder.parent.name}", unit="k")]

@@ -27,7 +27,7 @@ def write_jpeg(path: Path, photo: np.ndarray) -> bytes:
 
 
 def drawing_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that draw. Forked, a child of a process that used OpenCV waits for ever for threads left behind."""
+    """Processes that draw. Forked, a child of a process that used OpenCV or torch waits for ever for their threads."""
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
