@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from rar_mmdet.classification.dataset import Example, PhotoDataset
 from rar_mmdet.encoders.base import Encoder
 from rar_mmdet.errors import DatasetError, ImageReadError
 from rar_mmdet.files.names import clean_name
+from rar_mmdet.memory.encode import PromptGroup, encode_groups
 from rar_mmdet.regions import RegionCropper
 
 __all__ = [
@@ -87,12 +87,8 @@ def encode_photos(
 
 def encode_class_texts(encoder: Encoder, dataset: PhotoDataset) -> Tensor:
     """(D, C) unit columns: the mean over the set's templates of the unit vectors of each class's prompt name."""
-    total: Tensor | None = None
-    for template in dataset.templates:
-        vectors = encoder.encode_texts([template.format(name) for name in dataset.prompt_names]).cpu()
-        total = vectors if total is None else total + vectors
-    assert total is not None, "a set has templates"
-    return normalize(total, dim=1).T.contiguous()
+    templates = dataset.templates
+    return encode_descriptions(encoder, [[t.replace("{}", name) for t in templates] for name in dataset.prompt_names])
 
 
 def read_descriptions(file: str | Path, dataset: PhotoDataset) -> tuple[tuple[str, ...], ...]:
@@ -121,10 +117,9 @@ def read_descriptions(file: str | Path, dataset: PhotoDataset) -> tuple[tuple[st
 
 
 def encode_descriptions(encoder: Encoder, descriptions: Sequence[Sequence[str]]) -> Tensor:
-    """(D, C) unit columns: the mean of the unit vectors of each class's sentences."""
-    flat = encoder.encode_texts([line for lines in descriptions for line in lines]).cpu()
-    means = [part.mean(dim=0) for part in flat.split([len(lines) for lines in descriptions])]
-    return normalize(torch.stack(means), dim=1).T.contiguous()
+    """(D, C) unit columns: for each class the mean of the unit vectors of its sentences, at unit length."""
+    groups = [PromptGroup(label, "sentences", tuple(lines)) for label, lines in enumerate(descriptions)]
+    return encode_groups(encoder, groups).T.contiguous()
 
 
 def _encode(encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, bar: tqdm) -> dict[str, Tensor]:
