@@ -92,8 +92,9 @@ def check_config(code, checkout):
     file.write_text(code, encoding="utf-8")
     config = Config.fromfile(file)
     for where, settings in find_recognizers(config.to_dict()):
-        for part, default in (("cropper", "RegionCropper"), ("encoder", None), ("memory", None), ("ranker", None)):
+        for part in ("cropper", "encoder", "vision_encoder", "memory", "ranker"):
             if part in settings:
+                default = "RegionCropper" if part == "cropper" else None
                 build_component(settings[part], f"{where}.{part}", default_type=default)
 
 

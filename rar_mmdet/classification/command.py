@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rar_mmdet.classification.catalogue import CATALOGUE
@@ -23,8 +24,9 @@ from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.classification.experiment import TEXT, WHOLE_TRAIN, FewShotRun, Recipe
 from rar_mmdet.classification.own_data import read_csv, read_folders
 from rar_mmdet.classification.readers import read_dataset
+from rar_mmdet.classification.released import DEPTH, RELEASED, share_anywhere
 from rar_mmdet.classification.results import RANKED, REORDERED, UNAIDED, Table, draw_offered, draw_top_k
-from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS
+from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, VISION
 from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest, read_config
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
@@ -33,7 +35,10 @@ from rar_mmdet.memory.cache import default_cache_dir
 __all__ = ["main", "recipe_of", "run"]
 
 OWN_DATA: dict[str, Callable[..., PhotoDataset]] = {"folders": read_folders, "csv": read_csv}
-KEYS = ("dataset", "encoder", "cropper", "ranker", "ranker_cropper", "fusion", "num_candidates", "descriptions")
+KEYS = (
+    *("dataset", "encoder", "cropper", "ranker", "ranker_cropper", "fusion", "num_candidates", "descriptions"),
+    "vision_encoder",
+)
 CROPPER_TYPE = "RegionCropper"
 
 
@@ -48,7 +53,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["all"],
         help=f"of {', '.join(SHORTLISTERS)}; with {RANKED} behind it the ranker is put on a row. 'all' (default): each "
-        f"alone and, where the config has a ranker, ranked. {UNAIDED}: the ranker over all names, without retrieval",
+        f"alone and, where the config has a ranker, ranked. {UNAIDED}: the ranker over all names, without retrieval. "
+        f"{RELEASED}: retrieval as released, photos of one class counted one by one",
     )
     parser.add_argument("--memory", choices=["shots", WHOLE_TRAIN], default="shots", help="exemplars: few, or all")
     parser.add_argument(
@@ -74,7 +80,8 @@ def recipe_of(config: Mapping[str, Any], out: Path) -> Recipe:
 
     Args:
         config: keys `dataset`, `encoder`, and if wanted `cropper`, `ranker`, `ranker_cropper`, `fusion`,
-            `num_candidates`, `descriptions` (a JSON file {class name: [sentence, ...]}).
+            `num_candidates`, `descriptions` (a JSON file {class name: [sentence, ...]}), `vision_encoder` (an encoder
+            that knows no texts, such as DINOv2's).
         out: where the ranker's answers are kept unless its settings say where.
 
     Raises:
@@ -115,7 +122,8 @@ def _rows(wanted: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     """The rows, and those of them that are ranked."""
     has_ranker = recipe.ranker is not None
     if "all" in wanted:
-        every = [row for row in SHORTLISTERS if row != DESCRIPTIONS or recipe.descriptions is not None]
+        given = {DESCRIPTIONS: recipe.descriptions, VISION: recipe.vision_encoder}
+        every = [row for row in SHORTLISTERS if given.get(row, True) is not None]
         return every, every if has_ranker else []
     rows, ranked = [], []
     for name in wanted:
@@ -141,11 +149,12 @@ def run(args: argparse.Namespace) -> Table:
     if args.top > 1:
         config["num_candidates"] = max(10, int(config.get("num_candidates") or 0))
     recipe = recipe_of(config, out)
-    rows, ranked = _rows([row for row in args.rows if row != UNAIDED], recipe)
+    rows, ranked = _rows([row for row in args.rows if row not in (UNAIDED, RELEASED)], recipe)
     is_unaided = UNAIDED in args.rows
     if (args.offered or is_unaided) and recipe.ranker is None:
         raise ConfigError(f"{'--offered' if args.offered else 'row ' + repr(UNAIDED)} needs a `ranker` in the config")
-    missing = recipe.encoder.missing_assets()
+    encoders = [one for one in (recipe.encoder, recipe.vision_encoder) if one is not None]
+    missing = [line for encoder in encoders for line in encoder.missing_assets()]
     if recipe.ranker is not None and (ranked or args.offered or is_unaided):
         missing += recipe.ranker.missing_assets()
     if missing:
@@ -159,12 +168,14 @@ def run(args: argparse.Namespace) -> Table:
         tune=args.tune,
     )
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    recipe.encoder.load(device)
+    for encoder in encoders:
+        encoder.load(device)
     if recipe.ranker is not None:
         recipe.ranker.load(device)
     few_shot.claim(
         {
             "encoder": recipe.encoder.fingerprint,
+            "vision_encoder": None if recipe.vision_encoder is None else recipe.vision_encoder.fingerprint,
             "cropper": repr(recipe.cropper),
             "ranker": _plain_text(config.get("ranker")),
             "ranker_cropper": repr(recipe.ranker_cropper),
@@ -182,13 +193,22 @@ def run(args: argparse.Namespace) -> Table:
     if is_unaided:
         correct = few_shot.unaided().reordered < args.top
         table = Table({**table.correct, UNAIDED: {number: [correct] for number in shots}}, args.top)
-    verdicts = [table.verdict(number) for number in shots]
-    text = "\n".join([table.text(), "", *verdicts])
+    lists = few_shot.released(shots, args.seeds) if RELEASED in args.rows else {}
+    if lists:
+        released = {number: [one < args.top for one in seeds] for number, seeds in lists.items()}
+        table = Table({**table.correct, RELEASED: released}, args.top)
+    said = [table.verdict(number) for number in shots]
+    anywhere = {number: float(np.mean([share_anywhere(one) for one in seeds])) for number, seeds in lists.items()}
+    if lists:
+        shares = ", ".join(f"{100 * share:.1f}" for share in anywhere.values())
+        said.append(f"{RELEASED}: truth anywhere in the list of {DEPTH} photos, its evaluator's top-k: {shares} %")
+    text = "\n".join([table.text(), "", *said])
     (out / "table.txt").write_text(text + "\n", encoding="utf-8")
-    summary = table.summary()
+    summary = table.summary() | ({"released_anywhere": anywhere} if lists else {})
     name = recipe.dataset.name
     title = f"{name}, whole train part" if shots[-1] == WHOLE_TRAIN else f"{name}, {shots[-1]} exemplars a class"
-    draw_top_k({row: by[shots[-1]][0].retrieval for row, by in places.items()}, out / "top_k", title)
+    if places:
+        draw_top_k({row: by[shots[-1]][0].retrieval for row, by in places.items()}, out / "top_k", title)
     if args.offered:
         offered = few_shot.offered(args.offered)
         curve = {count: float((one.reordered < 1).mean()) for count, one in offered.items()}
@@ -197,7 +217,8 @@ def run(args: argparse.Namespace) -> Table:
     if recipe.ranker is not None:
         summary["ranker"] = recipe.ranker.report()
     (out / "summary.json").write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
-    written = f"table.txt, summary.json, top_k.png{', offered.png' if args.offered else ''}, records/"
+    figures = [*(["top_k.png"] if places else []), *(["offered.png"] if args.offered else [])]
+    written = ", ".join(["table.txt", "summary.json", *figures, "records/"])
     print(
         f"{name}: {recipe.dataset.num_classes} classes, {len(few_shot.test)} test photos. {TEXT} uses no exemplars.\n"
         f"{RANKED}: fused with the ranker (ours); {REORDERED}: the ranker's order alone (the paper's)\n\n"

@@ -14,25 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.classification.dataset import Example, PhotoDataset
+from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
+from rar_mmdet.classification.released import RELEASED, read_places, write_lists
 from rar_mmdet.classification.results import UNAIDED, Places, places_of
-from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, TEXT_ALONE, Vectors
-from rar_mmdet.classification.vectors import (
-    Encoded,
-    encode_class_texts,
-    encode_descriptions,
-    encode_photos,
-    whole_photo,
-)
+from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, TEXT_ALONE, VISION, Vectors
+from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts, encode_descriptions, whole_photo
 from rar_mmdet.encoders.base import Encoder
 from rar_mmdet.errors import ConfigError, FewShotError
 from rar_mmdet.fusion import Fusion, LogLikFusion
 from rar_mmdet.memory.base import Shortlister
+from rar_mmdet.memory.few_shot import TEXT_SCALE
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.records import KEPT_COLUMNS, RegionRecord, describe_regions, read_records, write_records
 from rar_mmdet.regions import RegionCropper
@@ -58,6 +56,7 @@ class Recipe:
     fusion: Fusion = dataclasses.field(default_factory=LogLikFusion)
     num_candidates: int = 5  # K (5 in the paper, Table 5)
     descriptions: tuple[tuple[str, ...], ...] | None = None  # sentences of each class, for the row of that name
+    vision_encoder: Encoder | None = None  # of photos alone, for the row 'vision-knn'
 
 
 class FewShotRun:
@@ -93,8 +92,9 @@ class FewShotRun:
         most = None if recipe.ranker is None else recipe.ranker.max_candidates
         if most is not None and recipe.num_candidates > most:
             raise ConfigError(f"num_candidates={recipe.num_candidates}, but this ranker can tell at most {most} apart")
-        self._cache_dir = cache_dir
-        self._encoded: dict[str, Encoded] = {}
+        self._photos = PhotoVectors(recipe.encoder, recipe.cropper, cache_dir)
+        vision = recipe.vision_encoder
+        self._vision = None if vision is None else PhotoVectors(vision, recipe.cropper, cache_dir)
         self._text: Tensor | None = None
         self._crops: Tensor | None = None
 
@@ -159,7 +159,7 @@ class FewShotRun:
                 )
             file = self.out / "records" / f"offered-{count}.jsonl"
             if not file.is_file():
-                found = self._shortlister(TEXT, None).search(self._queries(), self.recipe.dataset.num_classes)
+                found = self._shortlister(TEXT, None).search(self._photos(self.test), self.recipe.dataset.num_classes)
                 self._write(file, _with_truth(found, self._truth(), count), is_ranked=True, num_candidates=count)
             result[count] = places_of(read_records(file))
         return result
@@ -179,11 +179,24 @@ class FewShotRun:
             )
         file = self.out / "records" / f"{UNAIDED}.jsonl"
         if not file.is_file():
-            self._queries()  # their sizes stand in the records
             everything = torch.arange(classes).repeat(len(self.test), 1)
             even = Shortlist(everything, torch.full(everything.shape, 1 / classes))
             self._write(file, even, is_ranked=True, num_candidates=classes)
         return places_of(read_records(file))
+
+    def released(self, shots: Sequence[str], seeds: Sequence[int]) -> dict[str, list[NDArray[np.int64]]]:
+        """Shots -> for each seed the place of the truth in the released list, which counts photos and not classes."""
+        found = {}
+        for number in shots:
+            files = []
+            for draw in self._draws(number, seeds):
+                files.append(self.out / "records" / f"{RELEASED}-{number}-{draw.seed or 0}.jsonl")
+                if not files[-1].is_file():
+                    labels = torch.tensor([example.label for example in draw.examples])
+                    queries, exemplars = self._photos(self.test), self._photos(draw.examples)
+                    write_lists(files[-1], self.test, queries, exemplars, labels)
+            found[number] = [read_places(file) for file in files]
+        return found
 
     def _draws(self, shots: str, seeds: Sequence[int]) -> list[Draw]:
         dataset = self.recipe.dataset
@@ -201,7 +214,7 @@ class FewShotRun:
         if not file.is_file():
             depth = min(max(KEPT_COLUMNS, self.recipe.num_candidates), self.recipe.dataset.num_classes)
             try:
-                shortlist = self._shortlister(row, draw).search(self._queries(), depth)
+                shortlist = self._shortlister(row, draw).search(self._vectors_for(row)(self.test), depth)
             except FewShotError as error:
                 raise FewShotError(f"row {row!r}, {name}: {error}") from error
             self._write(file, shortlist, is_ranked)
@@ -212,38 +225,35 @@ class FewShotRun:
             self._text = encode_class_texts(self.recipe.encoder, self.recipe.dataset)
         chosen = () if draw is None else draw.examples
         val = self.recipe.dataset.val if self.tune and draw is not None else ()
+        photos = self._vectors_for(row)
         vectors = Vectors(
             self._text,
-            self._vectors(chosen),
+            photos(chosen),
             torch.tensor([example.label for example in chosen], dtype=torch.int64),
-            self._vectors(val) if val else None,
+            photos(val) if val else None,
             torch.tensor([example.label for example in val]) if val else None,
             self._described() if row == DESCRIPTIONS else None,
+            photos.encoder.logit_scale if row == VISION else TEXT_SCALE,
         )
         return SHORTLISTERS[row](vectors)
+
+    def _vectors_for(self, row: str) -> PhotoVectors:
+        if row != VISION:
+            return self._photos
+        if self._vision is None:
+            raise ConfigError(f"row {VISION!r} needs a dict `vision_encoder` in the config, such as DINOv2's")
+        return self._vision
 
     def _described(self) -> Tensor | None:
         described = self.recipe.descriptions
         return None if described is None else encode_descriptions(self.recipe.encoder, described)
-
-    def _vectors(self, examples: Sequence[Example]) -> Tensor:
-        """(N, D); photos that are not encoded yet are."""
-        new = [example for example in examples if example.id not in self._encoded]
-        if new:
-            cropper = self.recipe.cropper.with_size(self.recipe.encoder.image_size)
-            self._encoded |= encode_photos(self.recipe.encoder, new, cropper, self._cache_dir)
-        if not examples:
-            return torch.zeros(0, 0 if self._text is None else len(self._text))
-        return torch.stack([self._encoded[example.id].vector for example in examples])
-
-    def _queries(self) -> Tensor:
-        return self._vectors(self.test)
 
     def _truth(self) -> Tensor:
         return torch.tensor([example.label for example in self.test])
 
     def _write(self, file: Path, shortlist: Shortlist, is_ranked: bool, num_candidates: int | None = None) -> None:
         """The records of all test photos, ranked a few at a time; the file is there when it is whole."""
+        self._photos(self.test)  # their sizes stand in the records
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         part.unlink(missing_ok=True)
@@ -268,7 +278,7 @@ class FewShotRun:
         else:
             ranking = Ranking.identity(len(examples), candidates.category_ids.shape[1])
         fused = self.recipe.fusion(shortlist, ranking)
-        sizes = [self._encoded[example.id].hw for example in examples]
+        sizes = [self._photos.hw(example) for example in examples]
         recognition = Recognition(
             boxes_xyxy=torch.tensor([[0.0, 0.0, width, height] for height, width in sizes]),
             box_scores=torch.ones(len(examples)),

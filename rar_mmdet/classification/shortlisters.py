@@ -18,9 +18,9 @@ from rar_mmdet.memory.classifiers import (
     text_classifier,
 )
 from rar_mmdet.memory.few_shot import TEXT_SCALE, GaussianClassifier, fit_gda, tip_keys
-from rar_mmdet.memory.tuning import tune_gda
+from rar_mmdet.memory.tuning import tune_gda, tune_tip
 
-__all__ = ["DESCRIPTIONS", "SHORTLISTERS", "TEXT_ALONE", "Vectors", "balanced_alpha"]
+__all__ = ["DESCRIPTIONS", "SHORTLISTERS", "TEXT_ALONE", "VISION", "Vectors", "balanced_alpha"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Vectors:
     val: Tensor | None = None  # (V, D), to choose knobs on; `None`: fixed settings
     val_labels: Tensor | None = None  # (V,)
     described: Tensor | None = None  # (D, C) unit columns of descriptions
+    scale: float = TEXT_SCALE  # of cosines between photos, for encoders that know no texts
 
     @property
     def num_classes(self) -> int:
@@ -58,6 +59,14 @@ def _gda(vectors: Vectors) -> Shortlister:
     return gda_classifier(vectors.text, gda, tune_gda(vectors.val, vectors.val_labels, vectors.text, gda))
 
 
+def _tip(vectors: Vectors) -> Shortlister:
+    keys = tip_keys(vectors.exemplars[None])
+    if vectors.val is None or vectors.val_labels is None:
+        return TipAdapter(vectors.text, keys, vectors.labels)
+    alpha, beta = tune_tip(vectors.val, vectors.val_labels, keys, vectors.labels, vectors.text)
+    return TipAdapter(vectors.text, keys, vectors.labels, alpha, beta)
+
+
 def _descriptions(vectors: Vectors) -> Shortlister:
     if vectors.described is None:
         raise ConfigError("row 'descriptions' needs `descriptions` in the config: a JSON file {class name: [sentence]}")
@@ -65,6 +74,7 @@ def _descriptions(vectors: Vectors) -> Shortlister:
 
 
 DESCRIPTIONS = "descriptions"  # the row that needs a file of sentences
+VISION = "vision-knn"  # the row of the encoder that knows no texts
 TEXT_ALONE = ("text", DESCRIPTIONS)  # rows that use no exemplars: shots and seeds do not change them
 # Name -> how it is made.
 SHORTLISTERS: dict[str, Callable[[Vectors], Shortlister]] = {
@@ -73,6 +83,7 @@ SHORTLISTERS: dict[str, Callable[[Vectors], Shortlister]] = {
     "knn": lambda v: NearestImages(v.exemplars, v.labels, v.num_classes),
     "mean": lambda v: class_mean_classifier(v.exemplars, v.labels, v.num_classes),
     "text+mean": lambda v: image_text_classifier(v.text, v.exemplars, v.labels),
-    "tip": lambda v: TipAdapter(v.text, tip_keys(v.exemplars[None]), v.labels),
+    "tip": _tip,
     "gda": _gda,
+    VISION: lambda v: NearestImages(v.exemplars, v.labels, v.num_classes, v.scale),
 }

@@ -24,6 +24,7 @@ from rar_mmdet.regions import RegionCropper
 
 __all__ = [
     "Encoded",
+    "PhotoVectors",
     "encode_class_texts",
     "encode_descriptions",
     "encode_photos",
@@ -83,6 +84,32 @@ def encode_photos(
             for example, vector, (height, width) in zip(part, found["vectors"], found["hw"].tolist(), strict=True):
                 encoded[example.id] = Encoded(vector, (height, width))
     return encoded
+
+
+class PhotoVectors:
+    """Vectors of photos by one encoder: each photo is encoded when it is first asked for, and held.
+
+    Args:
+        encoder: of crops, loaded.
+        cropper: how a photo becomes a crop; its size becomes the encoder's.
+        cache_dir: as for `encode_photos`.
+    """
+
+    def __init__(self, encoder: Encoder, cropper: RegionCropper, cache_dir: Path | None) -> None:
+        self.encoder, self._cropper, self._cache_dir = encoder, cropper, cache_dir
+        self._encoded: dict[str, Encoded] = {}
+
+    def __call__(self, examples: Sequence[Example]) -> Tensor:
+        """(N, D) float32 unit vectors of N photos; (0, 0) of none."""
+        new = [example for example in examples if example.id not in self._encoded]
+        if new:
+            cropper = self._cropper.with_size(self.encoder.image_size)
+            self._encoded |= encode_photos(self.encoder, new, cropper, self._cache_dir)
+        return torch.stack([self._encoded[e.id].vector for e in examples]) if examples else torch.zeros(0, 0)
+
+    def hw(self, example: Example) -> tuple[int, int]:
+        """Height and width of an upright photo that is encoded already."""
+        return self._encoded[example.id].hw
 
 
 def encode_class_texts(encoder: Encoder, dataset: PhotoDataset) -> Tensor:

@@ -6,6 +6,7 @@ from rar_mmdet.encoders.openclip import OpenClipEncoder
 from rar_mmdet.encoders.openclip_regions import OpenClipRegionEncoder
 from rar_mmdet.encoders.presets import encoder_from_preset
 from rar_mmdet.encoders.regionclip import RegionClipEncoder
+from rar_mmdet.encoders.timm_encoder import TimmEncoder
 from rar_mmdet.encoders.transformers_encoder import TransformersEncoder
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "OpenClipRegionEncoder",
     "RegionClipEncoder",
     "RegionEncoder",
+    "TimmEncoder",
     "TransformersEncoder",
     "encoder_from_preset",
 ]

@@ -14,7 +14,7 @@ from rar_mmdet.encoders.weights import VOCABULARIES
 from rar_mmdet.errors import ConfigError, EncoderLoadError
 from rar_mmdet.files.checkpoints import Checkpoint
 
-__all__ = ["TransformersEncoder"]
+__all__ = ["IMAGE_ONLY_TEMPERATURE", "TransformersEncoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ FAMILIES = {
 # Position tables of XLM-RoBERTa start after its padding token (transformers, modeling_xlm_roberta.py).
 _RESERVED_POSITIONS = {"altclip": 2}
 # Softmax temperature of DINOv2's own k-NN evaluation (facebookresearch/dinov2, dinov2/eval/knn.py): it learns no scale.
-_IMAGE_ONLY_TEMPERATURE = 0.07
+IMAGE_ONLY_TEMPERATURE = 0.07
 
 
 class _Parts(NamedTuple):
@@ -153,7 +153,7 @@ class TransformersEncoder(LazyEncoder[_Parts]):
         Models without texts learn none: 1 / 0.07, as in DINOv2's own k-NN evaluation.
         """
         if not self.has_texts:
-            return 1 / _IMAGE_ONLY_TEMPERATURE
+            return 1 / IMAGE_ONLY_TEMPERATURE
         return float(self._ready()[0].model.logit_scale.detach().float().exp().item())
 
     @property

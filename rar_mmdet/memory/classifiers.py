@@ -130,6 +130,7 @@ class NearestImages:
     exemplars: Tensor  # (N, D) unit vectors
     labels: Tensor  # (N,) int64 in [0, C)
     num_classes: int
+    scale: float = TEXT_SCALE  # of cosines, 1 / τ of the encoder
 
     def search(self, queries: Tensor, depth: int) -> Shortlist:
         """The `depth` most probable classes of each of (Q, D) unit vectors, fewer if there are fewer.
@@ -142,7 +143,7 @@ class NearestImages:
 
         def logits(block: Tensor) -> Tensor:
             near = block.new_full((len(block), self.num_classes), -torch.inf)
-            similarity, start = TEXT_SCALE * (block @ ordered), 0
+            similarity, start = self.scale * (block @ ordered), 0
             for classes, rows in groups:
                 own = similarity[:, start : start + rows.numel()].view(-1, *rows.shape)
                 near[:, classes] = own.amax(dim=1)

@@ -14,10 +14,11 @@ from torch import Tensor
 from rar_mmdet.errors import FewShotError
 from rar_mmdet.memory.few_shot import TEXT_SCALE, GaussianClassifier, gda_logits, tip_logits
 
-__all__ = ["GDA_ALPHAS", "tune_gda", "tune_tip"]
+__all__ = ["GDA_ALPHAS", "TIP_SCALE", "tune_gda", "tune_tip"]
 
 GDA_ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # mrflogs/ICLR24, main_few_shots.py
 TIP_STEPS = (200, 20)  # of beta and of alpha: gaopengcuhk/Tip-Adapter, configs, search_step
+TIP_SCALE = (7.0, 3.0)  # the same configs, search_scale of ImageNet
 
 
 def tune_gda(
@@ -51,7 +52,7 @@ def tune_tip(
     labels: Tensor,
     text_weights: Tensor,
     *,
-    scale: tuple[float, float],
+    scale: tuple[float, float] = TIP_SCALE,
     steps: tuple[int, int] = TIP_STEPS,
 ) -> tuple[float, float]:
     """The alpha and beta with the most val photos right; of equal ones the smaller beta, then the smaller alpha.
@@ -65,7 +66,7 @@ def tune_tip(
         keys: (N, D), of `tip_keys`.
         labels: (N,) int64 in [0, C).
         text_weights: (D, C) unit columns.
-        scale: B and A, the ends of the grid: `search_scale` of the release's configs, (7, 3) for ImageNet.
+        scale: B and A, the ends of the grid: `search_scale` of the release's configs, which differ from set to set.
         steps: numbers of betas and alphas.
 
     Returns:

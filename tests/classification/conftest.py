@@ -1,14 +1,28 @@
-"""The miniatures; the folder is no package, so its helper is loaded by path."""
+"""The miniatures and the tests' server; the folders are no packages, so helpers are loaded by path."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parents[1]
 
-@pytest.fixture(scope="session")
-def layouts():
-    spec = importlib.util.spec_from_file_location("layouts", Path(__file__).with_name("layouts.py"))
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def layouts():
+    return _load(TESTS / "classification" / "layouts.py")
+
+
+@pytest.fixture
+def letter_server():
+    """A server that answers B to every question."""
+    running = _load(TESTS / "config_worlds.py").LetterServer()
+    yield running
+    running.close()

@@ -11,16 +11,20 @@ from PIL import Image
 
 from rar_mmdet import RegionRecognizer
 from rar_mmdet.classification import command, draw_seeded, read_folders
+from rar_mmdet.classification.dataset import Example
 from rar_mmdet.classification.experiment import FewShotRun, Recipe
+from rar_mmdet.classification.released import read_places, share_anywhere, write_lists
 from rar_mmdet.classification.results import NEVER, Places, Table, places_of
-from rar_mmdet.classification.shortlisters import SHORTLISTERS, Vectors, balanced_alpha
+from rar_mmdet.classification.shortlisters import SHORTLISTERS, VISION, Vectors, balanced_alpha
 from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.cli import main as rar_mmdet
+from rar_mmdet.components import read_config
 from rar_mmdet.errors import ConfigError, DatasetError, ImageReadError
 from rar_mmdet.files import read_image
 from rar_mmdet.fusion import LogLikFusion, PermuteFusion
 from rar_mmdet.memory.classifiers import ReadyMemory
 from rar_mmdet.memory.few_shot import TEXT_SCALE, fit_gda
+from rar_mmdet.memory.tuning import tune_tip
 from rar_mmdet.records import RegionRecord, read_records
 from rar_mmdet.regions import RegionCropper
 from rar_mmdet.testing import FakeEncoder, FakeRanker, make_image
@@ -48,7 +52,8 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def recipe(photos):
-    return Recipe(read_folders(photos), FakeEncoder(), ranker=FakeRanker(), num_candidates=2)
+    vision = FakeEncoder(dim=24, image_size=16, seed=5)
+    return Recipe(read_folders(photos), FakeEncoder(), ranker=FakeRanker(), num_candidates=2, vision_encoder=vision)
 
 
 def contents(out):
@@ -59,7 +64,7 @@ def contents(out):
 def test_a_row_is_what_the_recogniser_says_of_the_whole_photo(recipe, tmp_path, row):
     run = FewShotRun(recipe, tmp_path)
     found = run.places([row], [row], ["2"], [7])[row]["2"][0]
-    dataset, encoder = recipe.dataset, recipe.encoder
+    dataset, encoder = recipe.dataset, recipe.vision_encoder if row == VISION else recipe.encoder
     cropper = RegionCropper(window="cover", size=encoder.image_size)
 
     def whole(photo):
@@ -69,8 +74,10 @@ def test_a_row_is_what_the_recogniser_says_of_the_whole_photo(recipe, tmp_path, 
         return torch.cat([encoder.encode_images(cropper.crop(e.read(), whole(e.read()))) for e in examples])
 
     draw = draw_seeded(dataset, 2, 7).examples
-    text = encoder.encode_texts([f"a photo of a {name}." for name in CLASSES]).T
-    shortlister = SHORTLISTERS[row](Vectors(text, encode(draw), torch.tensor([e.label for e in draw])))
+    text = recipe.encoder.encode_texts([f"a photo of a {name}." for name in CLASSES]).T
+    labels = torch.tensor([e.label for e in draw])
+    scale = encoder.logit_scale if row == VISION else TEXT_SCALE
+    shortlister = SHORTLISTERS[row](Vectors(text, encode(draw), labels, scale=scale))
     recognizer = RegionRecognizer(
         cropper=RegionCropper(window="cover"),
         encoder=encoder,
@@ -164,6 +171,73 @@ def test_the_ranker_alone_sees_every_name(recipe, tmp_path):
         FewShotRun(recipe, tmp_path / "other").unaided()
 
 
+def test_the_released_list_by_hand(tmp_path):
+    def example(label, name):
+        return Example(name, name, label, CLASSES[label], CLASSES[label])
+
+    exemplars = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    labels = torch.tensor([1, 1, 0, 0])
+    queries = torch.tensor([[0.96, 0.28], [0.0, 1.0], [1.0, 0.0]])  # nearest to exemplar 1, 3, 0
+    write_lists(tmp_path / "a.jsonl", [example(0, "x"), example(0, "y"), example(2, "z")], queries, exemplars, labels)
+    lists = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert lists == [
+        {"image": "x", "truth": 0, "labels": [1, 1, 0, 0]},  # cosines 0.936, 0.96, 0.8, 0.28
+        {"image": "y", "truth": 0, "labels": [0, 0, 1, 1]},
+        {"image": "z", "truth": 2, "labels": [1, 1, 0, 0]},
+    ]
+    places = read_places(tmp_path / "a.jsonl")
+    assert places.tolist() == [2, 0, NEVER]  # a list without repetition has the class of x at place 1
+    assert share_anywhere(places) == pytest.approx(2 / 3)
+
+
+def test_the_released_row_is_1_nn_and_repeats_classes(recipe, tmp_path):
+    run = FewShotRun(recipe, tmp_path)
+    released = run.released(["1", "4"], [1, 2])
+    knn = run.places(["knn"], [], ["1", "4"], [1, 2])["knn"]
+    for shots in ("1", "4"):
+        for lists, row in zip(released[shots], knn[shots], strict=True):
+            assert ((lists == 0) == (row.retrieval == 0)).all()
+            assert (lists >= row.retrieval).all()  # equal where a class has one photo
+    assert all((a == b.retrieval).all() for a, b in zip(released["1"], knn["1"], strict=True))
+
+
+def test_two_classes_of_one_name_are_told_apart_by_exemplars(recipe, photos, tmp_path):
+    """ImageNet has two such pairs; no text can tell them apart, and labels are what counts."""
+    dataset = recipe.dataset
+    shared = ("fox", 'oak, "old"', "fox")
+    parts = {
+        part: tuple(replace(e, display_name=shared[e.label], prompt_name=shared[e.label]) for e in dataset.part(part))
+        for part in ("train", "val", "test")
+    }
+    twins = replace(dataset, display_names=shared, prompt_names=shared, **parts)
+    run = FewShotRun(replace(recipe, dataset=twins, num_candidates=3), tmp_path / "twins")
+    found = run.places(["text", "knn", "mean"], ["knn"], ["2"], [1])
+    apart = FewShotRun(replace(recipe, num_candidates=3), tmp_path / "apart").places(["knn", "mean"], [], ["2"], [1])
+    for row in ("knn", "mean"):
+        assert found[row]["2"][0].retrieval.tolist() == apart[row]["2"][0].retrieval.tolist()
+    text = found["text"]["2"][0].retrieval
+    truth = np.array([example.label for example in dataset.test])
+    assert not (text[truth == 2] == 0).any()  # of equal names the first class comes first
+    records = list(read_records(tmp_path / "twins" / "records" / "knn+rar-2-1.jsonl"))
+    assert all(sorted(one.category_ids) == [0, 1, 2] and sorted(one.order) == [0, 1, 2] for one in records)
+    assert {name for one in records for name in one.names} == set(shared)
+
+
+def test_texts_get_prompt_names_and_the_ranker_display_names(recipe, tmp_path, monkeypatch):
+    dataset = recipe.dataset
+    shown = tuple(name.title() for name in CLASSES)
+    parts = {part: tuple(replace(e, display_name=shown[e.label]) for e in dataset.part(part)) for part in ("train",
+        "val", "test")}  # fmt: skip
+    texts, names = [], []
+    encode, rank = FakeEncoder.encode_texts, FakeRanker.rank
+    monkeypatch.setattr(FakeEncoder, "encode_texts", lambda self, given: (texts.extend(given), encode(self, given))[1])
+    monkeypatch.setattr(FakeRanker, "rank", lambda self, *args: (names.append(args[2]), rank(self, *args))[1])
+    two_forms = replace(dataset, display_names=shown, **parts)
+    FewShotRun(replace(recipe, dataset=two_forms), tmp_path).places(["text"], ["text"], ["1"], [1])
+    assert set(texts) == {f"a photo of a {name}." for name in CLASSES}
+    assert set(names) == {shown}
+
+
 def test_another_run_in_the_same_folder_is_refused(recipe, tmp_path):
     run = FewShotRun(recipe, tmp_path)
     run.claim({"encoder": "a", "num_candidates": 5})
@@ -175,8 +249,18 @@ def test_another_run_in_the_same_folder_is_refused(recipe, tmp_path):
 
 
 def test_knobs_are_chosen_on_the_val_part_alone(recipe, tmp_path):
-    tuned = FewShotRun(recipe, tmp_path / "tuned", tune=True).places(["gda"], [], ["2"], [1])
+    tuned = FewShotRun(recipe, tmp_path / "tuned", tune=True).places(["gda", "tip"], [], ["2"], [1])
     assert len(tuned["gda"]["2"][0].retrieval) == 15
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(8)
+    exemplars = torch.nn.functional.normalize(torch.randn(24, 6, generator=generator) + torch.eye(6)[labels], dim=1)
+    text = torch.nn.functional.normalize(torch.randn(3, 6, generator=generator), dim=1).T
+    val_labels = torch.arange(3).repeat(10)
+    val = torch.nn.functional.normalize(torch.randn(30, 6, generator=generator) + torch.eye(6)[val_labels], dim=1)
+    made = SHORTLISTERS["tip"](Vectors(text, exemplars, labels, val, val_labels))
+    assert (made.alpha, made.beta) == tune_tip(val, val_labels, exemplars, labels, text)
+    fixed = SHORTLISTERS["tip"](Vectors(text, exemplars, labels))
+    assert (fixed.alpha, fixed.beta) == (1.0, 5.5)
     without = replace(recipe.dataset, val=())
     with pytest.raises(ConfigError, match="has no val part to choose knobs on"):
         FewShotRun(replace(recipe, dataset=without), tmp_path / "none", tune=True)
@@ -283,10 +367,11 @@ def config(photos, tmp_path):
 def test_the_command_with_the_demos_models(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
     line = ["classify", str(config), "--shots", "1", "2", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
-    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9", "--rows", "all", "mllm"]) == 0
+    assert rar_mmdet([*line, "--offered", "2", "3", "--limit", "9", "--rows", "all", "mllm", "released"]) == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert set(summary["rows"]) >= {"gda", "gda+rar", "knn", "knn+rar", "text", "tip+rar order", "mllm"}
+    assert set(summary["rows"]) >= {"gda", "gda+rar", "knn", "knn+rar", "text", "tip+rar order", "mllm", "released"}
+    assert summary["released_anywhere"] == {"1": 1.0, "2": 1.0}  # three classes, all in a list of 100
     assert set(summary["rows"]["gda"]) == {"1", "2"}
     assert "is the best row without a ranker" in shown
     assert (tmp_path / "out" / "table.txt").read_text() in shown + "\n"
@@ -318,6 +403,7 @@ def test_the_whole_train_part_and_top_5(config, tmp_path, monkeypatch):
         (["--rows", "gda+rar", "--cfg-options", "ranker=None"], "row 'gda\\+rar' needs a `ranker` in the config"),
         (["--offered", "3", "--cfg-options", "ranker=None"], "--offered needs a `ranker`"),
         (["--rows", "mllm", "--cfg-options", "ranker=None"], "row 'mllm' needs a `ranker`"),
+        (["--rows", "vision-knn"], "row 'vision-knn' needs a dict `vision_encoder` in the config, such as DINOv2's"),
         (["--top", "0"], "--top must be at least 1"),
         (["--cfg-options", "dataset.type=flowers"], "there is no type 'flowers'; did you mean 'flowers102'\\?"),
         (["--cfg-options", "dataset.rot=x"], "has no key 'rot'"),
@@ -327,6 +413,23 @@ def test_the_whole_train_part_and_top_5(config, tmp_path, monkeypatch):
 def test_what_a_user_can_get_wrong(config, tmp_path, arguments, message):
     with pytest.raises(ConfigError, match=message):
         command.run(command.parse_args([str(config), "--out", str(tmp_path / "out"), *arguments]))
+
+
+def test_a_server_ranks_a_sample(config, letter_server, tmp_path, monkeypatch):
+    """The row of a hosted model: letters of a server that always says B, about a stratified sample."""
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    shipped = dict(read_config(ROOT / "configs" / "classification" / "flowers102_server.py")["ranker"])
+    text = config.read_text().split("ranker =")[0] + f"ranker = {shipped | {'base_url': letter_server.url}!r}\n"
+    config.write_text(text + "num_candidates = 3\n")
+    arguments = [str(config), "--rows", "knn+rar", "mllm", "--shots", "1", "--seeds", "1", "--limit", "6"]
+    table = command.run(command.parse_args([*arguments, "--out", str(tmp_path / "out")]))
+    records = list(read_records(tmp_path / "out" / "records" / "knn+rar-1-1.jsonl"))
+    assert len(records) == 6
+    assert sorted(one.truth for one in records) == [0, 0, 1, 1, 2, 2]
+    assert {one.order[0] for one in records} == {1}  # B
+    second = np.array([one.category_ids[1] == one.truth for one in records])
+    assert table.correct["knn+rar order"]["1"][0].tolist() == second.tolist()
+    assert table.correct["mllm"]["1"][0].tolist() == [one.truth == 1 for one in records]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "classification").glob("*.py")), ids=lambda f: f.stem)
