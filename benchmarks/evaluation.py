@@ -1,4 +1,4 @@
-"""Time and memory of scoring, against lvis-api, pycocotools and faster-coco-eval in the same run.
+"""Time and memory of scoring, against lvis-api, pycocotools, faster-coco-eval and tidecv in the same run.
 
     python benchmarks/evaluation.py [--json FILE]           # LVIS, 1,000 images x 1,203 classes x 300 detections
     python benchmarks/evaluation.py --full [--json FILE]    # also LVIS and V3Det at full size; about 8 GB of disk
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,56 @@ def run_faster_coco_eval(folder: Path, protocol_name: str) -> Callable[[], float
     return run
 
 
+def run_errors(folder: Path, protocol_name: str) -> Callable[[], float]:
+    def run() -> float:
+        return run_errors_in_memory(folder, protocol_name)()
+
+    return run
+
+
+def run_errors_in_memory(folder: Path, protocol_name: str) -> Callable[[], float]:
+    from rar_mmdet.scoring.annotations import GroundTruth, load_annotation_file
+    from rar_mmdet.scoring.errors import find_errors
+    from rar_mmdet.scoring.protocols import PROTOCOLS, read_checked_results
+
+    protocol = PROTOCOLS[protocol_name]
+    dataset = load_annotation_file(folder / "annotations.json")
+    truth = GroundTruth.from_dataset(dataset, federated=protocol.federated)
+    del dataset
+    detections = read_checked_results(folder / "results.json", protocol)
+    return lambda: sum(find_errors(truth, detections, protocol).gains.values())
+
+
+def run_tidecv_in_memory(folder: Path, protocol_name: str) -> Callable[[], float]:
+    for unused in ("tidecv.plotting", "tidecv.datasets"):  # figures and downloads need packages that nothing here does
+        sys.modules.setdefault(unused, types.ModuleType(unused)).Plotter = object
+    import tidecv
+
+    truth, found = tidecv.Data("truth", DETECTIONS), tidecv.Data("found", DETECTIONS)
+    dataset = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+    for image in dataset["images"]:
+        truth.add_image(image["id"], image["file_name"])
+    for category in dataset["categories"]:
+        truth.add_class(category["id"], category["name"])
+    for a in dataset["annotations"]:
+        truth.add_ground_truth(a["image_id"], a["category_id"], a["bbox"])
+    for r in json.loads((folder / "results.json").read_text(encoding="utf-8")):
+        found.add_detection(r["image_id"], r["category_id"], r["score"], r["bbox"])
+
+    def run() -> float:
+        tide = tidecv.TIDE()
+        tide.evaluate(truth, found, mode=tidecv.TIDE.BOX)
+        gains = [*tide.get_main_errors()["found"].values(), *tide.get_special_errors()["found"].values()]
+        return float(sum(gains)) / 100
+
+    return run
+
+
 EVALUATORS = {
     "rar_mmdet": run_ours,
+    "errors": run_errors,
+    "errors in memory": run_errors_in_memory,
+    "tidecv in memory": run_tidecv_in_memory,
     "lvis-api": run_lvis_api,
     "pycocotools": run_pycocotools,
     "faster-coco-eval": run_faster_coco_eval,
@@ -181,10 +230,10 @@ def worker(name: str, protocol: str, folder: Path) -> None:
     wall, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with open(os.devnull, "w") as null:
         stdout, sys.stdout = sys.stdout, null  # pycocotools prints its tables
-        ap = run()
+        result = run()
         sys.stdout = stdout
     numbers = {
-        "ap": ap,
+        "result": result,
         "wall_s": time.perf_counter() - wall,
         "cpu_s": resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu,
         "extra_mib": _peak_mib() - base,
@@ -228,7 +277,7 @@ def measure(name: str, protocol: str, folder: Path) -> dict[str, float]:
     numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     print(
         f"  {name:<18} {numbers['wall_s']:8.1f} s  ({numbers['cpu_s']:7.1f} s user CPU)  "
-        f"+{numbers['extra_mib']:7.0f} MiB  (peak {numbers['peak_mib']:6.0f})  AP {numbers['ap']:.12f}",
+        f"+{numbers['extra_mib']:7.0f} MiB  (peak {numbers['peak_mib']:6.0f})  result {numbers['result']:.12f}",
         flush=True,
     )
     return numbers
@@ -239,8 +288,8 @@ def compare_lvis(folder: Path) -> dict[str, float]:
     write_world(folder, LVIS_IMAGES, LVIS_CLASSES, 12.35)
     ours, api = measure("rar_mmdet", "lvis", folder), measure("lvis-api", "lvis", folder)
     fast = measure("faster-coco-eval", "lvis", folder)
-    if ours["ap"] != api["ap"]:
-        raise RuntimeError(f"AP differs: {ours['ap']!r} here, {api['ap']!r} by lvis-api")
+    if ours["result"] != api["result"]:
+        raise RuntimeError(f"AP differs: {ours['result']!r} here, {api['result']!r} by lvis-api")
     return {
         "lvis_speedup": api["wall_s"] / ours["wall_s"],
         "lvis_speedup_cpu": api["cpu_s"] / ours["cpu_s"],
@@ -257,6 +306,21 @@ def compare_coco(folder: Path) -> dict[str, float]:
     return {
         "coco_speedup": api["wall_s"] / ours["wall_s"],
         "coco_memory_ratio": ours["extra_mib"] / api["extra_mib"],
+    }
+
+
+def compare_errors(folder: Path) -> dict[str, float]:
+    print(
+        f"error types, {LVIS_IMAGES} images x {LVIS_CLASSES} classes x {DETECTIONS} detections, COCO's rules; files "
+        "are read before the clock starts, which takes both about a second"
+    )
+    write_world(folder, LVIS_IMAGES, LVIS_CLASSES, 12.35)
+    ours, tide = (measure(f"{name} in memory", "v3det", folder) for name in ("errors", "tidecv"))
+    if abs(ours["result"] - tide["result"]) > 1e-6:
+        raise RuntimeError(f"gains differ: {ours['result']!r} here, {tide['result']!r} by tidecv")
+    return {
+        "tide_speedup": tide["wall_s"] / ours["wall_s"],
+        "tide_speedup_cpu": tide["cpu_s"] / ours["cpu_s"],
     }
 
 
@@ -285,6 +349,8 @@ def full_size(folder: Path) -> dict[str, float]:
     write_world(folder, V3DET_VAL_IMAGES, V3DET_CLASSES, 7.39)
     v3det = measure("rar_mmdet", "v3det", folder)
     numbers |= {"v3det_full_s": v3det["wall_s"], "v3det_full_cpu_s": v3det["cpu_s"]}
+    errors = measure("errors", "v3det", folder)
+    numbers |= {"errors_v3det_s": errors["wall_s"], "errors_v3det_gib": errors["peak_mib"] / 1024}
     return numbers | {"v3det_full_gib": v3det["peak_mib"] / 1024}
 
 
@@ -298,7 +364,7 @@ def main() -> None:
         worker(args.worker[0], args.worker[1], Path(args.worker[2]))
         return
     with tempfile.TemporaryDirectory() as folder:
-        numbers = compare_lvis(Path(folder)) | compare_coco(Path(folder))
+        numbers = compare_lvis(Path(folder)) | compare_coco(Path(folder)) | compare_errors(Path(folder))
         if args.full:
             numbers |= full_size(Path(folder))
     for key, value in numbers.items():

@@ -18,6 +18,7 @@ from rar_mmdet.errors import RarError, ResultFileError, UnknownCategoryError, Un
 from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.comparison import Comparison, Interval, compare
+from rar_mmdet.scoring.errors import MAX_PER_IMAGE, MEANINGS, ErrorReport, find_errors
 from rar_mmdet.scoring.protocols import (
     PROTOCOLS,
     Score,
@@ -37,6 +38,7 @@ Score a detector's result file under the LVIS, COCO or V3Det protocol; no model 
   python tools/score.py results.bbox.json lvis_v1_val.json --protocol lvis
   python tools/score.py results.bbox.json v3det_2023_v1_val.json --protocol v3det --json numbers.json
   python tools/score.py ours.bbox.json lvis_v1_val.json --protocol lvis --compare baseline.bbox.json
+  python tools/score.py results.bbox.json lvis_v1_val.json --protocol lvis --errors
 """
 EPILOG = """\
 Where results.bbox.json comes from: a test run writes it when the metric is told where,
@@ -77,6 +79,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compare", metavar="OTHER", help="another result file: differences and their intervals")
     parser.add_argument("--resamples", type=int, default=200, help="draws of the bootstrap (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--errors", action="store_true", help="also what went wrong: TIDE's errors of boxes and what each costs"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers at full precision")
     parser.add_argument("--classes", metavar="FILE", help="write AP (and differences) of every class as CSV")
     parser.add_argument(
@@ -88,6 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resamples < 1:
         parser.error(f"--resamples {args.resamples}: expected a number from 1 on")
+    if args.errors and args.metric != "bbox":
+        parser.error("--errors tells errors of boxes apart: leave --metric segm out")
     return args
 
 
@@ -105,6 +112,10 @@ def run(args: argparse.Namespace) -> None:
         output["images_scored"] = truth.num_images
     print_numbers(args.results, output)
     print_left_out(scored)
+    if args.errors:
+        errors = find_errors(truth, detections, protocol)
+        print_errors(errors, protocol)
+        output |= errors.named()
     comparison = None
     if args.compare is not None:
         other = score_file(args.compare, truth, read(args.compare, protocol), protocol)
@@ -231,6 +242,17 @@ def print_comparison(args: argparse.Namespace, comparison: Comparison, truth: Gr
     print(f"\nclasses that differ most (all {len(order)}: --classes FILE)")
     for i in order[:LISTED_CLASSES]:
         print_interval(truth.category_names[i][:24], comparison.per_category[i])
+
+
+def print_errors(errors: ErrorReport, protocol: Protocol) -> None:
+    """A line for each kind: how many, what average precision would gain without them, what it means."""
+    print(
+        f"\nerrors of the {MAX_PER_IMAGE[protocol.name]} best detections of each image, and what AP50 "
+        f"({errors.average_precision:.4f}) would gain without them (TIDE)"
+    )
+    for name, gain in errors.gains.items():
+        count = errors.counts.get(name)
+        print(f"  {name:<5} {'' if count is None else count:>9} {gain:+8.4f}  {MEANINGS[name]}")
 
 
 def print_interval(name: str, interval: Interval) -> None:
