@@ -12,7 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_USER  # they would send packages, or look for them, elsewhere
 # Packages that ask for opencv-python: installed without their requirements, which requirements-dev.txt lists, so that
-# exactly one of OpenCV's builds is here. They share their files: removing one of two breaks the other.
+# exactly one of OpenCV's builds is here. They share their files: removing one of two breaks the other. (tidecv's figures
+# ask for pandas and seaborn besides; no test makes one.)
 WITHOUT_REQUIREMENTS="mmengine mmdet lvis tidecv"
 TOTAL=5
 
