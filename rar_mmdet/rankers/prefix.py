@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rar_mmdet.rankers.kv_cache import cache_name, with_cache
+
 __all__ = ["label_log_probs", "prefix_positions", "sequence_log_probs", "trim_prefix"]
 
 Tokens = Sequence[int]
@@ -101,7 +103,7 @@ def _two_passes(model: Any, inputs: Mapping[str, Tensor], packed: _Packed, keep:
         input_ids=token_ids,
         attention_mask=_packed_mask(mask, owner, offset, first.dtype),
         position_ids=position_ids,
-        past_key_values=head.past_key_values,
+        **with_cache(getattr(head, cache_name())),
         use_cache=True,
         logits_to_keep=torch.arange(keep, device=mask.device),
     )

@@ -36,7 +36,7 @@ class IXC2Config(PreTrainedConfig):
     """
 
     model_type = "internlmxcomposer2"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     sub_configs = {"vision_config": CLIPVisionConfig}
 
     def __init__(

@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from rar_mmdet.rankers.internlm_xc2.configuration import IXC2Config
+from rar_mmdet.rankers.kv_cache import with_cache
 
 __all__ = ["IXC2Decoder", "PLoRALinear"]
 
@@ -151,8 +152,8 @@ class IXC2Decoder(nn.Module):
             config=self.config,
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **with_cache(past_key_values),
         )
         rotary = self.rotary_emb(embeds, position_ids=position_ids)
         hidden = embeds

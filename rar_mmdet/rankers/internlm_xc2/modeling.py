@@ -24,6 +24,7 @@ from rar_mmdet.rankers.internlm_xc2.footprint import (
     refuse_if_too_large,
 )
 from rar_mmdet.rankers.internlm_xc2.layers import IXC2Decoder
+from rar_mmdet.rankers.kv_cache import with_cache
 
 __all__ = ["IXC2ForConditionalGeneration"]
 
@@ -42,7 +43,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _no_split_modules = ["IXC2DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _keys_to_ignore_on_load_unexpected = HARMLESS_KEYS
     _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}
     _supports_sdpa = True
@@ -162,6 +163,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One step: a prompt, or any number of further tokens over a cache.
@@ -171,7 +173,8 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: (n, 3, S, S) of all images of the batch in reading order; None where there are none.
             attention_mask: (B, past + T), 0 at padding on either side; None: no padding. Or a ready 4-D mask.
             position_ids: (B, T); None: counted from the mask, so padding never shifts a token.
-            past_key_values: Cache of earlier steps; appended to in place.
+            past_key_values: Cache of earlier steps; appended to in place. `cache` is the same: the name that
+                transformers has for it from 5.24 on.
             inputs_embeds: (B, T, H) instead of input_ids, with image features already in place.
             image_mask: (B, T) bool, where those features stand; only with inputs_embeds. None: nowhere.
             use_cache: Return a cache. None: if the config says so.
@@ -195,6 +198,8 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("inputs_embeds already hold text and image features: give no input_ids or pixel_values.")
         if use_cache is None:
             use_cache = self.config.use_cache
+        if cache is not None:
+            past_key_values = cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -204,7 +209,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_mask = image_mask.unsqueeze(-1).to(inputs_embeds.dtype)
         hidden = self.model(inputs_embeds, position_ids, attention_mask, past_key_values, image_mask, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutputWithPast(logits=self.output(hidden[:, keep]), past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=self.output(hidden[:, keep]), **with_cache(past_key_values))
 
     def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with image features at the placeholders (B, T, H), and where those are (B, T)."""

@@ -1,12 +1,14 @@
 """Against numbers of the authors' code: alone, in batches, padded on either side, through a cache."""
 
 import copy
+import inspect
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaForCausalLM
 
 from rar_mmdet.rankers.internlm_xc2 import IXC2Config, IXC2ForConditionalGeneration
+from rar_mmdet.rankers.kv_cache import cache_name
 
 LOGITS = {"atol": 1e-4, "rtol": 0}
 LOGLIK = {"atol": 1e-3, "rtol": 0}
@@ -110,6 +112,16 @@ class TestGolden:
 
 
 class TestCache:
+    @pytest.mark.parametrize("name", ["cache", "past_key_values"])
+    def test_either_name_of_the_cache_is_heard(self, model, golden, name):
+        """transformers calls it `cache` from 5.24 on; what `generate` hands over must never be taken for nothing."""
+        ids, pixels = golden.sample(0)
+        head = model(input_ids=ids[:, :-3], pixel_values=pixels, use_cache=True)
+        tail = model(input_ids=ids[:, -3:], **{name: head[cache_name()]})
+        torch.testing.assert_close(torch.cat([head.logits, tail.logits], 1), golden.outputs["logits_0"], **LOGITS)
+        names = inspect.signature(LlamaForCausalLM.forward).parameters
+        assert cache_name() in names
+
     @pytest.mark.parametrize("cut", [3, 10, 21])
     def test_a_prompt_in_two_steps_equals_one(self, model, golden, cut):
         """Also where the first step is text and the image comes in the second."""
