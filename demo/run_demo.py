@@ -20,6 +20,8 @@ import torch
 
 from rar_mmdet.drawing import draw_regions
 from rar_mmdet.records import RegionRecord, read_records
+from rar_mmdet.report import read_run
+from rar_mmdet.report.command import write_report
 
 NUM_PHOTOS = 8
 HERE = Path(__file__).resolve().parent
@@ -143,6 +145,8 @@ def main() -> None:
     worlds = f"seed {args.seeds[0]}" if not std else f"mean ± standard deviation of seeds {args.seeds}"
     print(f"\nDemo world, test split, annotated boxes, {worlds}; percent\n\n{table(summary, std)}\n")
     print(f"numbers   {path}\nrecords   {rar / 'regions.jsonl'}  (one line for each region)")
+    write_report([read_run(rar, "RAR")], args.work_dir / "report.html", title="The demo world: retrieval and ranking")
+    print(f"report    {args.work_dir / 'report.html'}  (opens in any browser)")
     print(f"photos    {args.work_dir / 'photos'}  ({NUM_PHOTOS}, retrieved -> ranked)\nlogs      {rar.parent}/*/*.log")
     print("next      README.md, 'Five lines'; docs/five_jobs.md; docs/your_data.md")
 

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from rar_mmdet.errors import HostError
 
-__all__ = ["CORE", "HOST", "OPTIONAL", "PYTHON", "check_host", "is_supported", "line_for"]
+__all__ = ["CORE", "HOST", "OPTIONAL", "PYTHON", "check_host", "installed_versions", "is_supported", "line_for"]
 
 # setup.py reads these four; constraints.txt is the set that was run together.
 PYTHON = ">=3.11,<3.14"
@@ -29,6 +29,7 @@ CORE = {
     "timm": ">=1.0",
     "numpy": ">=1.24",
     "numba": ">=0.60",
+    "jinja2": ">=3.1",
     "pycocotools": ">=2.0.7",
     "opencv-python": ">=4.5",
     "safetensors": ">=0.4",
@@ -59,6 +60,17 @@ CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")
 def is_supported(name: str, version: str) -> bool:
     """Whether that version of a package lies in its range; a local part such as `+cu130` does not matter."""
     return SpecifierSet((CORE | HOST | OPTIONAL)[name]).contains(version.split("+")[0], prereleases=True)
+
+
+def installed_versions() -> dict[str, str]:
+    """Name -> version of those that are installed."""
+    found = {}
+    for name in CORE | HOST | OPTIONAL:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def line_for(name: str, python: tuple[int, int] = sys.version_info[:2]) -> str:

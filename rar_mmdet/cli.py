@@ -32,6 +32,9 @@ COMMANDS = {
     "encoders": Command("rar_mmdet.encoders.command", "published encoders by name, and what to type to get them"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
+    "report": Command(
+        "rar_mmdet.report.command", "one page of one or several runs: numbers, figures, regions to look at"
+    ),
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),

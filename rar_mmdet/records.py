@@ -17,8 +17,9 @@ import torch
 from rar_mmdet.errors import RecordFileError
 from rar_mmdet.structures import RankStatus, Recognition
 
-__all__ = ["RegionRecord", "describe_regions", "read_records", "write_records"]
+__all__ = ["NEVER", "RegionRecord", "describe_regions", "read_records", "write_records"]
 
+NEVER = 1 << 30  # place of a truth that is not among what was kept of the shortlist
 KEPT_COLUMNS = 20  # of the shortlist: enough for recall@20, light enough for a million regions
 
 
@@ -45,6 +46,24 @@ class RegionRecord:
     truth: int | None = None  # label of the annotated object, if known
     truth_name: str | None = None
     file: str | None = None  # the image's file, if known
+
+    @property
+    def has_opinion(self) -> bool:
+        """Whether a ranker was asked and said something of use."""
+        return self.status in ("ok", "partial")
+
+    def truth_places(self) -> tuple[int, int, int]:
+        """Where the truth stands, 0 being first: by retrieval, by fused score, and in the ranker's own order.
+
+        `NEVER` where it is not among the kept columns or is not known. Equal scores keep the order of retrieval, as do
+        columns that the ranker did not order.
+        """
+        if self.truth not in self.category_ids:
+            return NEVER, NEVER, NEVER
+        column = self.category_ids.index(self.truth)
+        fused = sorted(range(len(self.category_ids)), key=lambda i: -self.fused[i])
+        order = self.order if self.has_opinion else ()
+        return column, fused.index(column), order.index(column) if column in order else column
 
     def to_json(self) -> str:
         """One line; fields that are `None` are left out."""

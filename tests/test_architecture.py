@@ -42,6 +42,7 @@ ALLOWED = {
         "classification",
         *BASE,
     },
+    "report": {"report", "records", "scoring", "errors", "files"},
     **{
         command: {*STAGES, "recognizer", "components", command, *BASE} for command in ("build_memory", "inspect_memory")
     },

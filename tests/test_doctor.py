@@ -32,6 +32,7 @@ VERSIONS = {
     "tqdm": "4.70.1",
     "filelock": "4.3.1",
     "packaging": "26.4",
+    "jinja2": "3.1.6",
     "mmcv": "2.1.0",
     "mmdet": "3.3.0",
     "lvis": "0.5.3",

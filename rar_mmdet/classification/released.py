@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rar_mmdet.classification.dataset import Example
-from rar_mmdet.classification.results import NEVER
 from rar_mmdet.memory.few_shot import nearest_labels
+from rar_mmdet.records import NEVER
 
 __all__ = ["DEPTH", "RELEASED", "read_places", "share_anywhere", "write_lists"]
 

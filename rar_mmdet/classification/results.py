@@ -15,7 +15,6 @@ from rar_mmdet.scoring.accuracy import accuracy, compare_accuracy
 
 __all__ = ["Places", "Table", "draw_offered", "draw_top_k", "places_of"]
 
-NEVER = 1 << 30  # the truth is not among what was kept of the shortlist
 RANKED, REORDERED = "+rar", "+rar order"  # LogLikFusion (ours), PermuteFusion (the paper's)
 UNAIDED = "mllm"  # the row of the ranker alone, over all names
 
@@ -32,17 +31,7 @@ class Places:
 
 def places_of(records: Iterable[RegionRecord]) -> Places:
     """The places of the truth, from the records of one row, draw and seed."""
-    rows = []
-    for record in records:
-        ids = list(record.category_ids)
-        column = ids.index(record.truth) if record.truth in ids else None
-        if column is None:
-            rows.append((NEVER, NEVER, NEVER, bool(record.order)))
-            continue
-        fused = sorted(range(len(ids)), key=lambda i: -record.fused[i])  # stable: equals keep the order of retrieval
-        order = list(record.order) if record.status in ("ok", "partial") else []
-        reordered = order.index(column) if column in order else column
-        rows.append((column, fused.index(column), reordered, bool(order)))
+    rows = [(*record.truth_places(), record.has_opinion) for record in records]
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return Places(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(bool))
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import platform
 import sys
 import time
 from datetime import timedelta
@@ -20,6 +21,9 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from rar_mmdet import __version__
+from rar_mmdet._host import installed_versions
+from rar_mmdet.components import find_recognizers
 from rar_mmdet.engine import settings
 from rar_mmdet.engine.check import check_run
 from rar_mmdet.engine.console import QuietRunner
@@ -28,6 +32,7 @@ from rar_mmdet.engine.preflight import check_config, check_vocabulary, inner_dat
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.errors import CheckpointError, ConfigError, MissingAssetError, RarError
+from rar_mmdet.files.checkpoints import file_sha256
 from rar_mmdet.terminal import show
 
 __all__ = ["EXIT_STOPPED", "EXIT_USER_ERROR", "load_config", "main", "parse_args"]
@@ -228,7 +233,22 @@ def _summarise(runner: Runner, config: Config, metrics: dict[str, Any], seconds:
         "seconds_per_image": timing if timing is not None else seconds / max(num_images, 1),
         "metrics": metrics,
         "report": report,
+        "protocol": _protocol(config),
     }
+
+
+def _protocol(config: Config) -> dict[str, Any]:
+    """What the numbers belong to: parts with their settings, annotations by their hash, versions, device."""
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    files = [Path(str(one["ann_file"])) for one in evaluators if one.get("ann_file")]
+    protocol = {
+        "recognizers": dict(find_recognizers(config.model)),
+        "evaluators": evaluators,
+        "annotations_sha256": {str(file): file_sha256(file) for file in files if file.is_file()},
+        "versions": {"rar_mmdet": __version__, **installed_versions()},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+    }
+    return json.loads(json.dumps(protocol, default=str))
 
 
 def _where_things_are(summary: Path, runner: Runner, args: argparse.Namespace) -> list[str]:

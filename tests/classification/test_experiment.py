@@ -14,7 +14,7 @@ from rar_mmdet.classification import command, draw_seeded, read_folders
 from rar_mmdet.classification.dataset import Example
 from rar_mmdet.classification.experiment import FewShotRun, Recipe
 from rar_mmdet.classification.released import read_places, share_anywhere, write_lists
-from rar_mmdet.classification.results import NEVER, Places, Table, places_of
+from rar_mmdet.classification.results import Places, Table, places_of
 from rar_mmdet.classification.shortlisters import SHORTLISTERS, VISION, Vectors, balanced_alpha
 from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.cli import main as rar_mmdet
@@ -25,7 +25,7 @@ from rar_mmdet.fusion import LogLikFusion, PermuteFusion
 from rar_mmdet.memory.classifiers import ReadyMemory
 from rar_mmdet.memory.few_shot import TEXT_SCALE, fit_gda
 from rar_mmdet.memory.tuning import tune_tip
-from rar_mmdet.records import RegionRecord, read_records
+from rar_mmdet.records import NEVER, RegionRecord, read_records
 from rar_mmdet.regions import RegionCropper
 from rar_mmdet.testing import FakeEncoder, FakeRanker, make_image
 
