@@ -36,11 +36,13 @@ class TreeCOCOeval(COCOeval):
                     self._gts[gt["image_id"], child].append({**gt, "ignore": 1})
 
 
-def run_lvis_api(dataset: dict[str, Any], records: list[dict[str, Any]], iou_type: str = "bbox") -> LVISEval:
+def run_lvis_api(
+    dataset: dict[str, Any], records: list[dict[str, Any]], iou_type: str = "bbox", max_dets: int = 300
+) -> LVISEval:
     truth = LVIS.__new__(LVIS)
     truth.logger, truth.dataset = logging.getLogger("lvis"), copy.deepcopy(dataset)
     truth._create_index()
-    evaluator = LVISEval(truth, LVISResults(truth, copy.deepcopy(records)), iou_type)
+    evaluator = LVISEval(truth, LVISResults(truth, copy.deepcopy(records), max_dets), iou_type)
     evaluator.run()
     return evaluator
 
@@ -116,7 +118,81 @@ def make_world(
     return world, records
 
 
+def slow_fixed_ap(dataset: dict[str, Any], records: list[dict[str, Any]], limit: int = 10_000) -> dict[str, float]:
+    """Fixed AP from its definition (Dave et al., arXiv 2102.01066), one box at a time, in plain Python.
+
+    Of every category the `limit` best detections over all images, those of federated images, greedy matching, and
+    precision at 101 recalls as LVIS defines it. Annotations without area do not count; none of `make_world` with an id
+    of 0 may be given (lvis-api never finds it).
+    """
+    lists = {image["id"]: image for image in dataset["images"]}
+    recalls = [r / 100 for r in range(101)]
+    values: dict[str, list[float]] = {"AP": [], "r": [], "c": [], "f": []}
+    for category in dataset["categories"]:
+        mine = [r for r in records if r["category_id"] == category["id"]]
+        mine = sorted(mine, key=lambda r: -r["score"])[:limit]
+        truths: dict[Any, list[dict[str, Any]]] = {}
+        for a in dataset["annotations"]:
+            if a["category_id"] == category["id"] and a["area"] > 0:
+                truths.setdefault(a["image_id"], []).append(a)
+        wanted = sum(not a["ignore"] for own in truths.values() for a in own)
+        if not wanted:
+            continue
+        mine = [
+            r for r in mine if r["image_id"] in truths or category["id"] in lists[r["image_id"]]["neg_category_ids"]
+        ]
+        mine = [r for r in mine if r["bbox"][2] * r["bbox"][3] > 0]
+        # LVIS goes over images in the order of their ids, and only then sorts by score.
+        mine = sorted(sorted(mine, key=lambda r: r["image_id"]), key=lambda r: -r["score"])
+        for threshold in np.linspace(0.5, 0.95, 10).tolist():
+            free = {image_id: list(own) for image_id, own in truths.items()}
+            flags = []
+            for r in mine:
+                best, best_iou, best_ignored = None, min(threshold, 1 - 1e-10), True
+                for a in free.get(r["image_id"], []):
+                    iou = plain_iou(r["bbox"], a["bbox"])
+                    ignored = bool(a["ignore"])
+                    if iou < min(threshold, 1 - 1e-10) or (best is not None and ignored and not best_ignored):
+                        continue
+                    if best is None or (best_ignored and not ignored) or iou >= best_iou:
+                        best, best_iou, best_ignored = a, iou, ignored
+                if best is not None:
+                    free[r["image_id"]].remove(best)
+                    flags.append(None if best_ignored else True)
+                else:
+                    partly = category["id"] in lists[r["image_id"]]["not_exhaustive_category_ids"]
+                    flags.append(None if partly else False)
+            points, true, false = [], 0, 0
+            for flag in flags:
+                true += flag is True
+                false += flag is False
+                if flag is not None:
+                    points.append((true / wanted, true / (true + false)))
+            for recall in recalls:
+                value = max((p for r, p in points if r >= recall - 1e-12), default=0.0)
+                values["AP"].append(value)
+                values[category["frequency"]].append(value)
+    names = {"AP": "AP", "r": "APr", "c": "APc", "f": "APf"}
+    return {names[k]: sum(v) / len(v) if v else -1.0 for k, v in values.items()}
+
+
+def plain_iou(first: list[float], second: list[float]) -> float:
+    """Intersection over union of two boxes x, y, width, height."""
+    width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    inside = width * height
+    return inside / (first[2] * first[3] + second[2] * second[3] - inside)
+
+
 @pytest.fixture(scope="session")
 def reference() -> SimpleNamespace:
     """The oracles and builders of this folder's tests."""
-    return SimpleNamespace(lvis=run_lvis_api, coco=run_pycocotools, detections=as_detections, world=make_world)
+    return SimpleNamespace(
+        lvis=run_lvis_api,
+        coco=run_pycocotools,
+        fixed_ap=slow_fixed_ap,
+        detections=as_detections,
+        world=make_world,
+    )

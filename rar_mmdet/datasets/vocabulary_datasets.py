@@ -21,6 +21,7 @@ from rar_mmdet.files.images import decode_image
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.registry import DATASETS
+from rar_mmdet.scoring.image_lists import check_known_images, read_image_ids
 
 __all__ = ["CocoVocabularyDataset", "LVISVocabularyDataset", "V3DetVocabularyDataset", "VocabularyDataset"]
 
@@ -55,8 +56,10 @@ class VocabularyDataset:
         data_root: str = "",
         backend_args: dict | None = None,
         lazy_init: bool = False,
+        image_ids: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._image_list = image_ids
         given = dict(metainfo or {})
         classes = given.get("classes")
         self._classes: tuple[str, ...] | None = None
@@ -89,6 +92,10 @@ class VocabularyDataset:
             found = read_records(path, f"annotation file {ann_file}", self._classes)
         for note in found.notes:
             print_log(note, logger="current", level=logging.WARNING)
+        chosen = set(found.images)
+        if self._image_list is not None:
+            chosen = set(read_image_ids(self._image_list))
+            check_known_images(chosen, found.images, f"annotation file {ann_file}")
         if self._classes is None:
             self._metainfo["classes"] = found.names  # type: ignore[attr-defined]
         self.cat_ids = _IdList(found.category_ids)
@@ -99,6 +106,8 @@ class VocabularyDataset:
             raise RepeatedIdError(f"annotation ids in {ann_file!r} are not unique! Give each annotation its own id")
         data = []
         for image_id, image in found.images.items():
+            if image_id not in chosen:
+                continue
             annotations = found.annotations.get(image_id, [])
             for annotation in annotations:
                 if annotation["category_id"] in self.cat_img_map:
@@ -168,6 +177,7 @@ class CocoVocabularyDataset(VocabularyDataset, CocoDataset):
         data_root: root of `ann_file` and `data_prefix`.
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
+        image_ids: file that lists the images to take, see `read_image_ids`; all by default.
         kwargs: the other arguments of `CocoDataset`, checked there.
     """
 
@@ -189,6 +199,7 @@ class LVISVocabularyDataset(VocabularyDataset, LVISV1Dataset):
         data_root: root of `ann_file` and `data_prefix`.
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
+        image_ids: as in `CocoVocabularyDataset`; LVIS minival is such a list, or an annotation file of its own.
         kwargs: the other arguments of `LVISV1Dataset`, checked there.
     """
 

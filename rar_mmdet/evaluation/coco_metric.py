@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from mmdet.datasets import api_wrappers
@@ -25,7 +25,7 @@ from rar_mmdet.scoring.annotations import Detections, GroundTruth
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.settings import COCO, Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
-from rar_mmdet.scoring.summaries import coco_summary, limited_summary
+from rar_mmdet.scoring.summaries import coco_summary, limited_summary, novelty_summary
 
 __all__ = ["SparseCocoMetric"]
 
@@ -55,8 +55,8 @@ class SparseCocoMetric(SparseMetric):
         prefix: Put before the names of the numbers.
         sort_categories: Labels follow the sorted category ids (Objects365 v1).
         use_mp_eval: Summarise at the largest limit, as MMDet's multi-process evaluator; it needs no processes here.
-        img_ids: 'all' scores every image of the annotations, as MMDet does; 'seen' only those that were tested, and
-            then `images_scored` says how many.
+        img_ids: 'all' scores every image of the annotations, as MMDet does; 'seen' only those that were tested; a file
+            those it lists (see `read_image_ids`; LVIS minival). `images_scored` then says how many.
         category_tree: V3Det's tree file, or a JSON dictionary {child: parent}; adds `…_tree` numbers of V3Det's
             second protocol.
         digits: Decimals of the numbers, 3 as in MMDet; None gives all.
@@ -89,7 +89,7 @@ class SparseCocoMetric(SparseMetric):
         prefix: str | None = None,
         sort_categories: bool = False,
         use_mp_eval: bool = False,
-        img_ids: Literal["all", "seen"] = "all",
+        img_ids: str = "all",
         category_tree: str | None = None,
         digits: int | None = 3,
     ) -> None:
@@ -173,12 +173,25 @@ class SparseCocoMetric(SparseMetric):
             return list(range(len(classes_of(self.dataset_meta))))
         return super().label_ids_of(dataset, records)
 
-    def further_numbers(self, name: str, truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Numbers of V3Det's second protocol, where a tree is given."""
-        if self.category_tree is None or name == "proposal":
+    def further_numbers(
+        self, name: str, truth: GroundTruth, detections: Detections, result: SparseResult
+    ) -> dict[str, float]:
+        """AP of base and novel categories where the file tells them apart, and V3Det's second protocol given a tree."""
+        if name == "proposal":
             return {}
-        tree = CategoryTree.load(self.category_tree, truth.category_names, truth.category_ids.tolist())
-        return self.report(name, self._named(evaluate(truth, detections, self.protocol_of(name), tree)), TREE_SUFFIX)
+        numbers = self._base_and_novel(name, result, truth)
+        if self.category_tree is not None:
+            tree = CategoryTree.load(self.category_tree, truth.category_names, truth.category_ids.tolist())
+            result = evaluate(truth, detections, self.protocol_of(name), tree)
+            numbers |= self.report(name, self._named(result), TREE_SUFFIX)
+            numbers |= self._base_and_novel(name, result, truth, TREE_SUFFIX)
+        return numbers
+
+    def _base_and_novel(
+        self, name: str, result: SparseResult, truth: GroundTruth, suffix: str = ""
+    ) -> dict[str, float]:
+        summary = novelty_summary(result, truth)
+        return self.report(name, summary, suffix, items=summary)
 
     def _named(self, result: SparseResult) -> dict[str, float]:
         if len(result.protocol.max_dets) == 3 and not self.use_mp_eval:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mmengine.fileio import get_local_path
+from mmengine.logging import MMLogger
 
 from rar_mmdet.errors import MetricConfigError
 from rar_mmdet.evaluation.sparse_metric import SparseMetric, refuse_file_client
 from rar_mmdet.registry import METRICS
-from rar_mmdet.scoring.annotations import GroundTruth
-from rar_mmdet.scoring.settings import LVIS, Protocol
-from rar_mmdet.scoring.sparse_eval import SparseResult
+from rar_mmdet.scoring.annotations import Detections, GroundTruth
+from rar_mmdet.scoring.protocols import FIXED_SUFFIX, note_on_limit
+from rar_mmdet.scoring.settings import LVIS, LVIS_FIXED, Protocol
+from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
 from rar_mmdet.scoring.summaries import lvis_recalls, lvis_summary
 
 __all__ = ["SparseLVISMetric"]
@@ -41,9 +43,11 @@ class SparseLVISMetric(SparseMetric):
         prefix: Put before the names of the numbers.
         file_client_args: Not supported, as in MMDet.
         backend_args: For reading `ann_file`.
-        img_ids: 'all' scores every image of the annotations, as MMDet does; 'seen' only those that were tested, and
-            then `images_scored` says how many.
+        img_ids: 'all' scores every image of the annotations, as MMDet does; 'seen' only those that were tested; a file
+            those it lists (see `read_image_ids`; LVIS minival). `images_scored` then says how many.
         digits: Decimals of the numbers, 3 as in MMDet; None gives all.
+        fixed_ap: Report fixed AP (`..._fixed`: the 10,000 best detections of a category over the set, no limit per
+            image) beside lvis-api's numbers; the detector should then emit more than 300 an image.
 
     Raises:
         MetricNameError: A name in `metric` or `metric_items` does not exist.
@@ -70,8 +74,9 @@ class SparseLVISMetric(SparseMetric):
         prefix: str | None = None,
         file_client_args: dict[str, Any] | None = None,
         backend_args: dict[str, Any] | None = None,
-        img_ids: Literal["all", "seen"] = "all",
+        img_ids: str = "all",
         digits: int | None = 3,
+        fixed_ap: bool = False,
     ) -> None:
         refuse_file_client(file_client_args)
         if ann_file is None:
@@ -93,6 +98,7 @@ class SparseLVISMetric(SparseMetric):
             img_ids=img_ids,
             digits=digits,
         )
+        self.fixed_ap = fixed_ap
 
     @cached_property
     def _lvis_api(self) -> Any:
@@ -109,6 +115,17 @@ class SparseLVISMetric(SparseMetric):
             use_categories=name != "proposal",
             federated=name != "proposal",
         )
+
+    def further_numbers(
+        self, name: str, truth: GroundTruth, detections: Detections, result: SparseResult
+    ) -> dict[str, float]:
+        """Fixed AP, where it is asked for."""
+        if not self.fixed_ap or name == "proposal":
+            return {}
+        fixed = evaluate(truth, detections, LVIS_FIXED.having(iou_type="segm" if name == "segm" else "bbox"))
+        for note in note_on_limit(detections):
+            MMLogger.get_current_instance().warning(note)
+        return self.report(name, lvis_summary(fixed, truth), FIXED_SUFFIX)
 
     def summarise(self, name: str, result: SparseResult, truth: GroundTruth) -> dict[str, float]:
         """The numbers of lvis-api under its names."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -30,6 +30,7 @@ from rar_mmdet.evaluation.image_records import (
 from rar_mmdet.evaluation.labels import check_vocabulary, classes_of, label_ids
 from rar_mmdet.evaluation.proposal_recall import proposal_recall
 from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
+from rar_mmdet.scoring.image_lists import check_known_images, read_image_ids
 from rar_mmdet.scoring.protocols import explain_zero
 from rar_mmdet.scoring.result_files import write_results
 from rar_mmdet.scoring.settings import COCO, Protocol
@@ -69,7 +70,7 @@ class SparseMetric(BaseMetric):
         backend_args: dict[str, Any] | None,
         collect_device: str,
         prefix: str | None,
-        img_ids: Literal["all", "seen"],
+        img_ids: str,
         digits: int | None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
@@ -94,8 +95,10 @@ class SparseMetric(BaseMetric):
     def summarise(self, name: str, result: SparseResult, truth: GroundTruth) -> dict[str, float]:
         """All numbers of a result under the stock metric's names."""
 
-    def further_numbers(self, name: str, truth: GroundTruth, detections: Detections) -> dict[str, float]:
-        """Numbers of another protocol beside the first; none by default."""
+    def further_numbers(
+        self, name: str, truth: GroundTruth, detections: Detections, result: SparseResult
+    ) -> dict[str, float]:
+        """Numbers beside those of the stock metric; none by default."""
         return {}
 
     def dataset_of(self, records: Sequence[ImageRecord]) -> dict[str, Any]:
@@ -139,27 +142,40 @@ class SparseMetric(BaseMetric):
         if self.format_only:
             logger.info(f"results are saved in {os.path.dirname(self.outfile_prefix or '')}")
             return numbers
-        seen = [record.img_id for record in records]
         told: set[str] = set()
+        wanted = self._chosen_images(records, dataset)
+        if wanted is not None:
+            chosen = set(wanted)
+            records = [record for record in records if record.img_id in chosen]
         for name in self.metrics:
             truth = GroundTruth.from_dataset(
                 dataset,
                 federated=self.is_federated,
-                image_ids=seen if self.scored_images == "seen" else None,
+                image_ids=wanted,
                 category_ids=self.cat_ids,
                 keep_segmentations=name == "segm",
                 where=self.where,
             )
             self.img_ids = truth.image_ids.tolist()
-            self._warn([*truth.notes, *self._coverage(len(seen), dataset)], told)
+            self._warn([*truth.notes, *self._coverage(len(records), dataset)], told)
             logger.info(f"Evaluating {name}...")
             if name == "proposal_fast":
                 numbers.update(self._proposal_fast(records, truth))
             else:
                 numbers.update(self._score(name, records, truth, told))
-        if self.scored_images == "seen" and len(seen) < _count_images(dataset):
-            numbers["images_scored"] = len(seen)
+        if wanted is not None and len(wanted) < _count_images(dataset):
+            numbers["images_scored"] = len(wanted)
         return numbers
+
+    def _chosen_images(self, records: Sequence[ImageRecord], dataset: dict[str, Any]) -> list[Any] | None:
+        """Ids of the images that are scored; None for all."""
+        if self.scored_images == "all":
+            return None
+        if self.scored_images == "seen":
+            return [record.img_id for record in records]
+        wanted = read_image_ids(self.scored_images)
+        check_known_images(wanted, [image["id"] for image in dataset["images"]], self.where)
+        return wanted
 
     def _score(self, name: str, records: list[ImageRecord], truth: GroundTruth, told: set[str]) -> dict[str, float]:
         """The numbers of one metric."""
@@ -175,16 +191,21 @@ class SparseMetric(BaseMetric):
             numbers.update(self._classwise(result, truth))
         summary = self.summarise(name, result, truth)
         numbers.update(self.report(name, summary))
-        numbers.update(self.further_numbers(name, truth, detections))
+        numbers.update(self.further_numbers(name, truth, detections, result))
         rows = [["number", "value"], *([key, f"{value:.3f}"] for key, value in summary.items())]
         show(logger, f"{name}\n" + AsciiTable(rows).table)
         return numbers
 
-    def report(self, name: str, summary: dict[str, float], suffix: str = "") -> dict[str, float]:
-        """The chosen items under the stock metric's names."""
+    def report(
+        self, name: str, summary: dict[str, float], suffix: str = "", items: Iterable[str] | None = None
+    ) -> dict[str, float]:
+        """The given items, or those the metric reports, under the stock metric's names."""
         numbers: dict[str, float] = OrderedDict()
-        default = self.recall_items if name == "proposal" else self.items
-        for item in default if self.metric_items is None else self.metric_items:
+        if items is None:
+            items = self.metric_items
+        if items is None:
+            items = self.recall_items if name == "proposal" else self.items
+        for item in items:
             if item not in summary:
                 raise MetricConfigError(
                     f"{item} is not measured by metric={name!r} with proposal_nums={self.proposal_nums}, but "
@@ -218,7 +239,7 @@ class SparseMetric(BaseMetric):
                 MMLogger.get_current_instance().warning(note)
 
     def _coverage(self, num_seen: int, dataset: dict[str, Any]) -> list[str]:
-        num_images = _count_images(dataset)
+        num_images = _count_images(dataset) if self.scored_images in ("all", "seen") else len(self.img_ids or ())
         if num_seen >= num_images:
             return []
         if self.scored_images == "seen":
@@ -274,8 +295,10 @@ class SparseMetric(BaseMetric):
             raise MetricConfigError(
                 "format_only=True only writes result files: say where with outfile_prefix='a/b/name'"
             )
-        if self.scored_images not in ("all", "seen"):
-            raise MetricConfigError(f"img_ids={self.scored_images!r}: say 'all' or 'seen'")
+        if self.scored_images not in ("all", "seen") and not os.path.isfile(self.scored_images):
+            raise MetricConfigError(
+                f"img_ids={self.scored_images!r}: say 'all', 'seen' or a file that lists image ids (there is none here)"
+            )
         thresholds = np.atleast_1d(np.asarray(self.iou_thrs, np.float64))
         if not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
             raise MetricConfigError(f"iou_thrs={self.iou_thrs}: expected values above 0 and up to 1")

@@ -58,6 +58,19 @@ class AnnotationTable:
                 self.categories.refuse(i, "frequency", f"'r', 'c' or 'f' as LVIS files have. {NOT_LVIS}")
         return tuple(c["frequency"] for c in self.categories.items)
 
+    def novel(self) -> NDArray[np.bool_] | None:
+        """(K,) whether each category is a novel one, as V3Det's files say for open-vocabulary detection; None: unsaid.
+
+        Raises:
+            AnnotationFileError: A value is neither true nor false, or only some categories have one.
+        """
+        said = ["novel" in category for category in self.categories.items]
+        if not any(said):
+            return None
+        if not all(said):
+            self.categories.refuse(said.index(False), "novel", "true or false, as the other categories have")
+        return self.categories.flags("novel")
+
     def listed_categories(self, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the images and of the categories that a list field of each image names, such as `neg_category_ids`.
 

@@ -91,6 +91,7 @@ class GroundTruth:
     counts: BoolArray  # (G,) False for the id 0, whose match the reference implementations take for none
     negatives: IntArray  # sorted pair keys of categories verified absent (LVIS)
     not_exhaustive: IntArray  # sorted pair keys of categories annotated in part (LVIS)
+    novel: BoolArray | None = None  # (K,) not seen in training (V3Det's open-vocabulary split); None: not said
     segmentations: tuple[Any, ...] | None = None  # G COCO segmentations, kept on request
     notes: tuple[str, ...] = ()  # what a person should know of the file: sentences
 
@@ -146,6 +147,7 @@ class GroundTruth:
             counts=self.counts[order],
             negatives=np.zeros(0, np.int64),
             not_exhaustive=np.zeros(0, np.int64),
+            novel=None,
             segmentations=segmentations,
         )
 
@@ -186,6 +188,7 @@ class GroundTruth:
             _listed_pairs(table, key, images, categories) if federated else np.zeros(0, np.int64)
             for key in FEDERATED_LISTS
         )
+        novel = table.novel()
         index = _as_the_references_load(table, image, category, federated)
         crowd = table.crowd[index]
         return GroundTruth(
@@ -203,6 +206,7 @@ class GroundTruth:
             counts=np.array([table.ids[i] != 0 for i in index], bool),
             negatives=negatives,
             not_exhaustive=not_exhaustive,
+            novel=None if novel is None else novel[categories],
             segmentations=None if table.segmentations is None else tuple(table.segmentations[i] for i in index),
             notes=(*table.notes, *(_notes_on_areas(table) if federated else ())),
         )

@@ -19,6 +19,7 @@ from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotati
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.comparison import Comparison, Interval, compare
 from rar_mmdet.scoring.errors import MAX_PER_IMAGE, MEANINGS, ErrorReport, find_errors
+from rar_mmdet.scoring.image_lists import check_known_images, of_images, read_image_ids
 from rar_mmdet.scoring.protocols import (
     PROTOCOLS,
     Score,
@@ -39,6 +40,7 @@ Score a detector's result file under the LVIS, COCO or V3Det protocol; no model 
   python tools/score.py results.bbox.json v3det_2023_v1_val.json --protocol v3det --json numbers.json
   python tools/score.py ours.bbox.json lvis_v1_val.json --protocol lvis --compare baseline.bbox.json
   python tools/score.py results.bbox.json lvis_v1_val.json --protocol lvis --errors
+  python tools/score.py results.bbox.json lvis_v1_val.json --protocol lvis-fixed --images minival.txt
 """
 EPILOG = """\
 Where results.bbox.json comes from: a test run writes it when the metric is told where,
@@ -48,9 +50,15 @@ out/results.segm.json. Detectron2, YOLO tools and others write such files too. I
   {"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.9}
 with the ids of the annotation file and boxes in pixels of the original photo. Files may be compressed by gzip.
 
-Which protocol: lvis for files with neg_category_ids (federated annotation, APr APc APf); coco for all else; v3det for
-V3Det (300 detections per image and category, and its category tree). Numbers are lvis-api's and pycocotools' to the
-last digit; -1 means there is nothing to find. Exit status: 0 scored, 2 something must be mended first.
+Which protocol: lvis for files with neg_category_ids (federated annotation, APr APc APf; the 300 best detections of an
+image count); lvis-fixed for these numbers and, beside them, fixed AP (..._fixed: the 10,000 best detections of a
+category over the whole set and no limit per image, arXiv 2102.01066), which open-vocabulary detectors report: give it a
+result file that was not cut per image; coco for all else; v3det for V3Det (300 detections per image and category, its
+category tree, and AP_base and AP_novel). Numbers are lvis-api's and pycocotools' to the last digit; -1 means there is
+nothing to find. Exit status: 0 scored, 2 something must be mended first.
+
+Part of a set: --images takes a list of image ids (a JSON list, or one a line) or an annotation file, so that LVIS
+minival is scored with lvis_v1_val.json and a list, or with minival's own annotation file.
 """
 MANY_SEEN = 0.9  # of the images have a detection: below, a person is told that the others count as missed
 LISTED_CLASSES = 20
@@ -87,7 +95,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--category-tree", metavar="FILE", help="V3Det's category tree; by default looked for beside the annotations"
     )
-    parser.add_argument(
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--images", metavar="FILE", help="score only these images: a list of ids, or an annotation file")
+    part.add_argument(
         "--seen-only", action="store_true", help="score only images that have a detection in the (first) result file"
     )
     args = parser.parse_args(argv)
@@ -101,14 +111,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Read, score, print and write."""
     protocol = with_iou_type(args.protocol, args.metric)
-    detections = read(args.results, protocol)
-    truth = read_truth(args, protocol, detections)
+    chosen = None if args.images is None else read_image_ids(args.images)
+    detections = read(args.results, protocol, chosen)
+    truth = read_truth(args, protocol, detections, chosen)
     tell(truth.notes)
     tell_coverage(truth, detections)
     scored = score_file(args.results, truth, detections, protocol, tree_for(args, truth))
     tell(scored.notes)
     output: dict[str, Any] = dict(scored.numbers)
-    if args.seen_only:
+    if args.seen_only or chosen is not None:
         output["images_scored"] = truth.num_images
     print_numbers(args.results, output)
     print_left_out(scored)
@@ -118,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
         output |= errors.named()
     comparison = None
     if args.compare is not None:
-        other = score_file(args.compare, truth, read(args.compare, protocol), protocol)
+        other = score_file(args.compare, truth, read(args.compare, protocol, chosen), protocol)
         tell(f"{args.compare}: {note}" for note in other.notes)
         comparison = compare(
             scored.result.matches,
@@ -136,13 +147,14 @@ def run(args: argparse.Namespace) -> None:
         write_classes(args.classes, truth, per_category_ap(scored.result).tolist(), comparison)
 
 
-def read(path: str, protocol: Protocol) -> Detections:
-    """A result file, with a progress bar on terminals."""
+def read(path: str, protocol: Protocol, image_ids: list[Any] | None = None) -> Detections:
+    """A result file, with a progress bar on terminals; of some images only, where these are given."""
     size = os.path.getsize(path) if os.path.exists(path) else None
     with tqdm(
         total=size, unit="B", unit_scale=True, desc=f"reading {Path(path).name}", file=sys.stderr, disable=None
     ) as bar:
-        return read_checked_results(path, protocol, progress=bar.update)
+        detections = read_checked_results(path, protocol, progress=bar.update)
+    return detections if image_ids is None else of_images(detections, image_ids)
 
 
 def score_file(
@@ -155,7 +167,9 @@ def score_file(
         raise type(error)(f"result file {path}: {error}") from None
 
 
-def read_truth(args: argparse.Namespace, protocol: Protocol, detections: Detections) -> GroundTruth:
+def read_truth(
+    args: argparse.Namespace, protocol: Protocol, detections: Detections, image_ids: list[Any] | None = None
+) -> GroundTruth:
     """The annotations the arguments name."""
     masks = args.metric == "segm"
     dataset = load_annotation_file(args.annotations, keep_segmentations=masks)
@@ -166,13 +180,17 @@ def read_truth(args: argparse.Namespace, protocol: Protocol, detections: Detecti
                 f"--protocol {args.protocol} objects that are not annotated count as errors. Is --protocol lvis meant?"
             ]
         )
-    return GroundTruth.from_dataset(
+    where = f"annotation file {args.annotations}"
+    truth = GroundTruth.from_dataset(
         dataset,
         federated=protocol.federated,
-        image_ids=set(detections.image_ids.tolist()) if args.seen_only else None,
+        image_ids=set(detections.image_ids.tolist()) if args.seen_only else image_ids,
         keep_segmentations=masks,
-        where=f"annotation file {args.annotations}",
+        where=where,
     )
+    if image_ids is not None:
+        check_known_images(image_ids, truth.image_ids.tolist(), where)
+    return truth
 
 
 def is_federated(dataset: dict[str, Any]) -> bool:

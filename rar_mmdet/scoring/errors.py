@@ -46,7 +46,7 @@ ERRORS = ("cls", "loc", "both", "dupe", "bkg", "miss")
 HIT, CLS, LOC, BOTH, DUPE, BKG = range(6)
 FOREGROUND, BACKGROUND = 0.5, 0.1  # the release's thresholds t_f and t_b
 # Detections of an image that take part, its best: the release's for COCO and LVIS; V3Det's detectors give 300.
-MAX_PER_IMAGE = {"coco": 100, "lvis": 300, "v3det": 300}
+MAX_PER_IMAGE = {"coco": 100, "lvis": 300, "lvis-fixed": 300, "v3det": 300}
 RECALLS = np.arange(101) / 100  # not linspace: some of its values are an ulp off
 CROSS_CHUNK = 1 << 18  # detection x annotation combinations at once; larger ones leave the processor's cache
 NOTHING = -1

@@ -14,14 +14,16 @@ from rar_mmdet.scoring.annotations import Detections, GroundTruth
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.pairing import notes_on_pair
 from rar_mmdet.scoring.result_files import read_results
-from rar_mmdet.scoring.settings import COCO, LVIS, V3DET, IouType, Protocol
+from rar_mmdet.scoring.settings import COCO, LVIS, LVIS_FIXED, V3DET, IouType, Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
-from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary
+from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary, novelty_summary
 
 __all__ = ["PROTOCOLS", "Score", "find_category_tree", "explain_zero", "read_checked_results", "score"]
 
-ProtocolName = Literal["lvis", "coco", "v3det"]
-PROTOCOLS: dict[str, Protocol] = {"lvis": LVIS, "coco": COCO, "v3det": V3DET}
+ProtocolName = Literal["lvis", "lvis-fixed", "coco", "v3det"]
+PROTOCOLS: dict[str, Protocol] = {"lvis": LVIS, "lvis-fixed": LVIS_FIXED, "coco": COCO, "v3det": V3DET}
+FIXED_SUFFIX = "_fixed"
+AT_THE_LIMIT = 0.1  # of the images hold the largest number of detections: then a limit per image was in force
 CATEGORIES_ARE_WRONG = 0.1  # recall of boxes alone from which on an AP of 0 is the categories' fault
 TREE_FILE = "v3det_2023_v1_category_tree.json"
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs@100", "ARm@100", "ARl@100")
@@ -40,6 +42,7 @@ class Score:
 def score(truth: GroundTruth, detections: Detections, protocol: Protocol, tree: CategoryTree | None = None) -> Score:
     """Score detections under a protocol; with a tree, under V3Det's second protocol as well (`…_tree`).
 
+    Under "lvis-fixed" the numbers of lvis-api stand beside those of fixed AP (`…_fixed`), of which `result` is.
     COCO and V3Det numbers come under lvis-api's names (`bbox_AP50`) and MMDet's (`bbox_mAP_50`).
 
     Raises:
@@ -49,10 +52,27 @@ def score(truth: GroundTruth, detections: Detections, protocol: Protocol, tree: 
     notes = notes_on_pair(truth, detections, masks=protocol.iou_type == "segm")
     result = evaluate(truth, detections, protocol)
     notes += [*result.matches.notes, *explain_zero(truth, detections, result)]
+    if protocol.max_per_category is not None:
+        notes += note_on_limit(detections)
+        official = _named(evaluate(truth, detections, LVIS.having(iou_type=protocol.iou_type)), truth, "")
+        return Score(_named(result, truth, FIXED_SUFFIX) | official, result, tuple(notes))
     numbers = _named(result, truth, "")
     if tree is not None:
         numbers |= _named(evaluate(truth, detections, protocol, tree), truth, "_tree")
     return Score(numbers, result, tuple(notes))
+
+
+def note_on_limit(detections: Detections) -> list[str]:
+    """A sentence where detections were cut per image before fixed AP, which is to be taken without such a limit."""
+    counts = np.unique(detections.image_ids, return_counts=True)[1]
+    largest = int(counts.max(initial=0))
+    if largest < 2 or np.mean(counts == largest) < AT_THE_LIMIT or len(counts) < 2:
+        return []
+    return [
+        f"{np.count_nonzero(counts == largest)} of {len(counts)} images have {largest} detections and none has more: "
+        "was there a limit per image? Fixed AP is taken without one (10,000 detections per category over the set); "
+        "give the detector a higher limit, or the number is too low"
+    ]
 
 
 def explain_zero(truth: GroundTruth, detections: Detections, result: SparseResult) -> list[str]:
@@ -109,15 +129,16 @@ def find_category_tree(annotation_file: str | Path) -> Path | None:
 
 def _named(result: SparseResult, truth: GroundTruth, suffix: str) -> dict[str, float]:
     protocol = result.protocol
-    if protocol.name == "lvis":
+    if protocol.federated:
         summary = lvis_summary(result, truth)
     elif len(protocol.max_dets) == 3:
         summary = dict(zip(COCO_NAMES, coco_summary(result), strict=True))
     else:
         summary = limited_summary(result)
     numbers = {f"{protocol.iou_type}_{key}{suffix}": value for key, value in summary.items()}
-    if protocol.name != "lvis":
+    if not protocol.federated:
         numbers |= {f"{protocol.iou_type}_{MMDET_COCO_NAMES[k]}{suffix}": summary[k] for k in MMDET_COCO_NAMES}
+        numbers |= {f"{protocol.iou_type}_{k}{suffix}": v for k, v in novelty_summary(result, truth).items()}
     return numbers
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COCO", "LVIS", "V3DET", "IouType", "Protocol"]
+__all__ = ["COCO", "LVIS", "LVIS_FIXED", "V3DET", "IouType", "Protocol"]
 
 IouType = Literal["bbox", "segm"]
 
@@ -31,6 +31,7 @@ class Protocol:
     name: str
     federated: bool = False  # LVIS: drop categories not verified in an image, forgive the partly annotated
     max_per_image: int | None = None  # best detections kept per image before anything else (LVIS: 300)
+    max_per_category: int | None = None  # best detections kept per category over the whole set (fixed AP: 10,000)
     max_dets: tuple[int, ...] = (1, 10, 100)  # detections kept per (image, category), ascending
     iou_type: IouType = "bbox"
     use_categories: bool = True  # False: class-agnostic recall of proposals
@@ -68,4 +69,7 @@ NO_LIMIT = 2**31 - 1  # LVIS limits per image only; no (image, category) pair ca
 
 COCO = Protocol("coco")
 LVIS = Protocol("lvis", federated=True, max_per_image=300, max_dets=(NO_LIMIT,))  # lvis-api 0.5.3: results.py:10
+# Dave et al., "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details", arXiv 2102.01066, sec. 4: no
+# limit per image, 10,000 detections per category over the set; what open-vocabulary detectors report on LVIS.
+LVIS_FIXED = Protocol("lvis-fixed", federated=True, max_per_category=10_000, max_dets=(NO_LIMIT,))
 V3DET = Protocol("v3det", max_dets=(300,))  # the official script: evaluation/eval_v3det.py

@@ -217,8 +217,11 @@ def _select(
             detections, image = detections.take(mask), image[mask]
 
     if protocol.max_per_image is not None:
-        keep(_best_per_image(image, detections.scores, protocol.max_per_image), "beyond the limit per image")
+        keep(_best_of_each(image, detections.scores, protocol.max_per_image), "beyond the limit per image")
     keep(rows_of(detections.category_ids, truth.category_ids) >= 0, "unknown category")
+    if protocol.max_per_category is not None:
+        category = rows_of(detections.category_ids, truth.category_ids)
+        keep(_best_of_each(category, detections.scores, protocol.max_per_category), "beyond the limit per category")
     if protocol.federated:
         area = detections.area
         keep((area > 0) & (area < np.inf), "no area")
@@ -229,12 +232,15 @@ def _select(
     return detections, image, rows_of(detections.category_ids, truth.category_ids), dropped
 
 
-def _best_per_image(image: IntArray, scores: FloatArray, limit: int) -> BoolArray:
-    """Keep the `limit` best of each image, earlier ones of equal score first (lvis-api, `limit_dets_per_image`)."""
-    keep = np.ones(len(image), bool)
-    if len(image) and np.bincount(image).max() > limit:
-        order = np.lexsort((-scores, image))
-        keep[order] = _rank_in_run(image[order]) < limit
+def _best_of_each(group: IntArray, scores: FloatArray, limit: int) -> BoolArray:
+    """Keep the `limit` best of each image or category, earlier ones of equal score first.
+
+    lvis-api's `limit_dets_per_image` is a stable sort too, as is the cut of the evaluators of fixed AP.
+    """
+    keep = np.ones(len(group), bool)
+    if len(group) and np.bincount(group).max() > limit:
+        order = np.lexsort((-scores, group))
+        keep[order] = _rank_in_run(group[order]) < limit
     return keep
 
 

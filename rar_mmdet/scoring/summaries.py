@@ -12,7 +12,15 @@ from rar_mmdet.scoring.annotations import FREQUENCIES, FloatArray, GroundTruth, 
 from rar_mmdet.scoring.settings import Protocol
 from rar_mmdet.scoring.sparse_eval import SparseResult
 
-__all__ = ["coco_summary", "limited_summary", "lvis_recalls", "lvis_summary", "mean_of_defined", "per_category_ap"]
+__all__ = [
+    "coco_summary",
+    "limited_summary",
+    "lvis_recalls",
+    "lvis_summary",
+    "mean_of_defined",
+    "novelty_summary",
+    "per_category_ap",
+]
 
 SIZES = ("small", "medium", "large")
 
@@ -24,7 +32,10 @@ def mean_of_defined(values: FloatArray) -> float:
 
 
 def lvis_summary(result: SparseResult, truth: GroundTruth) -> dict[str, float]:
-    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AR at 300 per image, as lvis-api 0.5.3 names them."""
+    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf and AR at 300 per image, as lvis-api 0.5.3 names them.
+
+    AR without a limit per image, as under fixed AP, is plain AR.
+    """
     numbers = {
         "AP": _average_precision(result),
         "AP50": _average_precision(result, iou_thr=0.5),
@@ -41,10 +52,21 @@ def lvis_summary(result: SparseResult, truth: GroundTruth) -> dict[str, float]:
 def lvis_recalls(result: SparseResult) -> dict[str, float]:
     """AR at the limit per image, in full and by size; all that class-agnostic results have."""
     limit = result.protocol.max_per_image
-    numbers = {f"AR@{limit}": _average_recall(result)}
+    at = "" if limit is None else f"@{limit}"
+    numbers = {f"AR{at}": _average_recall(result)}
     for size in SIZES:
-        numbers[f"AR{size[0]}@{limit}"] = _average_recall(result, area=size)
+        numbers[f"AR{size[0]}{at}"] = _average_recall(result, area=size)
     return numbers
+
+
+def novelty_summary(result: SparseResult, truth: GroundTruth) -> dict[str, float]:
+    """AP of the base and of the novel categories; empty where the annotation file does not tell them apart."""
+    if truth.novel is None:
+        return {}
+    return {
+        "AP_base": _average_precision(result, categories=np.flatnonzero(~truth.novel)),
+        "AP_novel": _average_precision(result, categories=np.flatnonzero(truth.novel)),
+    }
 
 
 def coco_summary(result: SparseResult) -> list[float]:

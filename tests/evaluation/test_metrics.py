@@ -18,6 +18,7 @@ import torch
 from mmdet.evaluation import CocoMetric, LVISMetric
 from mmdet.evaluation.functional import bbox_overlaps
 from mmdet.evaluation.functional.recall import _recalls
+from mmdet.evaluation.metrics.lvis_metric import LVISFixedAPMetric
 from mmengine.logging import MMLogger
 
 from rar_mmdet.errors import AnnotationFileError, DetectionError, MetricConfigError, VocabularyError
@@ -128,6 +129,33 @@ def test_v3det_limit_and_tree(world: SimpleNamespace, tmp_path: Path) -> None:
     assert numbers["coco/bbox_mAP_tree"] >= numbers["coco/bbox_mAP"]
 
 
+def test_fixed_ap_stands_beside_the_official_numbers(world: SimpleNamespace) -> None:
+    official = run(SparseLVISMetric(world.path, metric=["bbox", "segm"]), world)
+    numbers = run(SparseLVISMetric(world.path, metric=["bbox", "segm"], fixed_ap=True, digits=None), world)
+    assert {k: round(v, 3) for k, v in numbers.items() if not k.endswith("_fixed")} == official
+    stock = run(LVISFixedAPMetric(world.path), world)
+    for name, value in stock.items():
+        assert numbers[f"lvis/bbox_{name.split('/')[1]}_fixed"] == pytest.approx(float(value), abs=1e-12)
+
+
+def test_base_and_novel_categories(world: SimpleNamespace) -> None:
+    for category in world.dataset["categories"]:
+        category["novel"] = category["id"] < 3
+    Path(world.path).write_text(json.dumps(world.dataset))
+    numbers = run(SparseCocoMetric(world.path, classwise=True, digits=None), world)
+    for key, ids in (("base", (3, 4, 5, 6)), ("novel", (1, 2))):
+        values = [v for i in ids if not np.isnan(v := numbers[f"coco/c{i}_precision"])]
+        assert numbers[f"coco/bbox_AP_{key}"] == pytest.approx(np.mean(values) if values else -1)
+
+
+def test_images_of_a_list(world: SimpleNamespace, tmp_path: Path) -> None:
+    ids = [sample["img_id"] for sample in world.samples[:2]]
+    (tmp_path / "minival.txt").write_text("\n".join(map(str, ids)))
+    numbers = run(SparseLVISMetric(world.path, img_ids=str(tmp_path / "minival.txt")), world)
+    assert numbers == run(SparseLVISMetric(world.path, img_ids="seen"), world, world.samples[:2])
+    assert numbers["lvis/images_scored"] == 2
+
+
 def test_result_files_equal_mmdet(world: SimpleNamespace, tmp_path: Path) -> None:
     for cls, name in ((CocoMetric, "a"), (SparseCocoMetric, "b")):
         numbers = run(
@@ -230,7 +258,7 @@ def test_config_errors(world: SimpleNamespace) -> None:
         SparseCocoMetric(world.path, iou_thrs=[50, 75])
     with pytest.raises(MetricConfigError, match="expected numbers of detections from 1 on"):
         SparseCocoMetric(world.path, proposal_nums=())
-    with pytest.raises(MetricConfigError, match="say 'all' or 'seen'"):
+    with pytest.raises(MetricConfigError, match="say 'all', 'seen' or a file that lists image ids"):
         SparseCocoMetric(world.path, img_ids="some")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="backend_args"):
         SparseCocoMetric(world.path, file_client_args={})

@@ -323,3 +323,15 @@ def test_a_proposal_file_of_other_images(world, tmp_path):
     dump({"val2017/other.png": {"bboxes": np.zeros((0, 4))}}, str(tmp_path / "p.pkl"))
     with pytest.raises(InvalidBoxError, match="has no image 'val2017/000000.png' .*such as 'val2017/other.png'"):
         build("LVISVocabularyDataset", tmp_path, proposal_file="p.pkl")
+
+
+def test_a_list_of_images_is_the_part_that_is_tested(world, tmp_path):
+    whole = build("LVISVocabularyDataset", tmp_path)
+    ids = [whole.get_data_info(i)["img_id"] for i in (0, 3)]
+    (tmp_path / "minival.txt").write_text("\n".join(map(str, ids)))
+    part = build("LVISVocabularyDataset", tmp_path, image_ids=str(tmp_path / "minival.txt"))
+    assert [part.get_data_info(i)["img_id"] for i in range(len(part))] == ids
+    assert part.metainfo["classes"] == whole.metainfo["classes"]
+    (tmp_path / "minival.txt").write_text("987654")
+    with pytest.raises(AnnotationFileError, match="1 of the 1 images of the list are not in annotation file"):
+        build("LVISVocabularyDataset", tmp_path, image_ids=str(tmp_path / "minival.txt"))
