@@ -8,7 +8,7 @@ range, and only pairs (edges) whose IoU reaches the lowest threshold are ever he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from pycocotools import mask as mask_api
 from rar_mmdet.errors import ResultFileError
 from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, GroundTruth, IntArray
 from rar_mmdet.scoring.masks import as_rle
+from rar_mmdet.scoring.runs import blocks, expand
 from rar_mmdet.scoring.settings import Protocol
 
 __all__ = ["Edges", "Matches", "box_iou_xywh", "find_edges", "match"]
@@ -86,12 +87,10 @@ def find_edges(detections: Detections, pair: IntArray, rank: IntArray, truth: Gr
     has_truth = (keys[place] == pair) if len(keys) else np.zeros(len(pair), bool)
     rows = np.flatnonzero(has_truth & (rank < protocol.max_dets[-1]))
     parts: list[tuple[IntArray, IntArray, FloatArray]] = []
-    for block in _blocks(counts[place[rows]], CROSS_CHUNK):
+    for block in blocks(counts[place[rows]], CROSS_CHUNK):
         chosen = rows[block]
-        first, count = starts[place[chosen]], counts[place[chosen]]
-        detection = np.repeat(chosen, count)
-        offset = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
-        annotation = truth_order[np.repeat(first, count) + offset]
+        detection, at = expand(chosen, starts[place[chosen]], counts[place[chosen]])
+        annotation = truth_order[at]
         if protocol.iou_type == "bbox":
             iou = box_iou_xywh(detections.boxes_xywh[detection], truth.boxes_xywh[annotation], truth.crowd[annotation])
         else:
@@ -123,7 +122,7 @@ def match(edges: Edges, pair: IntArray, truth: GroundTruth, protocol: Protocol) 
     new_pair = np.flatnonzero(np.diff(det_pair, prepend=det_pair[0] - 1))
     edges_per_pair = np.add.reduceat(num_edges, new_pair)
     dets_per_pair = np.diff(np.append(new_pair, len(detection)))
-    for pairs in _blocks(edges_per_pair, EDGE_CHUNK):
+    for pairs in blocks(edges_per_pair, EDGE_CHUNK):
         lo, hi = new_pair[pairs.start], new_pair[pairs.stop - 1] + dets_per_pair[pairs.stop - 1]
         block = slice(first_edge[lo], first_edge[hi - 1] + num_edges[hi - 1])
         turn = np.arange(lo, hi) - np.repeat(new_pair[pairs], dets_per_pair[pairs])
@@ -178,17 +177,6 @@ def _ignored_by_area(truth: GroundTruth, rows: IntArray, protocol: Protocol) -> 
     area = truth.area[rows][:, None]
     outside = (area < ranges[:, 0]) | (area > ranges[:, 1]) | truth.ignore[rows][:, None]
     return np.repeat(outside, len(protocol.iou_thrs), axis=1)
-
-
-def _blocks(sizes: IntArray, limit: int) -> Iterator[slice]:
-    """Consecutive slices whose sizes add up to about `limit`, each with at least one element."""
-    total = np.cumsum(sizes)
-    start = 0
-    while start < len(sizes):
-        before = total[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(total, before + limit, side="right")))
-        yield slice(start, stop)
-        start = stop
 
 
 def _mask_iou(

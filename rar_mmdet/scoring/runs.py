@@ -8,15 +8,18 @@ import numpy as np
 
 from rar_mmdet.scoring.annotations import BoolArray, FloatArray, IntArray
 
-__all__ = ["best_per_image", "blocks", "contains", "expand", "rank_in_run", "run_starts", "running_in_run"]
+__all__ = ["best_of_each", "blocks", "contains", "expand", "rank_in_run", "run_starts", "running_in_run"]
 
 
-def best_per_image(image: IntArray, scores: FloatArray, limit: int) -> BoolArray:
-    """Keep the `limit` best of each image, earlier ones of equal score first (lvis-api, `limit_dets_per_image`)."""
-    keep = np.ones(len(image), bool)
-    if len(image) and np.bincount(image).max() > limit:
-        order = np.lexsort((-scores, image))
-        keep[order] = rank_in_run(image[order]) < limit
+def best_of_each(group: IntArray, scores: FloatArray, limit: int) -> BoolArray:
+    """Keep the `limit` best of each image or category, earlier ones of equal score first.
+
+    lvis-api's `limit_dets_per_image` is a stable sort too, as is the cut of the evaluators of fixed AP.
+    """
+    keep = np.ones(len(group), bool)
+    if len(group) and np.bincount(group).max() > limit:
+        order = np.lexsort((-scores, group))
+        keep[order] = rank_in_run(group[order]) < limit
     return keep
 
 

@@ -17,6 +17,7 @@ from rar_mmdet.scoring.annotations import BoolArray, Detections, FloatArray, Gro
 from rar_mmdet.scoring.category_tree import CategoryTree, add_ignored_ancestors
 from rar_mmdet.scoring.matching import find_edges, match
 from rar_mmdet.scoring.pairing import image_rows, note_on_categories, note_on_scores
+from rar_mmdet.scoring.runs import best_of_each, contains, rank_in_run, run_starts, running_in_run
 from rar_mmdet.scoring.settings import Protocol
 
 __all__ = [
@@ -101,7 +102,7 @@ def match_detections(
     pair = truth.pair_keys(image, category)
     order = np.lexsort((-detections.scores, pair))  # stable: equal scores keep the order of the file
     detections, pair, image, category = detections.take(order), pair[order], image[order], category[order]
-    rank = _rank_in_run(pair)
+    rank = rank_in_run(pair)
     edges = find_edges(detections, pair, rank, truth, protocol)
     found = match(edges, pair, truth, protocol)
     outside = _forgiven(truth, detections.area, pair, protocol)
@@ -174,11 +175,11 @@ def curves(
     # False positives so far in the category: those that overlap nothing, whatever the threshold, and those that do.
     lone = matches.false[:, a] * times
     lone[matches.edge] = 0
-    lone_before = _running_in_run(lone, matches.category)[matches.edge]
+    lone_before = running_in_run(lone, matches.category)[matches.edge]
     category, edge_times = matches.category[matches.edge], times[matches.edge]
     for t in range(num_thrs):
-        true = _running_in_run(np.where(matched[:, t] & counted[:, t], edge_times, 0), category)
-        false = _running_in_run(np.where(~matched[:, t] & counted[:, t], edge_times, 0), category)
+        true = running_in_run(np.where(matched[:, t] & counted[:, t], edge_times, 0), category)
+        false = running_in_run(np.where(~matched[:, t] & counted[:, t], edge_times, 0), category)
         hits = np.flatnonzero(matched[:, t] & counted[:, t] & (edge_times > 0))
         hit_category = category[hits]
         tp, fp = true[hits].astype(float), (lone_before[hits] + false[hits]).astype(float)
@@ -188,7 +189,7 @@ def curves(
         best = np.zeros((num_categories, num_recalls))
         key = hit_category * num_recalls + reached
         if len(key):
-            starts = _run_starts(key)
+            starts = run_starts(key)
             best.reshape(-1)[key[starts]] = np.maximum.reduceat(value, starts)
         best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
         found = np.bincount(hit_category, weights=edge_times[hits], minlength=num_categories)
@@ -217,37 +218,25 @@ def _select(
             detections, image = detections.take(mask), image[mask]
 
     if protocol.max_per_image is not None:
-        keep(_best_of_each(image, detections.scores, protocol.max_per_image), "beyond the limit per image")
+        keep(best_of_each(image, detections.scores, protocol.max_per_image), "beyond the limit per image")
     keep(rows_of(detections.category_ids, truth.category_ids) >= 0, "unknown category")
     if protocol.max_per_category is not None:
         category = rows_of(detections.category_ids, truth.category_ids)
-        keep(_best_of_each(category, detections.scores, protocol.max_per_category), "beyond the limit per category")
+        keep(best_of_each(category, detections.scores, protocol.max_per_category), "beyond the limit per category")
     if protocol.federated:
         area = detections.area
         keep((area > 0) & (area < np.inf), "no area")
         category = rows_of(detections.category_ids, truth.category_ids)
         annotated = truth.pair_keys(truth.image, truth.category)
         verified = np.union1d(annotated, truth.negatives)
-        keep(_contains(verified, truth.pair_keys(image, category)), "category not verified in the image")
+        keep(contains(verified, truth.pair_keys(image, category)), "category not verified in the image")
     return detections, image, rows_of(detections.category_ids, truth.category_ids), dropped
-
-
-def _best_of_each(group: IntArray, scores: FloatArray, limit: int) -> BoolArray:
-    """Keep the `limit` best of each image or category, earlier ones of equal score first.
-
-    lvis-api's `limit_dets_per_image` is a stable sort too, as is the cut of the evaluators of fixed AP.
-    """
-    keep = np.ones(len(group), bool)
-    if len(group) and np.bincount(group).max() > limit:
-        order = np.lexsort((-scores, group))
-        keep[order] = _rank_in_run(group[order]) < limit
-    return keep
 
 
 def _forgiven(truth: GroundTruth, area: FloatArray, pair: IntArray, protocol: Protocol) -> BoolArray:
     """(M, areas): an unmatched detection is ignored: outside the range, or its category is annotated in part."""
     ranges = np.array(protocol.area_ranges)
-    partly = _contains(truth.not_exhaustive, pair)[:, None]
+    partly = contains(truth.not_exhaustive, pair)[:, None]
     return (area[:, None] < ranges[:, 0]) | (area[:, None] > ranges[:, 1]) | partly
 
 
@@ -260,29 +249,3 @@ def _to_find(truth: GroundTruth, protocol: Protocol) -> BoolArray:
 def _count_by(category: IntArray, flags: BoolArray, num_categories: int) -> IntArray:
     counts = [np.bincount(category[flags[:, a]], minlength=num_categories) for a in range(flags.shape[1])]
     return np.stack(counts, axis=1)
-
-
-def _contains(sorted_keys: IntArray, keys: IntArray) -> BoolArray:
-    if not len(sorted_keys):
-        return np.zeros(len(keys), bool)
-    place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return sorted_keys[place] == keys
-
-
-def _run_starts(values: IntArray) -> IntArray:
-    """First index of each run of equal values."""
-    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]]))
-
-
-def _rank_in_run(values: IntArray) -> IntArray:
-    """Place of each element within its run of equal values, from 0."""
-    starts = _run_starts(values)
-    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
-
-
-def _running_in_run(counts: IntArray, runs: IntArray) -> IntArray:
-    """Running sum, this element included, starting anew with each run."""
-    total = np.cumsum(counts)
-    starts = _run_starts(runs)
-    before: IntArray = total[starts] - counts[starts]
-    return total - np.repeat(before, np.diff(np.append(starts, len(runs))))
