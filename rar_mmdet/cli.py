@@ -32,6 +32,9 @@ COMMANDS = {
     "encoders": Command("rar_mmdet.encoders.command", "published encoders by name, and what to type to get them"),
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
+    "label": Command(
+        "rar_mmdet.labelling.command", "a folder of photos and a list of words in; labels and a review page out"
+    ),
     "report": Command(
         "rar_mmdet.report.command", "one page of one or several runs: numbers, figures, regions to look at"
     ),

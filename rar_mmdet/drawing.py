@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import colorsys
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rar_mmdet.files.images import read_image
 
-__all__ = ["draw_regions", "label_place"]
+__all__ = ["crop_address", "draw_regions", "label_place"]
 
 _TEXT_SHARE = 1 / 40  # height of the letters by the photo's shorter side (ours: readable at full-screen size)
 _SMALLEST_TEXT = 10  # pixels
@@ -47,6 +51,30 @@ def draw_regions(image: Any, boxes_xyxy: Tensor, labels: Sequence[str], category
         pen.rectangle(taken[-1], fill=colour)
         pen.text((taken[-1][0] + width, taken[-1][1] + width), text, fill="black", font=font)
     return canvas
+
+
+def crop_address(
+    photo: NDArray[np.uint8], box_xyxy: Sequence[float], *, side: int, context: float = 0.25, quality: int = 80
+) -> str:
+    """A box and what is around it as a small JPEG in a `data:` address, for pages that hold their pictures.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        box_xyxy: pixels of the photo.
+        side: longest side of the picture in pixels.
+        context: how much is shown around the box, of its sides.
+        quality: of the JPEG.
+    """
+    height, width = photo.shape[:2]
+    x1, y1, x2, y2 = box_xyxy
+    dx, dy = context * (x2 - x1), context * (y2 - y1)
+    left, top = int(min(max(x1 - dx, 0), width - 1)), int(min(max(y1 - dy, 0), height - 1))
+    right, bottom = int(min(x2 + dx, width - 1)) + 1, int(min(y2 + dy, height - 1)) + 1
+    picture = Image.fromarray(photo[top : max(bottom, top + 1), left : max(right, left + 1)])
+    picture.thumbnail((side, side))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def label_place(

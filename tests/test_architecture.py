@@ -42,7 +42,8 @@ ALLOWED = {
         "classification",
         *BASE,
     },
-    "report": {"report", "records", "scoring", "errors", "files"},
+    "report": {"report", "records", "scoring", "drawing", "errors", "files"},
+    "labelling": {*STAGES, "recognizer", "components", "records", "drawing", "labelling", *BASE},
     **{
         command: {*STAGES, "recognizer", "components", command, *BASE} for command in ("build_memory", "inspect_memory")
     },

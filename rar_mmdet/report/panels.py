@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import ImageReadError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.records import RegionRecord
@@ -20,7 +18,6 @@ from rar_mmdet.report.runs import Run
 __all__ = ["Bar", "Panel", "Pictures", "choose", "panel_of"]
 
 IntArray = NDArray[np.int64]
-CONTEXT = 0.25  # of the box's sides, shown around it
 LISTED = 5  # names of each list
 
 
@@ -104,14 +101,4 @@ class Pictures:
             except ImageReadError:
                 self.missing.add(record.file)
                 return None
-        photo = self._last[1]
-        height, width = photo.shape[:2]
-        x1, y1, x2, y2 = record.box_xyxy
-        dx, dy = CONTEXT * (x2 - x1), CONTEXT * (y2 - y1)
-        left, top = int(max(x1 - dx, 0)), int(max(y1 - dy, 0))
-        right, bottom = int(min(x2 + dx, width)) + 1, int(min(y2 + dy, height)) + 1
-        picture = Image.fromarray(photo[top:bottom, left:right])
-        picture.thumbnail((self._side, self._side))
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=80)
-        return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+        return crop_address(self._last[1], record.box_xyxy, side=self._side)

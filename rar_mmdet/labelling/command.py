@@ -1,0 +1,203 @@
+"""Label a folder of photos with your own words, and get a page to review the labels.
+
+    rar-mmdet label photos/ --words words.txt --whole --embedded --out labels/          # a first try, nothing to fetch
+    rar-mmdet label photos/ --words words.txt --boxes boxes.json --config configs/rar_lvis_qwen.py --out labels/
+    rar-mmdet label photos/ --words words.txt --boxes boxes.json --config CONFIG --out labels/ --apply corrections.json
+
+Words: one a line. `cat | kitten` are two phrases for one class, `dog > poodle` (or an indent) a taxonomy whose upper
+word is written where the lower one is unsure, `! shadow` competes and is never written, `#` begins a remark; YAML and
+CSV of the same (docs/labelling.md).
+
+OUT gets the labels in each format, unsure.json (regions without a label and their best classes) and review.html: open
+it in a browser, choose with the keys, save corrections.json, and give it to --apply. A run that was stopped, or
+killed, goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rar_mmdet.components import recognizer_of
+from rar_mmdet.errors import AnnotationFileError, ConfigError, MissingAssetError, RarError
+from rar_mmdet.files.coco import box_of, is_object
+from rar_mmdet.files.text import parse_json, read_bytes
+from rar_mmdet.labelling.labeller import CORRECTIONS, Boxes, Labeller, LabelRun, WholePhoto, read_corrections
+from rar_mmdet.labelling.review import write_review
+from rar_mmdet.labelling.words import read_words
+from rar_mmdet.labelling.writers import FORMATS
+
+__all__ = ["AnnotatedBoxes", "main"]
+
+# Beside rar_mmdet/ in a checkout, inside it once installed.
+PLACES = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
+EMBEDDED = "demo/rar_demo.py"
+UNSURE = "unsure.json"
+
+
+class AnnotatedBoxes:
+    """Boxes of a COCO-style annotation file, found by the photo's path below the folder, or else by its file name.
+
+    Raises:
+        AnnotationFileError: it is no such file, or two of its photos have one name.
+    """
+
+    def __init__(self, file: Path) -> None:
+        origin = f"boxes {str(file)!r}"
+        content = parse_json(read_bytes(str(file), origin, AnnotationFileError), origin, AnnotationFileError)
+        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
+            raise AnnotationFileError(f"{origin} hold no `images` and `annotations`; expected a COCO-style file")
+        names = {image.get("id"): str(image.get("file_name", "")) for image in content["images"]}
+        self._boxes: dict[str, list[list[float]]] = {name: [] for name in names.values()}  # xyxy, pixels
+        for annotation in content["annotations"]:
+            box = box_of(annotation)
+            if box is not None and is_object(annotation) and annotation.get("image_id") in names:
+                self._boxes[names[annotation["image_id"]]].append(list(box))
+        self._by_name: dict[str, str] = {}
+        for name in self._boxes:
+            short = Path(name).name
+            self._by_name[short] = "" if short in self._by_name else name
+        self.without: set[str] = set()  # photos that the file does not know
+
+    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
+        """See `Boxes`; a photo that the file does not know has none."""
+        known = name if name in self._boxes else self._by_name.get(Path(name).name)
+        if known == "":
+            raise AnnotationFileError(
+                f"boxes: {Path(name).name!r} stands for several photos of the file; write its paths as they are below "
+                "the folder of photos"
+            )
+        if known is None:
+            self.without.add(name)
+        return torch.tensor(self._boxes.get(known or "", []), dtype=torch.float32).reshape(-1, 4), None
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="folder of photos, also in folders below it")
+    parser.add_argument("--words", type=Path, required=True, help="the words: .txt, .yaml or .csv")
+    parser.add_argument("--out", type=Path, default=Path("labels"), help="folder of the labels (default: labels)")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to name, a COCO-style annotation file")
+    where.add_argument("--whole", action="store_true", help="each photo is one box")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", type=Path, help="config with a recogniser, such as configs/rar_lvis_qwen.py")
+    which.add_argument("--embedded", action="store_true", help="the demo's models: toy shapes alone, nothing to fetch")
+    parser.add_argument(
+        "--formats", nargs="+", default=["coco"], metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: coco)"
+    )
+    parser.add_argument("--min-score", type=float, default=0.5, help="labels below are not written (default: 0.5)")
+    parser.add_argument("--review", type=int, default=5000, help="regions on the page, doubtful first (default: 5000)")
+    parser.add_argument("--apply", type=Path, metavar="FILE", help="corrections.json of the review page")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds other labels")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Recognise, write, draw the page, say where things are.
+
+    Raises:
+        RarError: something is missing or wrong.
+    """
+    words = read_words(args.words)
+    for name in args.formats:
+        if name not in FORMATS:
+            raise ConfigError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
+    config = _embedded() if args.embedded else args.config
+    if not config.is_file():
+        raise MissingAssetError(f"--config {config}: there is no such file")
+    recognizer = recognizer_of(config, list(words.phrases))
+    parts = [part for part in (recognizer.encoder, recognizer.ranker) if part is not None]
+    missing = [line for part in parts for line in part.missing_assets()]
+    if missing:
+        raise MissingAssetError("this config needs what is not there:\n  " + "\n  ".join(missing))
+    if args.device:
+        recognizer.to(args.device)
+    boxes: Boxes = WholePhoto() if args.whole else AnnotatedBoxes(args.boxes)
+    labeller = Labeller(recognizer, words, boxes, args.min_score)
+    settings = {"config": str(config.resolve()), "boxes": None if args.whole else str(args.boxes.resolve())}
+    labels = LabelRun(labeller, args.photos, args.out, settings, overwrite=args.overwrite)
+    if args.apply is not None:
+        read_corrections(args.apply, words)  # refused before anything is written
+        if args.apply.resolve() != (args.out / CORRECTIONS).resolve():
+            part = args.out / f"{CORRECTIONS}.part"
+            shutil.copyfile(args.apply, part)
+            os.replace(part, args.out / CORRECTIONS)
+    print(f"words      {words.describe()}", flush=True)
+    counts = labels.run()
+    places, written = labels.write(args.formats)
+    _write_unsure(labels)
+    page = args.out / "review.html"
+    reviewed = write_review(labels, page, args.review)
+    _tell(labels, boxes, counts, written)
+    for place, name in zip(places, dict.fromkeys(args.formats), strict=True):
+        print(f"{name:<10} {place}")
+    print(
+        f"unsure     {args.out / UNSURE}\nreview     {page}  ({reviewed} regions, doubtful first; opens in any browser)"
+    )
+
+
+def _embedded() -> Path:
+    return next((place / EMBEDDED for place in PLACES if (place / EMBEDDED).is_file()), PLACES[0] / EMBEDDED)
+
+
+def _write_unsure(labels: LabelRun) -> None:
+    """Regions without a label, with their best classes: one list, a region a line."""
+    file = labels.out / UNSURE
+    part = file.with_name(f"{UNSURE}.part")
+    corrected = labels.corrections()
+    classes = labels.labeller.words.classes
+    with open(part, "w", encoding="utf-8") as stream:
+        stream.write("[")
+        comma = "\n"
+        for state, records in labels.regions():
+            for record in records:
+                decision = labels.labeller.decide(record)
+                if decision.class_id is None and (state.name, record.region) not in corrected:
+                    best = [[classes[row], round(score, 4)] for row, score in decision.best[:5]]
+                    entry = {"photo": state.name, "region": record.region, "box_xyxy": record.box_xyxy, "best": best}
+                    stream.write(comma + json.dumps(entry, ensure_ascii=False))
+                    comma = ",\n"
+        stream.write("\n]\n")
+    os.replace(part, file)
+
+
+def _tell(labels: LabelRun, boxes: Boxes, counts: Counter[str], written: Counter[str]) -> None:
+    before = f", {counts['done_before']} of them done before" if counts["done_before"] else ""
+    print(f"\n{counts['photos']} photos{before}; {written['labels']} labels, {written['unsure']} boxes without one")
+    if written["corrected"]:
+        print(f"{written['corrected']} corrected by hand")
+    unreadable = [state for state in labels.done if state.error]
+    if unreadable:
+        print(f"{len(unreadable)} photos left out; the first: {unreadable[0].error}")
+    if labels.passed_over:
+        print("passed over: " + ", ".join(f"{count} {kind}" for kind, count in labels.passed_over.items()) + " files")
+    if isinstance(boxes, AnnotatedBoxes) and boxes.without:
+        print(f"{len(boxes.without)} photos have no entry in the file of boxes, such as {min(boxes.without)}")
+    print()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except RarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

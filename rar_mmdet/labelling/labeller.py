@@ -1,0 +1,316 @@
+"""Photos and words in, labels out; and a run over a folder that can be killed and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError, RecordFileError
+from rar_mmdet.files.images import read_image
+from rar_mmdet.labelling.decisions import Decision, decide
+from rar_mmdet.labelling.photos import Label, LabelledPhoto, find_photos
+from rar_mmdet.labelling.words import WordList, read_words
+from rar_mmdet.labelling.writers import open_writers
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.records import RegionRecord, describe_regions
+from rar_mmdet.structures import ImageRegions
+
+__all__ = ["Boxes", "LabelRun", "Labeller", "WholePhoto"]
+
+PHOTOS_AT_ONCE = 8  # recognised together (ours): fills the batches of encoder and ranker
+RECORDS, PHOTOS, SETTINGS, CORRECTIONS = "records.jsonl", "photos.jsonl", "run.json", "corrections.json"
+
+
+class Boxes(Protocol):
+    """Where boxes come from."""
+
+    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
+        """Boxes (R, 4) xyxy in pixels of the upright photo, and their scores (R,) or `None` where they are given.
+
+        Args:
+            photo: (H, W, 3) uint8 RGB, upright.
+            name: its path below the folder of photos.
+        """
+
+
+class WholePhoto:
+    """The photo is one box."""
+
+    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
+        """See `Boxes`."""
+        height, width = photo.shape[:2]
+        return torch.tensor([[0.0, 0.0, width, height]]), None
+
+
+class Labeller:
+    """Names from a word list for the boxes of photos.
+
+    Args:
+        recognizer: any recogniser; its own names are replaced by the words.
+        words: a `WordList`, the path of a file, or lines (`read_words`).
+        boxes: where boxes come from; whole photos by default.
+        min_score: labels below it are not written, or replaced by a class above that has it.
+    """
+
+    def __init__(
+        self,
+        recognizer: RegionRecognizer,
+        words: WordList | str | Path | Sequence[str],
+        boxes: Boxes | None = None,
+        min_score: float = 0.5,
+    ) -> None:
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score must be in [0, 1], got {min_score}")
+        self.words = words if isinstance(words, WordList) else read_words(words)
+        self.recognizer = recognizer.with_vocabulary(list(self.words.phrases))
+        self.boxes, self.min_score = boxes or WholePhoto(), min_score
+
+    def __call__(self, photo: Any) -> list[tuple[str | None, float, tuple[float, ...]]]:
+        """(class name or `None`, score, box in pixels) of each box of one photo.
+
+        Args:
+            photo: what `read_image` takes.
+        """
+        (records,) = self.recognize([(str(photo) if isinstance(photo, str | Path) else "", read_image(photo))])
+        decisions = [self.decide(record) for record in records]
+        return [
+            (None if d.class_id is None else self.words.classes[d.class_id], d.score, record.box_xyxy)
+            for d, record in zip(decisions, records, strict=True)
+        ]
+
+    def recognize(self, photos: Sequence[tuple[str, Any]]) -> list[list[RegionRecord]]:
+        """Records of the regions of some photos.
+
+        Args:
+            photos: name and (H, W, 3) uint8 RGB pixels of each.
+        """
+        batch = []
+        for name, pixels in photos:
+            boxes, scores = self.boxes(pixels, name)
+            batch.append(ImageRegions(pixels, boxes, scores, name=name))
+        found = self.recognizer.recognize(batch)
+        return [describe_regions(one, name) for one, (name, _) in zip(found, photos, strict=True)]
+
+    def decide(self, record: RegionRecord) -> Decision:
+        """What a region is called."""
+        return decide(record, self.words, self.min_score)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoState:
+    """A photo that is done."""
+
+    id: int
+    name: str
+    width: int
+    height: int
+    regions: int
+    end: int  # bytes of the records' file once its regions are written
+    error: str | None = None
+
+
+class LabelRun:
+    """The labels of a folder of photos, in a folder that a killed run goes on in.
+
+    Args:
+        labeller: names the boxes.
+        photos: the folder.
+        out: of labels, records and the review page.
+        settings: what else tells this run from another, such as the config.
+        overwrite: drop what another run left in `out`.
+
+    Raises:
+        ConfigError: `out` holds the labels of other words or settings.
+    """
+
+    def __init__(
+        self,
+        labeller: Labeller,
+        photos: str | Path,
+        out: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.labeller, self.photos, self.out = labeller, Path(photos), Path(out)
+        self.names, self.passed_over = find_photos(self.photos)
+        self._claim(settings or {}, overwrite)
+        self.done = self._read_done()
+
+    def _claim(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        words = self.labeller.words
+        digest = hashlib.sha256(repr((words.classes, words.parents, words.phrases, words.class_of)).encode())
+        mine = json.loads(json.dumps({**settings, "photos": str(self.photos.resolve()), "words": digest.hexdigest()}))
+        file = self.out / SETTINGS
+        if file.is_file() and not overwrite:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            other = sorted(key for key in {**mine, **found} if mine.get(key) != found.get(key))
+            if other:
+                raise ConfigError(
+                    f"{self.out} holds labels of another run ({', '.join(other)} differ): give another --out, or "
+                    "--overwrite to begin anew"
+                )
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in (RECORDS, PHOTOS, CORRECTIONS):
+            (self.out / name).unlink(missing_ok=True)
+        part = file.with_name(f"{SETTINGS}.part")
+        part.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, file)
+
+    def _read_done(self) -> list[PhotoState]:
+        """Photos that are done; what a killed run wrote of another one is cut off."""
+        states, good = [], 0
+        file, records = self.out / PHOTOS, self.out / RECORDS
+        if file.is_file():
+            for line in file.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                states.append(PhotoState(**json.loads(line)))
+                good += len(line)
+            os.truncate(file, good)
+        end = states[-1].end if states else 0
+        size = records.stat().st_size if records.is_file() else 0
+        if size < end:
+            raise RecordFileError(f"{records} is shorter than {file} says; give --overwrite to begin anew")
+        if size > end:
+            os.truncate(records, end)
+        return states
+
+    def run(self) -> Counter[str]:
+        """Recognise the photos that are not done; how many of which kind."""
+        known = {state.name for state in self.done}
+        left = [name for name in self.names if name not in known]
+        counts: Counter[str] = Counter(photos=len(self.names), done_before=len(self.names) - len(left))
+        with (
+            open(self.out / RECORDS, "a", encoding="utf-8") as records,
+            open(self.out / PHOTOS, "a", encoding="utf-8") as photos,
+            tqdm(total=len(left), desc="label", unit="photo", disable=None) as bar,
+        ):
+            for start in range(0, len(left), PHOTOS_AT_ONCE):
+                for state, found in self._recognize(left[start : start + PHOTOS_AT_ONCE]):
+                    records.writelines(record.to_json() + "\n" for record in found)
+                    records.flush()
+                    whole = dataclasses.replace(state, end=records.tell())
+                    photos.write(json.dumps(dataclasses.asdict(whole), ensure_ascii=False) + "\n")
+                    photos.flush()
+                    self.done.append(whole)
+                    counts["unreadable" if state.error else "labelled"] += 1
+                    counts["regions"] += state.regions
+                    if state.error:
+                        bar.write(f"left out: {state.error}")
+                    bar.update()
+        return counts
+
+    def _recognize(self, names: Sequence[str]) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
+        good: list[tuple[str, Any]] = []
+        errors: dict[str, str] = {}
+        for name in names:
+            try:
+                good.append((name, read_image(self.photos / name)))
+            except ImageReadError as error:
+                errors[name] = str(error)
+        found: dict[str, list[RegionRecord]] = {}
+        try:
+            found = dict(zip((n for n, _ in good), self.labeller.recognize(good), strict=True)) if good else {}
+        except InvalidBoxError:  # of one photo: tell which, and keep the others
+            for name, pixels in good:
+                try:
+                    (found[name],) = self.labeller.recognize([(name, pixels)])
+                except InvalidBoxError as error:
+                    errors[name] = str(error)
+        sizes = {name: pixels.shape[:2] for name, pixels in good}
+        for name in names:
+            height, width = sizes.get(name, (0, 0))
+            records = found.get(name, [])
+            number = len(self.done) + 1
+            yield PhotoState(number, name, width, height, len(records), 0, errors.get(name)), records
+
+    def regions(self) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
+        """Every photo that could be read, with its records, in the order they were done."""
+        if not (self.out / RECORDS).is_file():
+            return
+        with open(self.out / RECORDS, encoding="utf-8") as stream:
+            for state in self.done:
+                records = [RegionRecord.from_json(stream.readline()) for _ in range(state.regions)]
+                if state.error is None:
+                    yield state, records
+
+    def corrections(self) -> dict[tuple[str, int], int | None]:
+        """(photo, region) -> class that a person gave it, `None` for none."""
+        file = self.out / CORRECTIONS
+        if not file.is_file():
+            return {}
+        return read_corrections(file, self.labeller.words)
+
+    def write(self, formats: Sequence[str]) -> tuple[list[Path], Counter[str]]:
+        """Write labels in these formats; where they are, and how many boxes of which kind."""
+        counts: Counter[str] = Counter()
+        writers = open_writers(self.out, formats, self.labeller.words.classes)
+        corrected = self.corrections()
+        try:
+            with tqdm(total=len(self.done), desc="write", unit="photo", disable=None, leave=False) as bar:
+                for state, records in self.regions():
+                    labels = tuple(self._labels(records, (state.width, state.height), corrected, counts))
+                    photo = LabelledPhoto(
+                        state.id, state.name, self.photos / state.name, state.width, state.height, labels
+                    )
+                    for writer in writers:
+                        writer.add(photo)
+                    bar.update()
+            return [writer.finish() for writer in writers], counts
+        except BaseException:
+            for writer in writers:
+                writer.drop()
+            raise
+
+    def _labels(
+        self,
+        records: Iterable[RegionRecord],
+        photo_wh: tuple[int, int],
+        corrected: Mapping[tuple[str, int], int | None],
+        counts: Counter[str],
+    ) -> Iterator[Label]:
+        """Labels, cut at the photo's rim: tools refuse boxes that leave it."""
+        width, height = photo_wh
+        for record in records:
+            key = (str(record.image), record.region)
+            if key in corrected:
+                class_id, score = corrected[key], 1.0
+                counts["corrected"] += 1
+            else:
+                decision = self.labeller.decide(record)
+                class_id, score = decision.class_id, decision.score
+            counts["unsure" if class_id is None else "labels"] += 1
+            if class_id is not None:
+                x1, y1, x2, y2 = record.box_xyxy
+                yield Label((max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)), class_id, score)
+
+
+def read_corrections(file: Path, words: WordList) -> dict[tuple[str, int], int | None]:
+    """What a review page saved.
+
+    Raises:
+        RecordFileError: it is no such file, or names a class that the words do not have.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        choices = [(str(c["photo"]), int(c["region"]), c["class"]) for c in content["corrections"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordFileError(f"corrections {str(file)!r} are no file that the review page saved: {error!r}") from error
+    rows = {name: row for row, name in enumerate(words.classes)}
+    unknown = sorted({str(name) for _, _, name in choices if name is not None and name not in rows})
+    if unknown:
+        raise RecordFileError(
+            f"corrections {str(file)!r} name {unknown[0]!r}, which is not among the words; were they made with others?"
+        )
+    return {(photo, region): None if name is None else rows[name] for photo, region, name in choices}

@@ -1,0 +1,278 @@
+"""The words to label with: one a line, with synonyms, a taxonomy, and words that compete but are never written.
+
+    cat | kitten | tomcat          several phrases, one class: its score is the sum of theirs
+    dog > poodle                   a taxonomy; where the breed is unsure the label may be "dog"
+    animal
+        horse                      the same by indent
+    ! shadow                       competes, and is never written
+    # a remark
+
+The same as YAML or CSV. Phrases are what a recogniser looks for; classes are what labels say.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rar_mmdet.errors import VocabularyError
+from rar_mmdet.files.names import cleaned, counted, did_you_mean
+from rar_mmdet.files.text import decode_text, read_bytes
+
+__all__ = ["NEVER_WRITTEN", "NO_PARENT", "WordList", "read_words"]
+
+NO_PARENT = -1
+NEVER_WRITTEN = -1  # class of a phrase that competes and is never written
+SUFFIXES = (".txt", ".yaml", ".yml", ".csv")
+
+
+@dataclass(frozen=True)
+class WordList:
+    """P phrases to look for and C classes that labels may have.
+
+    Raises:
+        VocabularyError: nothing to write, a phrase twice, or a taxonomy that runs in a circle.
+    """
+
+    classes: tuple[str, ...]  # C, in the order they were first named
+    parents: tuple[int, ...]  # C: the class above, or NO_PARENT
+    phrases: tuple[str, ...]  # P
+    class_of: tuple[int, ...]  # P: class of each phrase, or NEVER_WRITTEN
+    origin: str = "words"  # what messages call them
+
+    def __post_init__(self) -> None:
+        if not any(c != NEVER_WRITTEN for c in self.class_of):
+            raise VocabularyError(f"{self.origin} hold no word that may be written; give at least one")
+        seen: dict[str, str] = {}
+        for phrase in self.phrases:
+            other = seen.setdefault(cleaned(phrase).casefold(), phrase)
+            if other is not phrase:
+                raise VocabularyError(f"{self.origin}: {phrase!r} is there twice; each word may be given once")
+        for row in range(len(self.classes)):
+            self.ancestors(row)
+
+    def ancestors(self, row: int) -> tuple[int, ...]:
+        """A class and those above it, nearest first.
+
+        Raises:
+            VocabularyError: they run in a circle.
+        """
+        chain = [row]
+        while (parent := self.parents[chain[-1]]) != NO_PARENT:
+            if parent in chain:
+                around = " > ".join(self.classes[c] for c in [*reversed(chain), chain[-1]])
+                raise VocabularyError(f"{self.origin}: the taxonomy runs in a circle: {around}")
+            chain.append(parent)
+        return tuple(chain)
+
+    def describe(self) -> str:
+        """How many words of which kind, for people."""
+        above = len(set(self.parents) - {NO_PARENT})
+        never = self.class_of.count(NEVER_WRITTEN)
+        said = [counted(len(self.classes), "class", "classes"), counted(len(self.phrases) - never, "phrase")]
+        if above:
+            said.append(f"{above} of the classes above others")
+        if never:
+            said.append(counted(never, "word that is never written", "words that are never written"))
+        return ", ".join(said)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no class is above another."""
+        return all(parent == NO_PARENT for parent in self.parents)
+
+
+@dataclass
+class _Builder:
+    """Collects classes and phrases in the order they are named."""
+
+    origin: str
+    parents: dict[str, str | None] = field(default_factory=dict)  # class -> the one above
+    shown: dict[str, str] = field(default_factory=dict)  # how a class was first written
+    phrases: list[tuple[str, str | None]] = field(default_factory=list)  # (phrase, its class; None: never written)
+
+    def add_class(self, name: str, parent: str | None, where: str) -> str:
+        key = cleaned(name).casefold()
+        if not key:
+            raise VocabularyError(f"{where}: {name!r} has nothing to read in it")
+        self.shown.setdefault(key, " ".join(name.split()))
+        above = None if parent is None else cleaned(parent).casefold()
+        if above is not None and self.parents.get(key) not in (None, above):
+            raise VocabularyError(
+                f"{where}: {name!r} stands below {parent!r} here and below "
+                f"{self.shown[self.parents[key] or '']!r} elsewhere; a word has one place"
+            )
+        self.parents[key] = above or self.parents.get(key)
+        return key
+
+    def add(self, names: Sequence[str], parent: str | None, where: str) -> str:
+        """A class with its phrases, the first of which is its name."""
+        key = self.add_class(names[0], parent, where)
+        for phrase in names:
+            if not cleaned(phrase):
+                raise VocabularyError(f"{where}: a synonym of {names[0]!r} is empty")
+            self.phrases.append((" ".join(phrase.split()), key))
+        return key
+
+    def never(self, names: Sequence[str], where: str) -> None:
+        for phrase in names:
+            if not cleaned(phrase):
+                raise VocabularyError(f"{where}: a word that is never written is empty")
+            self.phrases.append((" ".join(phrase.split()), None))
+
+    def build(self) -> WordList:
+        # A class above others that was not listed by itself is no phrase: it is only what is said when unsure.
+        rows = {key: row for row, key in enumerate(self.parents)}
+        return WordList(
+            classes=tuple(self.shown[key] for key in rows),
+            parents=tuple(NO_PARENT if above is None else rows[above] for above in self.parents.values()),
+            phrases=tuple(phrase for phrase, _ in self.phrases),
+            class_of=tuple(NEVER_WRITTEN if key is None else rows[key] for _, key in self.phrases),
+            origin=self.origin,
+        )
+
+
+def read_words(source: str | os.PathLike[str] | Iterable[str]) -> WordList:
+    """Words of a .txt, .yaml or .csv file, or lines as a .txt file has them.
+
+    YAML: a list of words, or a mapping of words to lists of synonyms, with `never` for words that are never written;
+    keys `words`, `never` and `above` (word: the word above it). CSV: columns `word`, and if wanted `synonyms` (with
+    bars between), `above`, `never` (yes or no).
+
+    Raises:
+        MissingAssetError: there is no such file.
+        VocabularyError: it holds no words, or is not as described; line and word are named.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return _of_lines(list(source), "words (a list)")
+    path = Path(source)
+    origin = f"words {str(path)!r}"
+    if path.suffix.lower() not in SUFFIXES:
+        raise VocabularyError(
+            f"{origin} end in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}"
+            f"{did_you_mean(path.suffix, SUFFIXES)}"
+        )
+    text = decode_text(read_bytes(str(path), origin, VocabularyError), origin, VocabularyError)
+    if path.suffix.lower() == ".csv":
+        return _of_csv(text, origin)
+    return _of_yaml(text, origin) if path.suffix.lower() != ".txt" else _of_lines(text.splitlines(), origin)
+
+
+def _of_lines(lines: Sequence[str], origin: str) -> WordList:
+    builder = _Builder(origin)
+    above: list[tuple[int, str]] = []  # (indent, class) of the lines that this one may stand below
+    pending: tuple[list[str], str | None, str, int] | None = None  # the last line, until it is known to be a leaf
+
+    def settle(next_indent: int) -> None:
+        """A line with deeper ones below it is a class above them and no phrase."""
+        nonlocal pending
+        if pending is None:
+            return
+        names, parent, where, indent = pending
+        if next_indent > indent and len(names) == 1:
+            builder.add_class(names[0], parent, where)
+        else:
+            builder.add(names, parent, where)
+        pending = None
+
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, str):
+            raise VocabularyError(f"{origin}: entry {number - 1} is {line!r}, expected a word as text")
+        expanded = line.expandtabs(4)
+        text = expanded.strip()
+        if not text or text.startswith("#"):
+            continue
+        where, indent = f"{origin}, line {number}", len(expanded) - len(expanded.lstrip())
+        settle(indent)
+        while above and above[-1][0] >= indent:
+            above.pop()
+        if text.startswith("!"):
+            builder.never(_phrases(text[1:]), where)
+            continue
+        *path, last = (part.strip() for part in re.split(r"\s>(?:\s|$)", text))  # "a>b" is a name
+        parent = above[-1][1] if above else None
+        for name in path:
+            builder.add_class(name, parent, where)
+            parent = name
+        names = _phrases(last)
+        if not cleaned(names[0]):
+            raise VocabularyError(f"{where}: {line.strip()!r} has no word behind the last '>'")
+        pending = names, parent, where, indent
+        above.append((indent, names[0]))
+    settle(-1)
+    return builder.build()
+
+
+def _phrases(text: str) -> list[str]:
+    return [part.strip() for part in text.split("|")]
+
+
+def _of_yaml(text: str, origin: str) -> WordList:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise VocabularyError(f"{origin} are not YAML: {error}") from error
+    if isinstance(content, list) or (isinstance(content, Mapping) and "words" not in content):
+        content = {"words": content}
+    if not isinstance(content, Mapping) or not content.get("words"):
+        raise VocabularyError(f"{origin} hold no words; expected a list of words, or a mapping with a list `words`")
+    odd = sorted(set(map(str, content)) - {"words", "never", "above"})
+    if odd:
+        raise VocabularyError(f"{origin}: unknown key {odd[0]!r}; known are words, never, above")
+    above = content.get("above") or {}
+    if not isinstance(above, Mapping):
+        raise VocabularyError(f"{origin}: `above` must be a mapping, word: the word above it")
+    parents = {cleaned(str(word)).casefold(): str(parent) for word, parent in above.items()}
+    words = content["words"]
+    entries = words.items() if isinstance(words, Mapping) else ((word, None) for word in words)
+    builder = _Builder(origin)
+    listed: set[str] = set()
+    for word, synonyms in entries:
+        if isinstance(word, Mapping):  # - cat: [kitten]
+            if len(word) != 1:
+                raise VocabularyError(f"{origin}: {word!r} should be one word with its synonyms")
+            word, synonyms = next(iter(word.items()))
+        others = [] if synonyms is None else [synonyms] if isinstance(synonyms, str) else synonyms
+        if not isinstance(word, str) or not isinstance(others, list) or not all(isinstance(o, str) for o in others):
+            raise VocabularyError(
+                f"{origin}: {word!r}: {synonyms!r} should be a word and a list of synonyms, as texts. YAML reads yes, "
+                "no and numbers as other things: put them into quotes"
+            )
+        listed.add(cleaned(word).casefold())
+        builder.add([word, *others], parents.get(cleaned(word).casefold()), f"{origin}, word {word!r}")
+    for key, parent in parents.items():
+        builder.add_class(parent, None, origin)
+        if key not in builder.parents:
+            raise VocabularyError(f"{origin}: `above` names {key!r}, which is not among the words")
+    for word, parent in above.items():  # classes above that are themselves below others
+        builder.add_class(str(word), str(parent), origin)
+    builder.never([str(word) for word in content.get("never") or []], f"{origin}, never")
+    return builder.build()
+
+
+def _of_csv(text: str, origin: str) -> WordList:
+    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    columns = [name.strip().lower() for name in rows.fieldnames or []]
+    if "word" not in columns:
+        raise VocabularyError(f"{origin} have the columns {', '.join(columns) or 'none'}; expected one called word")
+    builder = _Builder(origin)
+    for number, row in enumerate(rows, 2):
+        cells: dict[str, Any] = {str(key).strip().lower(): (value or "") for key, value in row.items() if key}
+        where = f"{origin}, line {number}"
+        names = [cells["word"], *filter(None, _phrases(cells.get("synonyms", "")))]
+        if cells.get("never", "").strip().lower() in ("1", "yes", "true", "x"):
+            builder.never(names, where)
+        else:
+            parent = cells.get("above", "").strip() or None
+            if parent is not None and cleaned(parent).casefold() not in builder.parents:
+                builder.add_class(parent, None, where)
+            builder.add(names, parent, where)
+    return builder.build()

@@ -1,0 +1,417 @@
+"""A run over a folder: every format read back, killed and resumed, odd photos, corrections, the page in a browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from contextlib import redirect_stdout
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
+
+from rar_mmdet import RegionRecognizer
+from rar_mmdet.cli import main as rar_mmdet
+from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, MissingAssetError, RecordFileError
+from rar_mmdet.files.yolo import read_yolo
+from rar_mmdet.labelling import FORMATS, Labeller, LabelRun
+from rar_mmdet.labelling.command import AnnotatedBoxes
+from rar_mmdet.labelling.labeller import read_corrections
+from rar_mmdet.labelling.photos import find_photos
+from rar_mmdet.labelling.review import review_order, write_review
+from rar_mmdet.memory import TextMemory
+from rar_mmdet.regions import RegionCropper
+from rar_mmdet.testing import FakeEncoder, FakeRanker, make_image
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["red & <blue>", 'say "cat"', "dog > poodle", "łoś"]
+SIZES = {"a.png": (60, 40), "b/ü c.jpg": (50, 50), "a.jpg": (30, 70)}  # width, height; two of one stem
+
+
+class ThreeBoxes:
+    """Two boxes inside and one over the rim; counts its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, photo, name):
+        self.calls.append(name)
+        height, width = photo.shape[:2]
+        return torch.tensor([[2.0, 3, 20, 25], [5.25, 6.5, 28, 30], [10, 10, width + 2, height + 3]]), None
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for seed, (name, (width, height)) in enumerate(SIZES.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image(height, width, seed=seed)).save(folder / name)
+    return folder
+
+
+def labeller(boxes=None, min_score=0.0, words=WORDS):
+    recognizer = RegionRecognizer(
+        cropper=RegionCropper(),
+        encoder=FakeEncoder(),
+        memory=TextMemory(cache_dir=None),
+        category_names=["anything"],
+        ranker=FakeRanker(),
+        num_candidates=3,
+    )
+    return Labeller(recognizer, words, boxes or ThreeBoxes(), min_score)
+
+
+def labels_of(run):
+    """(photo, class, box) of every label, as the run decides."""
+    found = []
+    for state, records in run.regions():
+        for record in records:
+            row = run.labeller.decide(record).class_id
+            if row is not None:
+                x1, y1, x2, y2 = record.box_xyxy
+                box = [x1, y1, min(x2, state.width), min(y2, state.height)]
+                found.append((state.name, run.labeller.words.classes[row], box))
+    return found
+
+
+def test_every_format_is_read_back(photos, tmp_path):
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    places, counts = run.write(list(FORMATS))
+    expected = labels_of(run)
+    assert counts["labels"] == len(expected) == 9
+    out = tmp_path / "out"
+    assert [place.name for place in places] == [
+        "coco.json", "yolo", "voc", "cvat.xml", "label_studio", "crops"
+    ]  # fmt: skip
+
+    with redirect_stdout(StringIO()):
+        coco = COCO(str(out / "coco.json"))
+    found = []
+    for a in coco.loadAnns(coco.getAnnIds()):
+        x, y, w, h = a["bbox"]
+        assert 0 <= a["score"] <= 1
+        name = coco.loadImgs(a["image_id"])[0]["file_name"]
+        found.append((name, coco.loadCats(a["category_id"])[0]["name"], [x, y, x + w, y + h]))
+    check(found, expected)
+
+    yolo = read_yolo(out / "yolo", "train")
+    names = {image["id"]: Path(image["file_name"]) for image in yolo["images"]}
+    classes = {category["id"]: category["name"] for category in yolo["categories"]}
+    found = []
+    for a in yolo["annotations"]:
+        x, y, w, h = a["bbox"]
+        photo = Path(os.path.realpath(next((out / "yolo").rglob(names[a["image_id"]].name))))
+        box = [x, y, x + w, y + h]
+        found.append((photo.relative_to(photos.resolve()).as_posix(), classes[a["category_id"]], box))
+    check(found, expected)
+    assert yaml.safe_load((out / "yolo" / "data.yaml").read_text())["names"][0] == "red & <blue>"
+
+    found = []
+    files = sorted((out / "voc" / "Annotations").rglob("*.xml"))
+    assert len(files) == 3
+    for file in files:
+        tree = ElementTree.parse(file)
+        name = "/".join(filter(None, (tree.findtext("folder").strip("."), tree.findtext("filename"))))
+        for one in tree.iter("object"):
+            x1, y1, x2, y2 = (float(one.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+            found.append((name, one.findtext("name"), [x1 - 1, y1 - 1, x2, y2]))  # pixels count from 1
+    check(found, expected)
+
+    found = []
+    for image in ElementTree.parse(out / "cvat.xml").iter("image"):
+        for box in image.iter("box"):
+            corners = [float(box.get(key)) for key in ("xtl", "ytl", "xbr", "ybr")]
+            found.append((image.get("name"), box.get("label"), corners))
+    check(found, expected)
+
+    found = []
+    for task in json.loads((out / "label_studio" / "tasks.json").read_text(encoding="utf-8")):
+        for result in task["predictions"][0]["result"]:
+            value, scale = result["value"], (result["original_width"] / 100, result["original_height"] / 100)
+            x, y = value["x"] * scale[0], value["y"] * scale[1]
+            box = [x, y, x + value["width"] * scale[0], y + value["height"] * scale[1]]
+            found.append((task["data"]["image"].split("?d=")[1], value["rectanglelabels"][0], box))
+    check(found, expected)
+    labels = ElementTree.parse(out / "label_studio" / "label_config.xml").iter("Label")
+    assert [label.get("value") for label in labels] == list(run.labeller.words.classes)
+
+    crops = list((out / "crops").rglob("*.jpg"))
+    assert len(crops) == 9
+    assert all(min(Image.open(crop).size) > 10 for crop in crops)
+    assert not list(out.glob(".*"))  # nothing half-written is left
+
+
+def check(found, expected):
+    def key(label):
+        return label[0], label[1], round(label[2][0])
+
+    found, expected = sorted(found, key=key), sorted(expected, key=key)
+    assert [label[:2] for label in found] == [label[:2] for label in expected]
+    np.testing.assert_allclose([box for *_, box in found], [box for *_, box in expected], atol=0.011)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("rar_mmdet.labelling.labeller.PHOTOS_AT_ONCE", 1)
+    whole = LabelRun(labeller(), photos, tmp_path / "whole")
+    whole.run()
+    whole.write(["coco"])
+
+    boxes = ThreeBoxes()
+    killed = LabelRun(labeller(boxes), photos, tmp_path / "killed")
+    write, lines = killed._recognize, []
+
+    def dies(names):
+        if len(lines) == 2:
+            raise KeyboardInterrupt
+        lines.append(names)
+        yield from write(names)
+
+    killed._recognize = dies
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    # What a kill in the middle of writing leaves: a record without its photo, half a line of a photo.
+    with open(tmp_path / "killed" / "records.jsonl", "a") as stream:
+        stream.write('{"image": "half')
+    with open(tmp_path / "killed" / "photos.jsonl", "a") as stream:
+        stream.write('{"id": 3, "na')
+    boxes.calls.clear()
+    resumed = LabelRun(labeller(boxes), photos, tmp_path / "killed")
+    assert resumed.run()["done_before"] == 2
+    assert boxes.calls == sorted(SIZES)[2:]
+    resumed.write(["coco"])
+    for name in ("records.jsonl", "photos.jsonl", "coco.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_new_photos_do_not_change_the_ids_of_others(photos, tmp_path):
+    LabelRun(labeller(), photos, tmp_path / "out").run()
+    shutil.copy(photos / "a.png", photos / "0.png")  # sorts first
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    assert [(state.id, state.name) for state in run.done] == [*enumerate(sorted(SIZES), 1), (4, "0.png")]
+
+
+def test_odd_photos_are_named_and_counted(photos, tmp_path):
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    (photos / "film.mp4").write_bytes(b"x")
+    (photos / "raw.NEF").write_bytes(b"x")
+    (photos / ".hidden.jpg").write_bytes(b"x")
+    (photos / "again").symlink_to(photos, target_is_directory=True)  # a circle
+    names, others = find_photos(photos)
+    assert names == sorted([*SIZES, "empty.jpg", "cut.png"])
+    assert others == {"raw": 1, "video": 1}
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    counts = run.run()
+    assert (counts["unreadable"], counts["labelled"]) == (2, 3)
+    assert {state.name for state in run.done if state.error} == {"empty.jpg", "cut.png"}
+    assert len(labels_of(run)) == 9
+
+
+def test_a_bad_box_costs_its_photo_alone(photos, tmp_path):
+    class Odd(ThreeBoxes):
+        def __call__(self, photo, name):
+            boxes, scores = super().__call__(photo, name)
+            return (boxes * float("nan") if name == "a.png" else boxes), scores
+
+    run = LabelRun(labeller(Odd()), photos, tmp_path / "out")
+    counts = run.run()
+    assert (counts["unreadable"], counts["labelled"]) == (1, 2)
+    assert "cannot be cropped" in next(state.error for state in run.done if state.error)
+
+
+def test_folders_without_photos(tmp_path):
+    with pytest.raises(MissingAssetError, match="there is no folder"):
+        find_photos(tmp_path / "nowhere")
+    (tmp_path / "a.cr2").write_bytes(b"x")
+    with pytest.raises(ImageReadError, match=r"holds no photo \(1 raw\)"):
+        find_photos(tmp_path)
+
+
+def test_a_folder_with_other_labels_is_refused(photos, tmp_path):
+    LabelRun(labeller(), photos, tmp_path / "out").run()
+    with pytest.raises(ConfigError, match=r"another run \(words differ\): .* --overwrite to begin anew"):
+        LabelRun(labeller(words=["x", "y", "z"]), photos, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"\(config differ\)"):
+        LabelRun(labeller(), photos, tmp_path / "out", {"config": "other"})
+    anew = LabelRun(labeller(words=["x", "y", "z"]), photos, tmp_path / "out", overwrite=True)
+    assert anew.done == []
+
+
+def test_a_full_disk_loses_nothing(photos, tmp_path, monkeypatch):
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    run.write(["coco", "voc"])
+    before = (tmp_path / "out" / "coco.json").read_bytes()
+
+    def full(self, photo):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FORMATS["voc"], "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write(["coco", "voc"])
+    assert (tmp_path / "out" / "coco.json").read_bytes() == before
+    assert len(list((tmp_path / "out" / "voc" / "Annotations").rglob("*.xml"))) == 3
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_corrections_are_folded_in(photos, tmp_path):
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    _, before = run.write(["coco"])
+    assert before["corrected"] == 0
+    choices = [
+        {"photo": "a.png", "region": 0, "class": "dog"},
+        {"photo": "a.png", "region": 1, "class": None},
+    ]
+    file = tmp_path / "out" / "corrections.json"
+    file.write_text(json.dumps({"corrections": choices}))
+    _, after = run.write(["coco"])
+    assert (after["corrected"], after["labels"]) == (2, before["labels"] - 1)
+    content = json.loads((tmp_path / "out" / "coco.json").read_text(encoding="utf-8"))
+    image = next(i["id"] for i in content["images"] if i["file_name"] == "a.png")
+    own = [a for a in content["annotations"] if a["image_id"] == image]
+    assert (len(own), own[0]["score"]) == (2, 1.0)
+    assert content["categories"][own[0]["category_id"] - 1]["name"] == "dog"
+    for text, message in (
+        ("[]", "are no file that the review page saved"),
+        ('{"corrections": [{"photo": "a"}]}', "are no file that the review page saved"),
+        ('{"corrections": [{"photo": "a", "region": 0, "class": "cow"}]}', "name 'cow', which is not among the words"),
+    ):
+        file.write_text(text)
+        with pytest.raises(RecordFileError, match=message):
+            read_corrections(file, run.labeller.words)
+
+
+def test_the_page_has_the_doubtful_first(photos, tmp_path):
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    order = [value for value, _, _ in review_order(run)]
+    assert order == sorted(order, reverse=True)
+    assert [key(e) for e in review_order(run, 4)] == [key(e) for e in review_order(run)[:4]]
+    assert write_review(run, tmp_path / "out" / "review.html", most=4) == 4
+
+
+def key(entry):
+    return entry[1].name, entry[2].region
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.probe = None
+
+    def handle_starttag(self, tag, attrs):
+        self.probe = dict(attrs).get("data-probe", self.probe)
+
+
+PROBE = """<script>
+const press = key => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const log = {}, now = () => shown[at];
+log.first = now(); press("2"); log.moved = at; press("0"); press("Enter"); press("u"); log.back = at;
+log.count = by("count").textContent;
+by("filter").value = String(items[shown.at(-1)].label); by("filter").dispatchEvent(new Event("change"));
+log.filtered = shown.every(row => String(label(row)) === by("filter").value); log.left = shown.length;
+by("accept").click(); log.after = by("count").textContent;
+log.corrections = corrections().corrections; log.fetched = performance.getEntriesByType("resource").map(e => e.name);
+document.body.dataset.probe = JSON.stringify(log);
+</script>"""
+
+
+def in_browser(page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}/b"]
+    done = subprocess.run(
+        [browser, *flags, "--virtual-time-budget=4000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not said
+    parsed = Page()
+    parsed.feed(done.stdout)
+    return json.loads(parsed.probe)
+
+
+def test_keys_filters_and_saving_in_a_real_browser(photos, tmp_path):
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    page = tmp_path / "out" / "review.html"
+    write_review(run, page)
+    page.write_text(page.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
+    queue, words = review_order(run), run.labeller.words
+    log = in_browser(page, tmp_path)
+    assert log["first"] == 0
+    assert log["moved"] == 1
+    assert log["back"] == 2  # the third was kept with Enter, and that was undone
+    assert log["count"] == "2 of 9 looked at"
+    assert log["filtered"]
+    second = run.labeller.decide(queue[0][2]).best[1][0]
+    saved = {(c["photo"], c["region"]): c["class"] for c in log["corrections"]}
+    assert saved[key(queue[0])] == words.classes[second]
+    assert saved[key(queue[1])] is None
+    assert int(log["after"].split()[0]) == len(saved)
+    file = tmp_path / "out" / "corrections.json"
+    file.write_text(json.dumps({"corrections": log["corrections"]}))
+    assert run.write(["coco"])[1]["corrected"] == len(saved)
+    assert all(name.startswith(("file:", "data:")) for name in log["fetched"])
+
+
+def test_boxes_of_a_file_are_found_by_path_or_name(tmp_path):
+    images = [{"id": 1, "file_name": "x/a.jpg"}, {"id": 2, "file_name": "y/a.jpg"}, {"id": 3, "file_name": "old/b.jpg"}]
+    annotations = [
+        {"image_id": 1, "bbox": [1, 2, 3, 4]},
+        {"image_id": 3, "bbox": [5, 6, 7, 8]},
+        {"image_id": 3, "bbox": [5, 6, 7, 8], "iscrowd": 1},
+    ]
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    boxes = AnnotatedBoxes(file)
+    assert boxes(None, "x/a.jpg")[0].tolist() == [[1, 2, 4, 6]]
+    assert boxes(None, "new/b.jpg")[0].tolist() == [[5, 6, 12, 14]]
+    assert boxes(None, "c.jpg")[0].shape == (0, 4)
+    assert boxes.without == {"c.jpg"}
+    with pytest.raises(AnnotationFileError, match="'a.jpg' stands for several photos of the file"):
+        boxes(None, "z/a.jpg")
+    file.write_text("{}")
+    with pytest.raises(AnnotationFileError, match="hold no `images` and `annotations`"):
+        AnnotatedBoxes(file)
+
+
+def test_the_command_with_the_demos_models(tmp_path, capsys):
+    out = tmp_path / "labels"
+    line = [
+        "label", str(ROOT / "demo" / "photos"), "--words", str(ROOT / "demo" / "photos" / "words.txt"), "--boxes",
+        str(ROOT / "demo" / "photos" / "boxes.json"), "--embedded", "--out", str(out),
+    ]  # fmt: skip
+    assert rar_mmdet([*line, "--formats", "coco", "yolo"]) == 0
+    shown = capsys.readouterr().out
+    content = json.loads((out / "coco.json").read_text())
+    unsure = json.loads((out / "unsure.json").read_text())
+    truth = json.loads((ROOT / "demo" / "photos" / "boxes.json").read_text())
+    assert len(content["annotations"]) + len(unsure) == len(truth["annotations"]) == 30
+    assert f"4 photos; {len(content['annotations'])} labels, {len(unsure)} boxes without one" in shown
+    (tmp_path / "c.json").write_text('{"corrections": [{"photo": "photo1.jpg", "region": 0, "class": null}]}')
+    assert rar_mmdet([*line, "--apply", str(tmp_path / "c.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "4 photos, 4 of them done before" in shown
+    assert "1 corrected by hand" in shown
+    assert rar_mmdet([*line, "--formats", "coca"]) == 2
+    assert "there is no format 'coca'; known are coco, yolo" in capsys.readouterr().err
+
+
+def test_python_in_five_lines():
+    found = labeller()(make_image(40, 60, seed=2))
+    assert len(found) == 3
+    assert all(name in {"red & <blue>", 'say "cat"', "poodle", "łoś", None} for name, _, _ in found)
+    with pytest.raises(ConfigError, match=r"min_score must be in \[0, 1\], got 2"):
+        labeller(min_score=2)
