@@ -42,6 +42,7 @@ class RegionRecord:
     order: tuple[int, ...] = ()  # columns as the ranker ordered them
     log_probs: tuple[float, ...] | None = None  # of the K candidates, as the ranker sees them
     label_mass: float | None = None  # probability the model gave to any label
+    presence: float | None = None  # that any of the candidates is right, as the model sees it
     reply: str | None = None  # what the model wrote
     truth: int | None = None  # label of the annotated object, if known
     truth_name: str | None = None
@@ -91,6 +92,11 @@ def _numbers(values: torch.Tensor) -> list[Any]:
     return [[float(f"{value:.7g}") for value in row] for row in nested]
 
 
+def _known(values: torch.Tensor | None, count: int) -> list[float | None]:
+    """One number for each region, `None` where it is NaN or there are none."""
+    return [None] * count if values is None else [v if v == v else None for v in values.tolist()]
+
+
 def describe_regions(
     recognition: Recognition,
     image: str | int,
@@ -113,7 +119,7 @@ def describe_regions(
     fused = _numbers(recognition.fused[:, :columns])
     boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
     log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
-    mass = [None] * len(recognition) if ranking.label_mass is None else ranking.label_mass.tolist()
+    mass, presence = _known(ranking.label_mass, len(recognition)), _known(ranking.presence, len(recognition))
     names = recognition.category_names
     scored = (ranking.has_opinion & ranking.has_log_probs).tolist()
     records = []
@@ -133,7 +139,8 @@ def describe_regions(
                 status=RankStatus(status).name.lower(),
                 order=tuple(ranking.order[region].tolist()) if asked else (),
                 log_probs=tuple(log_probs[region]) if log_probs and scored[region] else None,
-                label_mass=None if mass[region] is None or mass[region] != mass[region] else mass[region],
+                label_mass=mass[region],
+                presence=presence[region],
                 reply=ranking.replies[region] if ranking.replies else None,
                 truth=label,
                 truth_name=None if label is None else names[label],

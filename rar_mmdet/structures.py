@@ -82,6 +82,9 @@ class Ranking:
     status: Tensor  # (R,) int64, values of RankStatus
     replies: tuple[str | None, ...] | None = None  # R texts, where a model wrote one
     label_mass: Tensor | None = None  # (R,) float32 in [0, 1]: probability the model gave to any label; NaN: not known
+    presence: Tensor | None = (
+        None  # (R,) float32 in [0, 1]: that any of the K is right, as the model sees it; NaN: unknown
+    )
 
     def __post_init__(self) -> None:
         if self.order.ndim != 2 or self.order.dtype != torch.int64:
@@ -96,8 +99,9 @@ class Ranking:
         for name, length in (("status", len(self.status)), ("replies", self._length(self.replies))):
             if length not in (None, num_regions):
                 raise ValueError(f"Ranking.{name} must have {num_regions} entries, got {length}")
-        if self._length(self.label_mass) not in (None, num_regions):
-            raise ValueError(f"Ranking.label_mass must be ({num_regions},), got {self.label_mass}")
+        for name, values in (("label_mass", self.label_mass), ("presence", self.presence)):
+            if self._length(values) not in (None, num_regions):
+                raise ValueError(f"Ranking.{name} must be ({num_regions},), got {values}")
 
     @staticmethod
     def _length(values: Any) -> int | None:
@@ -115,6 +119,7 @@ class Ranking:
             self.status[regions],
             None if self.replies is None else tuple(self.replies[row] for row in rows),
             None if self.label_mass is None else self.label_mass[regions],
+            None if self.presence is None else self.presence[regions],
         )
 
     @property
@@ -140,18 +145,20 @@ class Ranking:
         k, rows = self.order.shape[1], asked.nonzero()[:, 0]
         whole = Ranking.identity(len(asked), k)
         whole.order[rows], whole.status[rows] = self.order.cpu(), self.status.cpu()
-        log_probs = label_mass = replies = None
+        log_probs = replies = None
         if self.log_probs is not None:
             # Where nobody was asked every candidate is as likely: the row has no opinion and is not fused.
             log_probs = torch.full((len(asked), k), -math.log(max(k, 1)))
             log_probs[rows] = self.log_probs.cpu().float()
-        if self.label_mass is not None:
-            label_mass = torch.full((len(asked),), math.nan)
-            label_mass[rows] = self.label_mass.cpu().float()
+        known: list[Tensor | None] = []
+        for values in (self.label_mass, self.presence):
+            known.append(None if values is None else torch.full((len(asked),), math.nan))
+            if values is not None:
+                known[-1][rows] = values.cpu().float()  # type: ignore[index]
         if self.replies is not None:
             by_row = dict(zip(rows.tolist(), self.replies, strict=True))
             replies = tuple(by_row.get(row) for row in range(len(asked)))
-        return Ranking(whole.order, log_probs, whole.status, replies, label_mass)
+        return Ranking(whole.order, log_probs, whole.status, replies, *known)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,10 @@ def test_a_text_beside_scores_has_an_order_and_no_log_probabilities(recognition,
 
 
 def test_replies_masses_and_unasked_regions(recognition):
-    two = Ranking(recognition.ranking.order[:2], None, torch.tensor([0, 2]), ("a, b", None), torch.tensor([0.9, 0.1]))
+    two = Ranking(
+        recognition.ranking.order[:2], None, torch.tensor([0, 2]), ("a, b", None), torch.tensor([0.9, 0.1]),
+        torch.tensor([0.5, torch.nan]),
+    )  # fmt: skip
     asked = torch.tensor([True, False, True, False, False])
     records = describe_regions(replace(recognition, ranking=two.spread(asked)), "a.jpg")
     assert [r.reply for r in records] == ["a, b", None, None, None, None]
@@ -79,6 +82,7 @@ def test_replies_masses_and_unasked_regions(recognition):
     assert [len(r.order) for r in records] == [5, 0, 5, 0, 0]
     assert records[0].label_mass == pytest.approx(0.9)
     assert records[1].label_mass is None
+    assert [r.presence for r in records[:3]] == [0.5, None, None]
     assert RankStatus.FALLBACK.name.lower() == records[2].status
 
 

@@ -62,6 +62,8 @@ def test_ranking_refuses_replies_and_masses_of_another_number():
         Ranking(order, None, status, replies=("a", "b"))
     with pytest.raises(ValueError, match=r"label_mass must be \(1,\)"):
         Ranking(order, None, status, label_mass=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"presence must be \(1,\)"):
+        Ranking(order, None, status, presence=torch.zeros(2))
 
 
 @pytest.mark.parametrize("asked", [[], [False], [True, False, True], [False, False, True, True]], ids=str)
@@ -75,6 +77,7 @@ def test_spread_is_the_inverse_of_taking_rows(asked):
         torch.zeros(n, dtype=torch.int64),
         tuple(f"reply {i}" for i in range(n)),
         torch.rand(n),
+        torch.rand(n),
     )
     whole = ranking.spread(asked)
     assert len(whole) == len(asked)
@@ -83,6 +86,7 @@ def test_spread_is_the_inverse_of_taking_rows(asked):
     assert torch.equal(again.log_probs, ranking.log_probs)
     assert again.replies == ranking.replies
     assert torch.equal(again.label_mass, ranking.label_mass)
+    assert torch.equal(again.presence, ranking.presence)
     assert not whole[~asked].has_opinion.any()
     assert whole[~asked].label_mass.isnan().all()
     assert whole[~asked].replies == (None,) * (len(asked) - n)

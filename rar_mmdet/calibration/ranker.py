@@ -131,7 +131,13 @@ def _joined(parts: list[Ranking]) -> Ranking:
         log_probs = torch.cat(
             [none if part.log_probs is None else part.log_probs for part, none in zip(parts, empty, strict=True)]
         )
-    return Ranking(torch.cat([part.order for part in parts]), log_probs, torch.cat([part.status for part in parts]))
+    nothing = [torch.full((len(part),), torch.nan) for part in parts]
+    mass, presence = (
+        torch.cat([none if values is None else values for values, none in zip(column, nothing, strict=True)])
+        for column in ([part.label_mass for part in parts], [part.presence for part in parts])
+    )
+    order, status = torch.cat([part.order for part in parts]), torch.cat([part.status for part in parts])
+    return Ranking(order, log_probs, status, None, mass, presence)
 
 
 def fit(opinions: Opinions) -> dict[str, Any]:

@@ -269,7 +269,8 @@ class AskingRanker(Ranker):
         """Say so when a model always picks the same letter, or hardly any label at all."""
         for reading in readings:
             self._letters.update(reading.letters)
-            if reading.label_mass is not None:
+            # Of names a low mass is no fault: a reply in other words, or an object that is none of them.
+            if reading.label_mass is not None and self.ask.wants == "labels":
                 self._label_masses.append(reading.label_mass)
         total = sum(self._letters.values())
         if total >= _LETTERS_TO_JUDGE and len(self._letters) == 1:
@@ -313,7 +314,7 @@ def _assemble(
     order, status = blank.order, blank.status
     status[rows] = int(RankStatus.FALLBACK)
     log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
-    masses = torch.full((num_regions,), float("nan"))
+    masses, presence = torch.full((2, num_regions), float("nan"))
     replies: list[str | None] = [None] * num_regions
     scored = [i for i, reading in enumerate(readings) if reading is not None and reading.scores is not None]
     if scored:
@@ -329,6 +330,8 @@ def _assemble(
         replies[rows[i]] = reading.reply
         if reading.label_mass is not None:
             masses[rows[i]] = reading.label_mass
+        if reading.presence is not None:
+            presence[rows[i]] = reading.presence
         if reading.scores is None:
             order[rows[i]] = torch.tensor([shown[i][column] for column in reading.order], dtype=torch.int64)
             status[rows[i]] = int(reading.status)
@@ -340,4 +343,5 @@ def _assemble(
         status,
         replies=tuple(replies) if any(reply is not None for reply in replies) else None,
         label_mass=masses if bool(masses.isfinite().any()) else None,
+        presence=presence if bool(presence.isfinite().any()) else None,
     )

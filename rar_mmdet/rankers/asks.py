@@ -109,10 +109,12 @@ class _Way:
     def check(self, answer: Answer, k: int) -> None:
         rows, columns, lengths = self._shape(k)
         sizes = [len(row) for row in answer.scores]
-        if answer.scores and (sizes != [columns] * rows or len(answer.lengths) != lengths):
+        odd_masses = len(answer.masses) not in (0, rows)
+        if answer.scores and (sizes != [columns] * rows or len(answer.lengths) != lengths or odd_masses):
             raise RankerError(
-                f"an answer has scores {answer.scores}, lengths {answer.lengths} for K={k} candidates; "
-                f"{type(self).__name__} needs {rows} x {columns} scores and {lengths} lengths, or a reply"
+                f"an answer has scores {answer.scores}, lengths {answer.lengths}, masses {answer.masses} for K={k} "
+                f"candidates; {type(self).__name__} needs {rows} x {columns} scores and {lengths} lengths, or a reply; "
+                f"and {rows} masses or none"
             )
 
     def _shape(self, k: int) -> tuple[int, int, int]:
@@ -183,7 +185,10 @@ class Likelihood(_Way):
             prior = [value for blank in blanks for value in (blank.scores[0] if blank.scores else [math.nan])]
             prior = prior if len(prior) == len(scores) else [math.nan] * len(scores)
             scores = tuple(total - self.pmi_weight * null for total, null in zip(scores, prior, strict=True))
-        return Reading.of_scores(scores, question.candidates)
+        # The end of the turn is part of each name's score, so no reply is counted for two names.
+        named = dict(zip(question.candidates, answer.scores[0], strict=True))
+        mass = _mass(tuple(named.values()))
+        return Reading.of_scores(scores, question.candidates, label_mass=mass, presence=mass)
 
     def report(self) -> dict[str, Any]:
         return {**super().report(), "score": self.score}
@@ -241,9 +246,8 @@ class Letter(_Way):
             for candidate, log_prob in zip(shift, _log_softmax(row), strict=True):
                 totals[candidate] += log_prob
             letters.append(LETTERS[max(range(k), key=row.__getitem__)])
-        count = len(answer.scores)
-        scores, masses = [total / count for total in totals], [_mass(row) for row in answer.scores]
-        return Reading.of_scores(scores, names, label_mass=sum(masses) / count, letters=tuple(letters))
+        scores, mass = [total / len(answer.scores) for total in totals], _label_mass(answer)
+        return Reading.of_scores(scores, names, label_mass=mass, presence=mass, letters=tuple(letters))
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,11 @@ class YesNo(_Way):
     def read(self, answer: Answer, question: Question, blanks: Sequence[Answer] = ()) -> Reading:
         if not answer.scores:
             return _read_list(answer, question)
-        masses = [_mass(row) for row in answer.scores]
         margins = [yes - no for yes, no in answer.scores]
-        return Reading.of_scores(margins, question.candidates, label_mass=sum(masses) / len(masses))
+        # That not every answer is no, if they are independent; a name that is there twice is asked about once.
+        asked = dict(zip(question.candidates, margins, strict=True)).values()
+        absent = math.exp(sum(-_softplus(margin) for margin in asked))
+        return Reading.of_scores(margins, question.candidates, label_mass=_label_mass(answer), presence=1.0 - absent)
 
 
 @dataclass(frozen=True)
@@ -338,9 +344,22 @@ def _log_softmax(row: Sequence[float]) -> list[float]:
     return [value - peak - total for value in row]
 
 
-def _mass(row: Sequence[float]) -> float:
+def _mass(row: Sequence[float]) -> float | None:
     """Probability of any of the labels of one text."""
-    return min(sum(math.exp(min(value, 0.0)) for value in row), 1.0)
+    total = sum(math.exp(min(value, 0.0)) for value in row)
+    return None if math.isnan(total) else min(total, 1.0)
+
+
+def _label_mass(answer: Answer) -> float | None:
+    """Probability of any of the labels, averaged over the texts; `None` where it is not known of one of them."""
+    masses = answer.masses or [_mass(row) for row in answer.scores]
+    known = [mass for mass in masses if mass is not None]
+    return sum(known) / len(known) if known and len(known) == len(masses) else None
+
+
+def _softplus(value: float) -> float:
+    """log(1 + e^value): of a margin, -log p(no)."""
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
 
 
 _WAYS: dict[str, type[_Way]] = {way.name: way for way in (Likelihood, Letter, YesNo, Generate)}

@@ -290,9 +290,10 @@ class OpenAIRanker(AskingRanker):
         if not self._gives_labels(dialect):
             return text
         labels = self.ask.labels(len(question.candidates))
-        rows = [row for reply in replies if (row := _label_scores(reply, labels)) is not None]
+        found = [_label_scores(reply, labels) for reply in replies]
+        rows = [row for row, _ in found if row is not None]
         if len(rows) == len(replies):
-            return Answer(scores=tuple(rows))
+            return Answer(scores=tuple(rows), masses=tuple(mass for _, mass in found))
         if not rows and self.ask.read(text, question).status is not RankStatus.FALLBACK:
             return text
         listed = [[token for token, _ in reply.top_log_probs or []] for reply in replies]
@@ -315,8 +316,10 @@ def _address(base_url: str) -> tuple[str, int]:
     raise ConfigError(f"base_url must look like http://host:8000/v1, got {base_url!r}")
 
 
-def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
-    """Log-probability of each label, in any of its spellings, as the first token; `None` if none of them is listed.
+def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[tuple[float, ...] | None, float]:
+    """Log-probability of each label, in any of its spellings, as the first token, and the mass of those listed.
+
+    No log-probabilities, and no mass, if none of them is listed.
 
     The probability of a label that is not listed is at most the lowest listed one, and at most what the listed ones
     leave of 1. It gets half of the smaller, the middle of what is possible (ours): below every listed label, however
@@ -329,10 +332,11 @@ def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[float,
     accepted = [{form for word in spellings for form in (word, word.upper())} for spellings in labels]
     found = [[log_prob for token, log_prob in listed if token in forms] for forms in accepted]
     if not any(found):
-        return None
+        return None, 0.0
     rest = max(1.0 - sum(math.exp(min(log_prob, 0.0)) for _, log_prob in listed), _LEAST_REST)
     unlisted = min(math.log(rest), *(log_prob for _, log_prob in listed)) - math.log(2.0)
-    return tuple(_logsumexp(values) if values else unlisted for values in found)
+    mass = min(sum(math.exp(min(log_prob, 0.0)) for values in found for log_prob in values), 1.0)
+    return tuple(_logsumexp(values) if values else unlisted for values in found), mass
 
 
 def _bare(token: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -33,26 +33,31 @@ class Answer:
         K candidates. Empty for text.
     lengths: 'likelihood': tokens of each name.
     reply: the text of 'generate', and of servers that give no log-probabilities.
+    masses: one for each row of scores, where these do not say it: the probability, in [0, 1], of any of the labels
+        (servers that list some tokens, or that share it out themselves); `None` for a row of which it is not known.
     """
 
     scores: tuple[tuple[float, ...], ...] = ()
     lengths: tuple[int, ...] = ()
     reply: str | None = None
+    masses: tuple[float | None, ...] = ()
 
     def dump(self) -> str:
         """As JSON; floats survive the round trip bit for bit."""
-        return json.dumps([self.scores, self.lengths, self.reply])
+        told = [self.masses] if self.masses else []  # left out where there is none, as in files of earlier versions
+        return json.dumps([self.scores, self.lengths, self.reply, *told])
 
     @staticmethod
     def load(text: str) -> Answer:
         """From `dump`."""
-        scores, lengths, reply = json.loads(text)
-        return Answer(tuple(tuple(row) for row in scores), tuple(lengths), reply)
+        scores, lengths, reply, *told = json.loads(text)
+        return Answer(tuple(tuple(row) for row in scores), tuple(lengths), reply, *map(tuple, told))
 
     @staticmethod
     def layout() -> list[str]:
-        """What `dump` writes, in its order; part of the key under which an answer is kept."""
-        return [field.name for field in fields(Answer)]
+        """Part of the key under which an answer is kept: what `dump` has always written. Masses came later, and
+        answers without them are as good as they were."""
+        return ["scores", "lengths", "reply"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class Reading:
     status: RankStatus
     scores: tuple[float, ...] | None = None  # K finite numbers, more is better; None where the answer is an order alone
     label_mass: float | None = None  # in [0, 1]: probability of any of the labels, before it is shared out among them
+    presence: float | None = (
+        None  # in [0, 1]: that any of the candidates is right, by what the answer says; None: nothing
+    )
     reply: str | None = None  # the text, where the answer is one
     letters: tuple[str, ...] = ()  # the preferred letter for each text, in which candidates stand at other letters
     problem: str | None = None  # why nothing of it can be used

@@ -293,11 +293,13 @@ def test_what_the_model_said_stays_with_its_region():
     shortlist = Shortlist(torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
     ranking = Mixed().rank(crops(2), shortlist, NAMES)
     assert ranking.replies == ("['dog']", None)
-    assert ranking.label_mass is None
+    assert ranking.label_mass[0].isnan()  # a text
+    assert 0 <= float(ranking.label_mass[1]) <= 1
     ranking = NoisyRanker(ask=YesNo()).rank(crops(2), shortlist, NAMES)
     assert ranking.replies is None
     assert ((ranking.label_mass > 0) & (ranking.label_mass <= 1)).all()
-    assert NoisyRanker().rank(crops(2), shortlist, NAMES).label_mass is None
+    assert ((ranking.presence > 0) & (ranking.presence <= 1)).all()
+    assert NoisyRanker(ask="generate").rank(crops(2), shortlist, NAMES).presence is None
 
 
 @pytest.mark.parametrize("ask", ["likelihood", "letter", "yesno", "generate"])

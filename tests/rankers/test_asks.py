@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,7 +132,42 @@ def test_label_mass_is_what_the_labels_had_together():
     assert Letter(num_shifts=1).read(letters, QUESTION).label_mass == pytest.approx(0.6)
     answer = Answer(scores=tuple((math.log(yes), math.log(0.1)) for yes in (0.4, 0.5, 0.6)))
     assert YesNo().read(answer, QUESTION).label_mass == pytest.approx(0.6)
-    assert Likelihood().read(Answer(scores=((-1.0, -2.0, -3.0),), lengths=(1, 1, 1)), QUESTION).label_mass is None
+    names = Answer(scores=((math.log(0.2), math.log(0.3), math.log(0.1)),), lengths=(1, 1, 1))
+    for score in ("sum", "mean"):
+        assert Likelihood(score=score).read(names, QUESTION).label_mass == pytest.approx(0.6)
+    twice = Likelihood().read(names, Question(CROP, ("dog", "cat", "dog")))
+    assert twice.label_mass == pytest.approx(0.3 + 0.1)  # one name, one event
+
+
+def test_presence_is_evidence_that_any_candidate_is_right():
+    p = (0.9, 0.3, 0.5)
+    answer = Answer(scores=tuple((math.log(0.8 * yes), math.log(0.8 * (1 - yes))) for yes in p))
+    assert YesNo().read(answer, QUESTION).presence == pytest.approx(1 - 0.1 * 0.7 * 0.5)
+    same = Question(CROP, ("dog", "cat", "dog"))
+    assert YesNo().read(replace(answer, scores=(answer.scores[0],) * 3), same).presence == pytest.approx(1 - 0.1 * 0.1)
+    sure = Answer(scores=((0.0, -math.inf), (-800.0, 0.0), (-800.0, 0.0)))
+    assert YesNo().read(sure, QUESTION).presence in (1.0, None)
+    letters = Answer(scores=((math.log(0.2), math.log(0.3), math.log(0.1)),))
+    assert Letter(num_shifts=1).read(letters, QUESTION).presence == pytest.approx(0.6)
+    assert Generate().read(Answer(reply="['dog', 'cat', 'hot dog']"), QUESTION).presence is None
+
+
+def test_masses_that_a_server_tells_go_before_those_of_the_scores():
+    row = (math.log(0.2), math.log(0.3), math.log(0.1))
+    assert Letter(num_shifts=1).read(Answer(scores=(row,), masses=(0.25,)), QUESTION).label_mass == 0.25
+    unknown = Letter(num_shifts=1).read(Answer(scores=(row,), masses=(None,)), QUESTION)
+    assert (unknown.label_mass, unknown.presence) == (None, None)
+    with pytest.raises(RankerError, match="1 masses or none"):
+        Letter(num_shifts=1).check(Answer(scores=(row,), masses=(0.1, 0.2)), 3)
+
+
+def test_answers_are_kept_with_their_masses_and_those_of_earlier_files_stay_readable():
+    old = "[[[-0.5, -1.25]], [], null]"
+    assert Answer.load(old) == Answer(scores=((-0.5, -1.25),))
+    assert Answer.load(old).dump() == old
+    told = Answer(scores=((-0.5, -1.25),), masses=(0.875, None))
+    assert Answer.load(told.dump()) == told
+    assert Answer.layout() == ["scores", "lengths", "reply"]  # part of the keys under which answers are kept
 
 
 def test_candidates_of_one_name_get_one_score():

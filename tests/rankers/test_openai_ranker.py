@@ -307,7 +307,8 @@ def test_spellings_of_a_letter_add_up_and_an_article_is_none(serve):
 @pytest.mark.parametrize("p", [(0.95,), (0.3,), (1.0,), (0.4, 0.35), (0.3, 0.3, 0.3999999), (0.7, 0.7), (1e300, 0.1)])
 def test_letters_not_listed_are_below_those_listed(p):
     listed = [(letter, math.log(value)) for letter, value in zip("BDC", p, strict=False)]
-    scores = _label_scores(Reply("B", listed), [(letter,) for letter in "ABCDE"])
+    scores, mass = _label_scores(Reply("B", listed), [(letter,) for letter in "ABCDE"])
+    assert mass == pytest.approx(min(sum(min(value, 1.0) for value in p), 1.0))  # of those listed, and no guess
     by_letter = dict(zip("ABCDE", scores, strict=True))
     assert all(by_letter[letter] == pytest.approx(value) for letter, value in listed)
     unlisted = {value for letter, value in by_letter.items() if letter not in dict(listed)}
