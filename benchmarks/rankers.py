@@ -2,6 +2,7 @@
 
     python benchmarks/rankers.py --json rankers.json         # speed, memory, server; all ratios from this one run
     python benchmarks/rankers.py --table                     # the demo tables of docs/rankers.md
+    python benchmarks/rankers.py --none-of-these curve.png   # its table and figure of unknown regions
 
 JSON keys: `likelihood_speedup` and `letter_speedup` (CPU seconds per crop, baseline over ours, the smaller of both
 models), `server_overhead` (seconds for 1,000 crops over 1,000 x 0.2 s / 64). Speeds need the demo ranker and world:
@@ -17,17 +18,20 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rar_mmdet.calibration import AnnotatedRegions, Scorer, find_regions
+from rar_mmdet.calibration.none_of_these import draw as draw_risk
+from rar_mmdet.calibration.none_of_these import hide_categories, measure, recognise_open_set
 from rar_mmdet.calibration.ranker import labels_of
 from rar_mmdet.emission import TopPairs
-from rar_mmdet.fusion import LogLikFusion
+from rar_mmdet.fusion import LogLikFusion, NoneOfThese
 from rar_mmdet.rankers import Generate, Letter, Likelihood, OpenAIRanker, Question, TransformersRanker, YesNo
+from rar_mmdet.rankers.calibration import threshold_for
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.scoring import load_annotation_file
 from rar_mmdet.structures import RankStatus, Shortlist
@@ -325,19 +329,78 @@ def print_tables(limit: int | None, cache: Path) -> dict[str, dict[str, Any]]:
     return table
 
 
+OPEN_SET_PRECISION, HIDDEN_SHARE = 0.95, 0.5
+# Temperature and weight of each way, fitted with all names on the calibration split (docs/rankers.md).
+OPEN_SET_WAYS: dict[str, tuple[Any, float, float]] = {
+    "likelihood, choose": (Likelihood(prompt="choose", prompts=PROMPTS), 1.25, 0.95),
+    "likelihood, name": (Likelihood(prompt="name", prompts=PROMPTS), 1.0, 0.95),
+    "yesno": (YesNo(prompts=PROMPTS), 1.77, 0.87),
+    "letter, one order": (Letter(num_shifts=1, prompts=PROMPTS), 0.95, 0.95),
+}
+
+
+def print_open_set(figure: Path, cache: Path) -> dict[str, dict[str, Any]]:
+    """Half of the demo's classes hidden: a threshold for 95 % right names from the calibration split, on the test one.
+
+    Each way with its evidence (`NoneOfThese`) and without, with no background names and with half of the hidden ones;
+    the other half of the hidden classes is then unknown to names and background alike.
+    """
+    files = {split: ROOT / f"data/demo/annotations/lvis_demo_{split}.json" for split in ("calib", "test")}
+    regions, truth, names = {}, {}, []
+    for split, file in files.items():
+        annotations = load_annotation_file(file)
+        names = [category["name"] for category in annotations["categories"]]
+        regions[split] = find_regions(annotations, ROOT / "data/demo", None)
+        truth[split] = labels_of(regions[split], annotations["categories"])
+    kept = hide_categories(len(names), HIDDEN_SHARE, 6)
+    hidden = [name for label, name in enumerate(names) if label not in set(kept)]
+    table: dict[str, dict[str, Any]] = {}
+    curves = {}
+    for told, background in (("", None), (", background", hidden[::2])):
+        for name, (way, temperature, alpha) in OPEN_SET_WAYS.items():
+            plain = LogLikFusion(alpha=alpha, temperature=temperature)
+            for how, fusion in (("", NoneOfThese(plain)), (", without evidence", plain)):
+                recognizer = RegionRecognizer.from_config(
+                    ROOT / "configs/demo/rar_demo_likelihood.py", str(files["test"])
+                )
+                recognizer = RegionRecognizer(
+                    cropper=recognizer.cropper,
+                    encoder=recognizer.encoder,
+                    memory=recognizer.memory_source,
+                    category_names=names,
+                    ranker=make_ranker(ROOT / "demo/weights/ranker", way, cache=cache, batch_size=BATCH),
+                    fusion=fusion,
+                )
+                recognizer.background = background
+                found = {split: recognise_open_set(recognizer, regions[split], truth[split], kept) for split in files}
+                row = f"{name}{told}{how}"
+                threshold = threshold_for(OPEN_SET_PRECISION, found["calib"].scores, found["calib"].right)[0]
+                table[row] = {"min_score": threshold, **measure(found["test"], threshold)}
+                curves[row] = found["test"]
+                print(f"{row:48s} {json.dumps(table[row])}", flush=True)
+    shown = ("likelihood, choose, without evidence", "letter, one order", "yesno", "likelihood, choose")
+    retrieval = curves["likelihood, choose"]
+    alone = replace(retrieval, scores=retrieval.retrieval, right=retrieval.retrieval_right)
+    draw_risk({"retrieval": alone, **{row: curves[row] for row in shown}}, figure, OPEN_SET_PRECISION)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--table", action="store_true", help="the demo tables instead of the speeds")
+    parser.add_argument("--none-of-these", type=Path, metavar="PNG", help="the table and figure of unknown regions")
     parser.add_argument("--crops", type=int, default=64, help="crops per measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts")
     parser.add_argument("--num-images", type=int, help="--table: only the first so many images")
-    parser.add_argument("--cache", type=Path, help="--table: keep answers in this file")
+    parser.add_argument("--cache", type=Path, help="--table, --none-of-these: keep answers in this file")
     parser.add_argument("--only", choices=["server", "demo", "random", "memory"], help="one part alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.table:
         result: dict[str, Any] = print_tables(args.num_images, args.cache)
+    elif args.none_of_these:
+        result = print_open_set(args.none_of_these, args.cache)
     else:
         result = {}
         parts = [args.only] if args.only else ["server", "demo", "random", "memory"]

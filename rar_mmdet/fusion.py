@@ -16,14 +16,14 @@ from torch import Tensor
 
 from rar_mmdet.structures import Ranking, Shortlist
 
-__all__ = ["Fusion", "LogLikFusion", "PermuteFusion", "RankFusion"]
+__all__ = ["Fusion", "LogLikFusion", "NoneOfThese", "PermuteFusion", "RankFusion"]
 
 
 class Fusion(Protocol):
     """One score per (region, shortlist column)."""
 
     def __call__(self, shortlist: Shortlist, ranking: Ranking) -> Tensor:
-        """(R, N) float32 scores, columns as in `shortlist`; the sum of each row is unchanged."""
+        """(R, N) float32 scores, columns as in `shortlist`; the sum of each row is unchanged, or becomes less."""
         ...
 
 
@@ -102,6 +102,30 @@ class LogLikFusion:
         logits = self.alpha * log_p + ((1 - self.alpha) * log_q if self.alpha < 1 else 0.0)
         peak = logits.amax(dim=1, keepdim=True) if logits.shape[1] else logits
         return _replace_candidates(shortlist, ranking, torch.exp(logits - peak).nan_to_num(0.0))
+
+
+@dataclass(frozen=True)
+class NoneOfThese:
+    """The scores of another fusion times presence^weight, so that a threshold can leave regions without a name.
+
+    p(c) = p(any of the candidates) p(c | one of them), with `Ranking.presence` for the first factor. A region of which
+    the ranker says nothing keeps its scores: ask about all of them (decisive_margin=None) where a threshold follows.
+    Ours; measured in docs/rankers.md.
+    """
+
+    fusion: Fusion = LogLikFusion()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"NoneOfThese.weight must be >= 0, got {self.weight}; 0 keeps the scores as they are")
+
+    def __call__(self, shortlist: Shortlist, ranking: Ranking) -> Tensor:
+        scores = self.fusion(shortlist, ranking)
+        if ranking.presence is None:
+            return scores
+        presence = torch.where(ranking.has_opinion, ranking.presence, torch.nan).nan_to_num(1.0).clamp(0.0, 1.0)
+        return scores * presence.pow(self.weight).to(scores)[:, None]
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rar_mmdet.background import BackgroundSource, background_names, show_background
 from rar_mmdet.emission import BestPerRegion, Emission
 from rar_mmdet.encoders import Encoder, RegionEncoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.files import clean_name, read_vocabulary
 from rar_mmdet.files.images import as_photo
-from rar_mmdet.fusion import Fusion, LogLikFusion
+from rar_mmdet.fusion import Fusion, LogLikFusion, NoneOfThese
 from rar_mmdet.memory import MemorySource, Shortlister
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.regions import RegionCropper, find_invalid_boxes, find_suspicious_boxes
@@ -80,6 +81,9 @@ class RegionRecognizer:
         emission: which (region, category) pairs become detections. `BestPerRegion()`, a name for every region, when
             `None`.
         num_candidates: K, the categories the ranker sees (5 in the paper, Table 5).
+        background: names of other things, which take probability and are never emitted: a list, a file of names, or
+            'lvis' for the names of LVIS v1. Those that the vocabulary has too are left out. Not for a ready memory.
+        num_background: M, how many of them the ranker sees beside the K.
         on_bad_box: 'raise' or 'skip' (counted and reported) for boxes that are not finite, empty, inverted or outside.
 
     Attributes:
@@ -105,6 +109,8 @@ class RegionRecognizer:
         fusion: Fusion | None = None,
         emission: Emission | None = None,
         num_candidates: int = 5,
+        background: BackgroundSource | None = None,
+        num_background: int = 3,
         on_bad_box: str = "raise",
     ) -> None:
         names = [] if isinstance(category_names, Sequence) and not len(category_names) else category_names
@@ -112,14 +118,21 @@ class RegionRecognizer:
             raise VocabularyError("category_names is empty; give a list of names, a names file or an annotation file")
         if on_bad_box not in ("raise", "skip"):
             raise ConfigError(f"on_bad_box must be 'raise' or 'skip', got {on_bad_box!r}")
-        if num_candidates < 1:
-            raise ConfigError(f"num_candidates must be at least 1, got {num_candidates}")
+        for name, count in (("num_candidates", num_candidates), ("num_background", num_background)):
+            if count < 1:
+                raise ConfigError(f"{name} must be at least 1, got {count}")
         most = None if ranker is None else ranker.max_candidates
-        if most is not None and num_candidates > most:
-            raise ConfigError(f"num_candidates={num_candidates}, but this ranker can tell at most {most} apart")
+        beside = 0 if background is None else num_background
+        if most is not None and num_candidates + beside > most:
+            raise ConfigError(
+                f"num_candidates={num_candidates}{f' and num_background={beside}' if beside else ''}, but this ranker "
+                f"can tell at most {most} apart"
+            )
         self.encoder, self.ranker, self.memory_source = encoder, ranker, memory
         self.category_names = tuple(read_vocabulary(names))
         self.prompt_names = [clean_name(name) for name in self.category_names]
+        self.background, self.num_background = background, num_background
+        self.background_names = background_names(background, self.category_names)
         self.fusion = fusion or LogLikFusion()
         self.emission = emission or BestPerRegion()
         self.num_candidates, self.on_bad_box = num_candidates, on_bad_box
@@ -160,6 +173,8 @@ class RegionRecognizer:
             fusion=self.fusion,
             emission=self.emission,
             num_candidates=self.num_candidates,
+            background=self.background,
+            num_background=self.num_background,
             on_bad_box=self.on_bad_box,
         )
         other.device, other.region_batch = self.device, self.region_batch
@@ -172,10 +187,11 @@ class RegionRecognizer:
 
     @property
     def memory(self) -> Shortlister:
-        """The category memory; built or loaded on first access."""
+        """The category memory, background names behind the names; built or loaded on first access."""
         with self._lock:
             if self._memory is None:
-                self._memory = self.memory_source.prepare(self.encoder, self.category_names)
+                names = (*self.category_names, *self.background_names)
+                self._memory = self.memory_source.prepare(self.encoder, names)
             return self._memory
 
     @property
@@ -227,10 +243,14 @@ class RegionRecognizer:
         device = self.load()
         with torch.autocast(device.type, enabled=False):
             good = [self._good_regions(regions, index) for index, regions in enumerate(batch)]
-            found = self.memory.search(self._encode(good), self.shortlist_depth)
+            # Deep enough for a whole shortlist of names, wherever the background names stand.
+            found = self.memory.search(self._encode(good), self.shortlist_depth + len(self.background_names))
             shortlist = Shortlist(found.category_ids.cpu(), found.probs.cpu().float())
-            ranking = self._rank(good, shortlist)
-            fused = self.fusion(shortlist, ranking)
+            if self.background_names:
+                shortlist, ranking, fused = self._beside_background(good, shortlist)
+            else:
+                ranking = self._rank(good, shortlist, self.num_candidates)
+                fused = self.fusion(shortlist, ranking)
         with self._lock:
             self.counts.update(images=len(good), regions=len(shortlist))
         return [self._pack(regions, shortlist[rows], ranking[rows], fused[rows]) for regions, rows in _split(good)]
@@ -334,15 +354,29 @@ class RegionRecognizer:
             vectors.append(self.encoder.encode_images(torch.cat([empty, *pending])))
         return torch.cat(vectors)
 
-    def _rank(self, batch: Sequence[ImageRegions], shortlist: Shortlist) -> Ranking:
+    def _beside_background(self, batch: Sequence[ImageRegions], found: Shortlist) -> tuple[Shortlist, Ranking, Tensor]:
+        """Shortlist, ranking and fused scores of the names, all made with the background names beside them."""
+        both = show_background(
+            found, len(self.category_names), self.shortlist_depth, self.num_candidates, self.num_background
+        )
+        ranking = self._rank(batch, both.joint, both.shown.depth)
+        return both.known, both.ranking_of(ranking), both.names_of(self.fusion(both.joint, ranking))
+
+    def _rank(self, batch: Sequence[ImageRegions], shortlist: Shortlist, num_candidates: int) -> Ranking:
         """Ask the ranker about the regions that can matter; the others keep retrieval order and count as skipped."""
-        candidates = shortlist.head(self.num_candidates)
+        candidates = shortlist.head(num_candidates)
+        # What cannot be reached is known only while the names keep the mass that retrieval gave them.
+        keeps_mass = not self.background_names and not isinstance(self.fusion, NoneOfThese)
         cropper = self.ranker_cropper
         if self.ranker is None or cropper is None or len(shortlist) == 0:
             return Ranking.identity(len(shortlist), candidates.depth)
         crops, asked = [], []
         for regions, rows in _split(batch):
-            wanted = self.emission.can_reach(shortlist[rows], self.num_candidates, _scores_of(regions))
+            wanted = (
+                self.emission.can_reach(shortlist[rows], num_candidates, _scores_of(regions))
+                if keeps_mass
+                else torch.ones(len(regions), dtype=torch.bool)
+            )
             ready = None if regions.crops is None or regions.crops.ranker is None else regions.crops.ranker[wanted]
             crops += [chunk.cpu() for chunk in self._chunks(cropper, replace(regions, crops=None)[wanted], ready)]
             asked.append(wanted)
@@ -352,7 +386,8 @@ class RegionRecognizer:
                 self.counts["not asked about"] += int((~mask).sum())
         if not crops:
             return Ranking.identity(len(shortlist), candidates.depth)
-        return self.ranker.rank(torch.cat(crops), candidates[mask], self.prompt_names).spread(mask)
+        names = [*self.prompt_names, *map(clean_name, self.background_names)]
+        return self.ranker.rank(torch.cat(crops), candidates[mask], names).spread(mask)
 
     def _pack(self, regions: ImageRegions, shortlist: Shortlist, ranking: Ranking, fused: Tensor) -> Recognition:
         box_scores = _scores_of(regions)

@@ -285,7 +285,8 @@ class Recognition:
     """Everything known about the regions of one image, and the detections emitted from them.
 
     Scores are a softmax over the vocabulary, fused with the ranker's opinion: they say which of *these* names fits
-    best. A region that is none of them still gets a name.
+    best. Every region has a `best` name; a region that is none of them has none in `names` where the emission has a
+    threshold (docs/rankers.md, "None of these").
     """
 
     boxes_xyxy: Tensor  # (R, 4) float32, original pixels: the boxes that were recognised
@@ -351,6 +352,14 @@ class Recognition:
     def best_scores(self) -> Tensor:
         """(R,) float32 in [0, 1]: the fused score of each region's best category."""
         return self.best().probs[:, 0]
+
+    @property
+    def names(self) -> list[str | None]:
+        """R names: the best that was emitted for each region; `None` where nothing was."""
+        found: list[str | None] = [None] * len(self)
+        for region, label in zip(self.region_ids.tolist(), self.category_ids.tolist(), strict=True):
+            found[region] = found[region] or self.category_names[label]  # detections come best first
+        return found
 
     @property
     def best_names(self) -> list[str]:

@@ -18,6 +18,7 @@ ALLOWED = {
     **{stage: {stage, *BASE} for stage in STAGES},
     "files": {"files", "structures", "errors"},
     "fusion": {"fusion", "structures", "errors"},
+    "background": {"rankers", "background", *BASE},  # how rankers spell names
     "emission": {"emission", "structures", "errors"},
     "scoring": {"scoring", *BASE},
     "testing": {"testing", *STAGES, *BASE},
@@ -28,7 +29,15 @@ ALLOWED = {
     "records": {"records", "structures", "errors"},
     "errors": set(),
     "_host": {"errors"},
-    "recognizer": {*STAGES, "fusion", "emission", "recognizer", "components", *BASE},  # components on demand
+    "recognizer": {
+        *STAGES,
+        "fusion",
+        "emission",
+        "background",
+        "recognizer",
+        "components",
+        *BASE,
+    },  # components on demand
     "components": {*STAGES, "fusion", "emission", "recognizer", *BASE},
     "calibration": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "calibration", *BASE},
     "classification": {

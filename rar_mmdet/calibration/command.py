@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         config.merge_from_dict(args.cfg_options)
     annotation_file, images = training_set(config, args.annotations, args.images)
     where, settings = find_recognizer(config, args.config)
-    overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None}
+    overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None, "background": None}
     recognizer = build_recognizer({**settings, **overrides}, where, default_emission=TopPairs())
     check_policies(recognizer.cropper, f"{where}.cropper")
     missing = recognizer.encoder.missing_assets()

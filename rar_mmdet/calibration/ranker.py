@@ -30,9 +30,9 @@ from rar_mmdet.rankers.calibration import (
     negative_log_likelihood,
 )
 from rar_mmdet.recognizer import RegionRecognizer
-from rar_mmdet.structures import ImageRegions, Ranking, Shortlist
+from rar_mmdet.structures import ImageRegions, Ranking, Recognition, Shortlist
 
-__all__ = ["AskAboutAll", "Opinions", "ask_about", "fit", "labels_of"]
+__all__ = ["AskAboutAll", "Opinions", "ask_about", "fit", "labels_of", "recognised"]
 
 REGIONS_TOGETHER = 64  # recognised together; bounds memory
 
@@ -106,17 +106,25 @@ def ask_about(recognizer: RegionRecognizer, regions: AnnotatedRegions, truth: Te
     ids = np.lib.format.open_memmap(folder / "ids.npy", mode="w+", dtype=np.int32, shape=shape)
     probs = np.lib.format.open_memmap(folder / "probs.npy", mode="w+", dtype=np.float32, shape=shape)
     rankings: list[Ranking] = []
-    with tqdm(total=len(regions), desc="ask", unit="region", disable=None) as bar:
+    for own, found in recognised(recognizer, regions, "ask"):
+        ids[own], probs[own] = found.shortlist.category_ids.numpy(), found.shortlist.probs.numpy()
+        rankings.append(found.ranking)
+    return Opinions(truth, ids, probs, _joined(rankings))
+
+
+def recognised(
+    recognizer: RegionRecognizer, regions: AnnotatedRegions, told: str
+) -> Iterator[tuple[slice, Recognition]]:
+    """What is found in each image, with the rows of its regions, behind a bar."""
+    with tqdm(total=len(regions), desc=told, unit="region", disable=None) as bar:
         for images, rows in regions.parts(REGIONS_TOGETHER):
             batch = [ImageRegions(regions.photo(i), _boxes(regions, i), name=str(regions.files[i])) for i in images]
             start = rows.start
             for found in recognizer.recognize(batch):
                 own = slice(start, start + len(found))
-                ids[own], probs[own] = found.shortlist.category_ids.numpy(), found.shortlist.probs.numpy()
-                rankings.append(found.ranking)
+                yield own, found
                 start = own.stop
             bar.update(rows.stop - rows.start)
-    return Opinions(truth, ids, probs, _joined(rankings))
 
 
 def _boxes(regions: AnnotatedRegions, image: int) -> Tensor:

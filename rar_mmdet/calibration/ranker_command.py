@@ -6,6 +6,12 @@ Every annotated box is retrieved, and the ranker asked about it. Temperature and
 truth among the candidates; AP as a function of the weight is shown beside it, not fitted. Writes calibration.json,
 ap_over_weight.png and best_fusion.py, a config on top of CONFIG with what was found. Answers are kept in
 OUT/answers.sqlite: a run that was stopped goes on. Never give it the images you will report on.
+
+    rar-mmdet calibrate ranker CONFIG --precision 0.95 [--hide 0.5]
+
+also fits the score below which a region gets no name: a share of the categories is hidden, their regions are then none
+of the names, and of the names given to all regions the wanted share must be right. Prints the AUROC of known against
+hidden regions; writes risk_coverage.png and none_of_these.py, a config that leaves regions without a name.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rar_mmdet.calibration import none_of_these
 from rar_mmdet.calibration.annotated import AnnotatedRegions, find_regions
 from rar_mmdet.calibration.command import find_recognizer, training_set
 from rar_mmdet.calibration.crops import Scorer
@@ -126,8 +133,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of the images; default: the config's")
     parser.add_argument("--out", type=Path, help="default: work_dirs/ranker/<name of the config>")
     parser.add_argument("--num-images", type=int, help="only the first so many images")
+    parser.add_argument(
+        "--precision", type=_share, help="also fit the score below which a region gets no name: share of right names"
+    )
+    parser.add_argument(
+        "--hide", type=_share, default=0.5, help="--precision: share of the categories hidden (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="--precision: which are hidden (default: %(default)s)")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value")
     return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    """A number in (0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], such as 0.95; got {text!r}")
+    return value
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -154,15 +179,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         score = Scorer(recognizer.memory, emission, regions, annotations)
         found = curves(opinions, score, regions, result["temperature"])
         del opinions  # the files it reads from go now
+    changes = changes_of(result, settings)
+    if args.precision is not None:
+        k = min(recognizer.num_candidates + 1, len(recognizer.category_names) - 1)
+        kept = none_of_these.hide_categories(len(recognizer.category_names), args.hide, k, args.seed)
+        none_of_these.with_evidence(recognizer, result["alpha"], result["temperature"])
+        open_set = none_of_these.recognise_open_set(recognizer, regions, truth, kept)
+        result["none_of_these"] = none_of_these.fit(open_set, args.precision)
+        none_of_these.draw({"ranked": open_set}, out / "risk_coverage.png", args.precision)
+        told = f"A threshold for {args.precision:.0%} right names, {args.hide:.0%} of the categories hidden, fitted on"
+        write_config(
+            put_at(where, none_of_these.changes_of(result["none_of_these"], changes["fusion"], settings)),
+            f"{told} {annotation_file.name}; by rar-mmdet calibrate ranker --precision",
+            args.config,
+            out / "none_of_these.py",
+        )
     assert recognizer.ranker is not None
     result |= {"weights": WEIGHTS, **{f"{name}_over_weight": values for name, values in found.items()}}
     result["ranker"] = recognizer.ranker.report()
     (out / "calibration.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     plot(found, result["alpha"], out / "ap_over_weight.png")
     comment = f"Weight, temperature and margin fitted on {annotation_file.name}; by rar-mmdet calibrate ranker"
-    write_config(put_at(where, changes_of(result, settings)), comment, args.config, out / "best_fusion.py")
+    write_config(put_at(where, changes), comment, args.config, out / "best_fusion.py")
     print(report_table(result["ranker"]))
     print(describe(result))
+    if args.precision is not None:
+        print(none_of_these.describe(result["none_of_these"]))
+        print(f"Use it: {out / 'none_of_these.py'}; the curve: {out / 'risk_coverage.png'}")
     print(f"Use it: {out / 'best_fusion.py'}; the curve: {out / 'ap_over_weight.png'}")
     return result
 

@@ -1,6 +1,7 @@
 """Temperature, fusion weight and asking threshold from regions whose category is known. Fit on training images only.
 
-All three look at regions whose truth is among the K candidates: elsewhere no order of the candidates is right.
+All three look at regions whose truth is among the K candidates: elsewhere no order of the candidates is right. The
+threshold below which a region gets no name looks at all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["decisive_margin", "fit_temperature", "fit_weight", "fused_log_probs", "negative_log_likelihood"]
+__all__ = [
+    "auroc",
+    "decisive_margin",
+    "fit_temperature",
+    "fit_weight",
+    "fused_log_probs",
+    "negative_log_likelihood",
+    "precision_over_coverage",
+    "threshold_for",
+]
 
 _STEPS = 30  # of golden section: the bracket shrinks to 5e-7 of its length
 _GOLDEN = (5**0.5 - 1) / 2
@@ -69,6 +79,56 @@ def decisive_margin(probs: Tensor, answered: Tensor, target: Tensor, tolerance: 
         return float("inf"), 0.0
     spared = int(allowed[-1]) + 1
     return float(margin[order][spared - 1]), spared / len(order)
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """Probability that a positive scores higher than a negative, ties counting half (Mann and Whitney 1947).
+
+    Args:
+        scores: (R,) numbers.
+        positive: (R,) bool; NaN comes out unless there are some of both.
+    """
+    _, groups, sizes = scores.double().unique(return_inverse=True, return_counts=True)
+    ranks = (sizes.cumsum(0) - (sizes - 1) / 2)[groups]  # equal scores share their mean rank
+    wins, losses = int(positive.sum()), int((~positive).sum())
+    if wins == 0 or losses == 0:
+        return float("nan")
+    return float((ranks[positive].sum() - wins * (wins + 1) / 2) / (wins * losses))
+
+
+def precision_over_coverage(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is named, and how much of that is right, at every threshold that can be set.
+
+    Args:
+        scores: (R,) the score of each region's best name.
+        right: (R,) bool: whether that name is the truth; never where the truth is not in the vocabulary.
+
+    Returns:
+        (T,) thresholds, descending; (T,) coverage, the share of regions that score at least that; (T,) precision.
+    """
+    ranked, order = scores.double().sort(descending=True, stable=True)
+    last_of_tie = torch.cat([ranked[1:] < ranked[:-1], torch.ones(min(len(ranked), 1), dtype=torch.bool)])
+    named = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
+    precision = right[order].double().cumsum(0) / named
+    return ranked[last_of_tie], (named / max(len(ranked), 1))[last_of_tie], precision[last_of_tie]
+
+
+def threshold_for(precision: float, scores: Tensor, right: Tensor) -> tuple[float, float, float]:
+    """The lowest threshold at which the names given are right often enough.
+
+    Args:
+        precision: wanted, in (0, 1].
+        scores, right: see `precision_over_coverage`.
+
+    Returns:
+        threshold, coverage and precision there; (inf, 0, 1) if there is none.
+    """
+    thresholds, coverage, reached = precision_over_coverage(scores, right)
+    enough = (reached >= precision).nonzero().flatten()
+    if len(enough) == 0:
+        return float("inf"), 0.0, 1.0
+    last = int(enough[-1])
+    return float(thresholds[last]), float(coverage[last]), float(reached[last])
 
 
 def _minimise(function: Callable[[float], float], low: float, high: float) -> float:

@@ -6,6 +6,7 @@ import logging
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from PIL import Image
 from skimage import data
 
 from rar_mmdet.calibration import Opinions, Scorer, ask_about, find_regions, fit
+from rar_mmdet.calibration.none_of_these import OpenSet, hide_categories
+from rar_mmdet.calibration.none_of_these import fit as fit_threshold
 from rar_mmdet.calibration.ranker import AskAboutAll, changes_of, labels_of
 from rar_mmdet.calibration.ranker_command import WEIGHTS, curves, main, plot
 from rar_mmdet.cli import main as command_line
-from rar_mmdet.emission import TopPairs
-from rar_mmdet.errors import RarError
-from rar_mmdet.fusion import LogLikFusion
+from rar_mmdet.emission import BestPerRegion, TopPairs
+from rar_mmdet.errors import ConfigError, RarError
+from rar_mmdet.fusion import LogLikFusion, NoneOfThese
 from rar_mmdet.memory import TextMemory
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.regions import RegionCropper
@@ -110,6 +113,54 @@ def test_from_config_to_config(world, tmp_path, capsys, name, where):
         settings = settings[key]
     assert settings.ranker.model == str(world / "llava")  # the rest is the config's
     assert not list((tmp_path / "out").glob("*.npy"))
+
+
+def test_a_threshold_below_which_a_region_gets_no_name(world, tmp_path, capsys):
+    command = [str(world / "config.py"), "--out", str(tmp_path), "--precision", "0.1", "--hide", "0.25"]
+    options = ["--cfg-options", "model.recognizer.num_candidates=2", "--seed", "4"]
+    assert main([*command, *options]) == 0
+    result = json.loads((tmp_path / "calibration.json").read_text())["none_of_these"]
+    assert result["precision"] >= 0.1
+    assert 0 < result["coverage"] <= 1
+    assert 0 < result["known"] < 1
+    assert f"AUROC, known against hidden: {result['auroc']:.3f}" in capsys.readouterr().out
+    assert (tmp_path / "risk_coverage.png").read_bytes()[:4] == b"\x89PNG"
+    best = RegionRecognizer.from_config(tmp_path / "none_of_these.py", vocabulary=NAMES)
+    assert best.emission == BestPerRegion(min_score=result["min_score"])
+    assert isinstance(best.fusion, NoneOfThese)
+    assert isinstance(best.fusion.fusion, LogLikFusion)
+    assert best.ranker.limits.decisive_margin is None
+
+
+def test_hidden_categories_are_a_draw_of_all(world):
+    kept = hide_categories(40, 0.25, at_least=6, seed=1)
+    assert kept == sorted(set(kept)) == hide_categories(40, 0.25, at_least=6, seed=1)
+    assert len(kept) == 30
+    assert set(kept) <= set(range(40))
+    assert kept != hide_categories(40, 0.25, at_least=6, seed=2)
+    with pytest.raises(ConfigError, match="hiding 90% of 40 categories leaves 4; 6 to 39 are needed"):
+        hide_categories(40, 0.9, at_least=6)
+    with pytest.raises(ConfigError, match=r"must be in \(0, 1\), got 1.0"):
+        hide_categories(40, 1.0, at_least=6)
+
+
+def test_a_precision_that_no_threshold_gives_is_said():
+    zeros = torch.zeros(5)
+    found = OpenSet(torch.rand(5), zeros, zeros.bool(), zeros, zeros.bool(), zeros.bool())
+    with pytest.raises(RarError, match="0 of 5 regions are of categories that are not hidden; some of both are needed"):
+        fit_threshold(found, 0.95)
+    some = replace(found, known=torch.tensor([True, False, True, True, True]))
+    with pytest.raises(RarError, match="no threshold gives names of which 95% are right: not even of the surest of 5"):
+        fit_threshold(some, 0.95)
+    fitted = fit_threshold(replace(some, scores=torch.tensor([0.5, 0.1, 3.14159e-5, 0.2, 0.1]), right=some.known), 0.6)
+    assert fitted["min_score"] == 3.142e-5  # rounded up
+
+
+@pytest.mark.parametrize("text", ["1.5", "0", "many"])
+def test_a_share_is_a_share(world, text, capsys):
+    with pytest.raises(SystemExit):
+        main([str(world / "config.py"), "--precision", text])
+    assert f"expected a share in (0, 1], such as 0.95; got {text!r}" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_with_its_answers(world, tmp_path):

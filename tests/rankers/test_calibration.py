@@ -5,11 +5,14 @@ import torch
 
 from rar_mmdet.fusion import LogLikFusion
 from rar_mmdet.rankers.calibration import (
+    auroc,
     decisive_margin,
     fit_temperature,
     fit_weight,
     fused_log_probs,
     negative_log_likelihood,
+    precision_over_coverage,
+    threshold_for,
 )
 from rar_mmdet.structures import Ranking, Shortlist
 
@@ -78,3 +81,39 @@ def test_margin_without_regions_or_savings():
     assert decisive_margin(torch.zeros(0, 2), torch.zeros(0), torch.zeros(0)) == (float("inf"), 0.0)
     probs = torch.tensor([[0.9, 0.1]])
     assert decisive_margin(probs, torch.tensor([1]), torch.tensor([1])) == (float("inf"), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_auroc_is_the_share_of_pairs_in_order(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores, positive = torch.randint(0, 6, (40,), generator=generator), torch.rand(40, generator=generator) < 0.4
+    pairs = [
+        1.0 if a > b else 0.5 if a == b else 0.0 for a in scores[positive].tolist() for b in scores[~positive].tolist()
+    ]
+    assert auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(auroc(scores, torch.ones(40, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_lowest_that_is_right_often_enough(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 12, (60,), generator=generator).float() / 12
+    right = torch.rand(60, generator=generator) < scores
+    for wanted in (0.5, 0.8, 0.95):
+        enough = {t: (scores >= t).double().mean().item() for t in scores.unique().tolist()
+                  if right[scores >= t].double().mean() >= wanted}  # fmt: skip
+        threshold, coverage, precision = threshold_for(wanted, scores, right)
+        assert threshold == pytest.approx(min(enough, default=math.inf))
+        assert coverage == pytest.approx(max(enough.values(), default=0.0))
+        assert precision >= wanted
+    assert threshold_for(0.5, scores, torch.zeros(60, dtype=torch.bool)) == (math.inf, 0.0, 1.0)
+
+
+def test_coverage_and_precision_of_ties_stand_or_fall_together():
+    thresholds, coverage, precision = precision_over_coverage(
+        torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([True, True, False, False])
+    )
+    assert thresholds.tolist() == pytest.approx([0.9, 0.5, 0.1])
+    assert coverage.tolist() == [0.25, 0.75, 1.0]
+    assert precision.tolist() == pytest.approx([1.0, 2 / 3, 0.5])
+    assert [len(part) for part in precision_over_coverage(torch.zeros(0), torch.zeros(0, dtype=torch.bool))] == [0] * 3
