@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import math
-import os
-import socket
-import string
-import struct
-import time
 import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
-from rar_mmdet.rankers.asking import AskingRanker
-from rar_mmdet.rankers.asks import Letter, expect_count
-from rar_mmdet.rankers.completions import Reply
+from rar_mmdet.errors import ConfigError, RankerError
+from rar_mmdet.rankers.asks import Letter
+from rar_mmdet.rankers.completions import Reply, read_completion
 from rar_mmdet.rankers.dialect import Dialect
-from rar_mmdet.rankers.options import Limits, as_options
+from rar_mmdet.rankers.options import Limits
 from rar_mmdet.rankers.prompts import LETTERS
 from rar_mmdet.rankers.questions import Answer, Ask, Question
-from rar_mmdet.rankers.server import Client, Refusal, Request, ServerSettings, proxy_of, without_user
+from rar_mmdet.rankers.served import PNG_URL, ServedRanker, around_picture, png_base64
+from rar_mmdet.rankers.server import Client, Refusal, Request, ServerSettings
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["OpenAIRanker"]
 
 logger = logging.getLogger(__name__)
 
-_PNG_URL = "data:image/png;base64,"
-_INSTALL = "pip install 'rar-mmdet[openai]'"
-_PORTS = {"http": 80, "https": 443}
 _LEAST_REST = 1e-7  # of probability: what float32 cannot tell from 1
 _LETTER_TOKENS = 64  # for a letter as text: models like to write a sentence around it
 _LEAST_TOKENS = 256  # for a list as text; a token is at least one byte, so longer lists get one for each byte
 _MOST_PROBES = 12  # requests that a server may refuse for another field each
-# How the special tokens of all common chat templates begin: <|im_end|>, </s>, <image>, <start_of_turn>, [INST], ...
-_MARKUP = (*(f"<{char}" for char in f"|\uff5c/_{string.ascii_letters}"), "[INST", "[/", "[IMG", "[SYSTEM", "[gMASK")
 _ONE_ORDER = Letter(num_shifts=1)
 
 
-class OpenAIRanker(AskingRanker):
+class OpenAIRanker(ServedRanker):
     """Asks a server over HTTP. Crops are sent from memory; the key comes from the environment and is never logged.
 
     `Likelihood` is not offered: servers score a given continuation only by prefilling the whole prompt once per
     candidate (vLLM switches its prefix cache off for `prompt_logprobs`). `Letter` costs one token per order.
 
     Args:
-        base_url: as `http://host:8000/v1`. HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the environment are honoured.
+        base_url: as `http://host:8000/v1`; a list of them for several servers of one model. HTTP_PROXY, HTTPS_PROXY and
+            NO_PROXY of the environment are honoured.
         model: the name the server serves it under.
         ask: a `Letter`, `YesNo` or `Generate`, or its short form; 'letter' is here one order of the candidates, for
             every further one is a request.
@@ -75,7 +59,7 @@ class OpenAIRanker(AskingRanker):
     def __init__(
         self,
         *,
-        base_url: str,
+        base_url: str | Sequence[str],
         model: str,
         ask: Ask | Mapping[str, Any] | str = _ONE_ORDER,
         limits: Limits | Mapping[str, Any] | None = None,
@@ -86,110 +70,43 @@ class OpenAIRanker(AskingRanker):
         extra_body: Mapping[str, Any] | None = None,
         server: ServerSettings | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(ask=_ONE_ORDER if ask == "letter" else ask, limits=limits, cache=cache)
+        super().__init__(
+            base_url=base_url,
+            model=model,
+            ask=_ONE_ORDER if ask == "letter" else ask,
+            limits=limits,
+            cache=cache,
+            image_size=image_size,
+            timeout=timeout,
+            max_retries=max_retries,
+            extra_body=extra_body,
+            server=server,
+        )
         if self.ask.wants == "names":
             raise ConfigError(
                 "OpenAIRanker cannot ask='likelihood': a server would prefill the prompt once per candidate. Use "
                 "ask='letter' (one token) or 'yesno', or TransformersRanker for likelihoods"
             )
-        if timeout <= 0 or max_retries < 0:
-            raise ConfigError(f"need timeout > 0 and max_retries >= 0, got {timeout} and {max_retries}")
-        expect_count("image_size", image_size)
         if "messages" in (extra_body or {}):
             raise ConfigError("extra_body holds further fields of a request; 'messages' are the ranker's own")
-        self._address = _address(base_url)
-        self.base_url, self.model, self.crop_size = base_url, model, image_size
-        self.timeout, self.max_retries, self.extra_body = timeout, max_retries, dict(extra_body or {})
-        self.server = as_options(ServerSettings, server, "server")
-        self._client: Client | None = None
         self._dialect = Dialect()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_client": None}
+    def connect(self, key: str) -> Client[Reply]:
+        """A client of chat completions."""
+        return self.open_client(key, "/chat/completions", read_completion)
 
-    def missing_assets(self) -> list[str]:
-        """What keeps this ranker from running: the client package, the key, or the server."""
-        lines = []
-        try:
-            import openai  # noqa: F401
-        except ImportError:
-            lines.append(f"OpenAIRanker needs the package openai; run `{_INSTALL}`")
-        key = self.server.api_key_env
-        if key is not None and not os.environ.get(key):
-            lines.append(f"OpenAIRanker: the environment variable {key} is not set; export the key in it")
-        if self.server.start_timeout == 0:
-            lines += self._out_of_reach()
-        return lines
-
-    def _out_of_reach(self) -> list[str]:
-        """A line if nobody listens: at the server's address, or at its proxy's."""
-        proxy = proxy_of(self.base_url)
-        address = self._address
-        if proxy is not None:
-            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            address = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
-        try:
-            socket.create_connection(address, timeout=5).close()
-        except (OSError, UnicodeError) as error:  # the latter: no name that DNS could hold
-            url = without_user(self.base_url)
-            if proxy is not None:
-                return [
-                    f"OpenAIRanker: the proxy {without_user(proxy)} for {url} cannot be reached ({error}); correct "
-                    "HTTP_PROXY and HTTPS_PROXY, or name the server's host in NO_PROXY"
-                ]
-            return [
-                f"OpenAIRanker: no server at {url} ({error}); start one, e.g. `vllm serve {self.model} --port "
-                f"{self._address[1]}`, or give server=dict(start_timeout=...) to wait for it"
-            ]
-        return []
-
-    def special_tokens(self) -> Sequence[str]:
-        """How special tokens begin: which of them a server's model obeys is not known here, so all are broken."""
-        return _MARKUP
-
-    def identity(self) -> Mapping[str, Any]:
-        """What is known of a model behind a server: where it is, its name and revision, and what shapes its answers."""
-        return {
-            "id": f"server:{self.model}",
-            "base_url": without_user(self.base_url).rstrip("/"),
-            "revision": self.server.revision,
-            "extra_body": self.extra_body,
-        }
-
-    @property
-    def client(self) -> Client:
-        """The connection; opened, and the server's abilities probed, on first use.
-
-        Raises:
-            MissingAssetError: the client package or the key is missing.
-            RankerError: the server does not answer, or refuses the key or the model.
-        """
-        with self._lock:
-            if self._client is None or self._client.process != os.getpid():  # a fork's parent keeps its own
-                waiting = time.monotonic() + self.server.start_timeout
-                if missing := self.missing_assets():
-                    raise MissingAssetError("; ".join(missing))
-                client = Client(
-                    base_url=self.base_url,
-                    model=self.model,
-                    key=os.environ.get(self.server.api_key_env or "", ""),
-                    settings=self.server,
-                    timeout=self.timeout,
-                    max_retries=self.max_retries,
-                )
-                client.wait_until_up(waiting)
-                self._dialect = self._learn(client)
-                self._client = client
-            return self._client
+    def learn(self, client: Client[Reply]) -> None:
+        """Find out which fields of a request the server takes."""
+        self._dialect = self._learn(client)
 
     def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, Answer]]:
         """All at once, `max_concurrency` requests on the way; answers are kept as they come."""
         client, dialect = self.client, self._dialect
 
         def requests(question: Question) -> list[Request]:
-            image, texts = _png_base64(question.crop), self.ask.texts(question)
+            image, texts = png_base64(question.crop), self.ask.texts(question)
             texts = texts if self._gives_labels(dialect) else texts[:1]  # a text is read in the first order
-            return [self._body(image, self._request(dialect, text, question.candidates)) for text in texts]
+            return [around_picture(image, self._request(dialect, text, question.candidates)) for text in texts]
 
         jobs = [lambda q=q: requests(q) for q in questions]
         for finished in client.run(jobs):
@@ -215,27 +132,17 @@ class OpenAIRanker(AskingRanker):
             if dialect.grammar:
                 wanted = {"response_format": _list_schema(k)}
         # The image first and the candidates last: servers reuse what prompts begin with.
-        content = [{"type": "image_url", "image_url": {"url": _PNG_URL}}, {"type": "text", "text": text}]
+        content = [{"type": "image_url", "image_url": {"url": PNG_URL}}, {"type": "text", "text": text}]
         request = {
             "messages": [{"role": "user", "content": content}],
             **wanted,
-        }  # messages before all else, see `_body`
+        }  # messages before all else, see `around_picture`
         request |= dialect.fields(self.model, tokens, self.extra_body)
         if request.get("logprobs") is None:
             request.pop("top_logprobs", None)
         return {name: value for name, value in request.items() if value is not None}
 
-    @staticmethod
-    def _body(image: bytes, request: Mapping[str, Any]) -> Request:
-        """The JSON of a request around a PNG in base64.
-
-        The picture is put in afterwards: its 200 kB are plain ASCII, and a JSON encoder would look at each of them.
-        """
-        # The first one is the picture's, whatever texts behind it say.
-        before, url, after = json.dumps(request).encode().partition(_PNG_URL.encode())
-        return b"".join((before, url, image, after))
-
-    def _learn(self, client: Client) -> Dialect:
+    def _learn(self, client: Client[Reply]) -> Dialect:
         """Ask, until the server takes it, what it can do; what it cannot is said once."""
         learned: list[str] = []
         dialect, reply = self._settle(client, Dialect(), learned)
@@ -245,24 +152,31 @@ class OpenAIRanker(AskingRanker):
         if self.ask.wants == "labels" and dialect.top_log_probs == 0:
             if len(self.ask.texts(Question(torch.empty(0), ("a", "b")))) > 1 and self.ask.name == "yesno":
                 raise RankerError(
-                    f"{client.base_url} gives no log-probabilities for {self.model}, which ask='yesno' needs; use "
+                    f"{client.nodes[0].url} gives no log-probabilities for {self.model}, which ask='yesno' needs; use "
                     "ask='letter' or 'generate'"
                 )
-            logger.warning("%s gives no log-probabilities; letters are read as text", client.base_url)
+            logger.warning("%s gives no log-probabilities; letters are read as text", client.nodes[0].url)
         elif learned:
-            logger.warning("%s does not take every field of a request: %s", client.base_url, "; ".join(learned))
+            logger.warning("%s does not take every field of a request: %s", client.nodes[0].url, "; ".join(learned))
+        for node in client.nodes[1:]:
+            if isinstance(said := self._put(client, dialect, node), Refusal):
+                raise RankerError(
+                    f"{node.url} rejects a request that {client.nodes[0].url} takes: {said.reason}. Several base_urls "
+                    "must be servers of one kind and version"
+                )
         return dialect
 
-    def _settle(self, client: Client, dialect: Dialect, learned: list[str]) -> tuple[Dialect, Reply]:
+    def _plain_request(self, dialect: Dialect) -> dict[str, Any]:
+        return self._request(dialect, "Answer with the letter A.", ("yes", "no"))
+
+    def _put(self, client: Client[Reply], dialect: Dialect, node: Any = None) -> Reply | Refusal:
+        """Put a plain request to a server."""
+        image = png_base64(torch.full((3, 32, 32), 127, dtype=torch.uint8))
+        return client.probe(around_picture(image, self._plain_request(dialect)), node)
+
+    def _settle(self, client: Client[Reply], dialect: Dialect, learned: list[str]) -> tuple[Dialect, Reply]:
         """The first way to put a request that the server takes, and its reply."""
-        image = _png_base64(torch.full((3, 32, 32), 127, dtype=torch.uint8))
-        names = ("yes", "no")
-
-        def put(tried: Dialect) -> tuple[Reply | Refusal, dict[str, Any]]:
-            request = self._request(tried, "Answer with the letter A.", names)
-            return client.probe(self._body(image, request)), request
-
-        said, request = put(dialect)
+        said, request = self._put(client, dialect), self._plain_request(dialect)
         for _ in range(_MOST_PROBES):
             if isinstance(said, Reply):
                 return dialect, said
@@ -271,17 +185,17 @@ class OpenAIRanker(AskingRanker):
                 break
             dialect = step[0]
             learned.append(step[1])
-            said, request = put(dialect)
+            said, request = self._put(client, dialect), self._plain_request(dialect)
         if isinstance(said, Refusal):
             for tried, told in dialect.suspects(request):
-                again, _ = put(tried)
+                again = self._put(client, tried)
                 if isinstance(again, Reply):
                     learned.append(told)
                     return tried, again
         reason = said.reason if isinstance(said, Refusal) else ""
         named = [name for name in self.extra_body if name in reason]
         mend = f". To leave that field out: extra_body={{{named[0]!r}: None}}" if named else client.other_models()
-        raise RankerError(f"{client.base_url} rejects a plain request: {reason}{mend}")
+        raise RankerError(f"{client.nodes[0].url} rejects a plain request: {reason}{mend}")
 
     def _answer_of(self, dialect: Dialect, question: Question, replies: Sequence[Reply]) -> Answer | None:
         for note in (reply.note for reply in replies if reply.note):
@@ -304,16 +218,6 @@ class OpenAIRanker(AskingRanker):
             "extra_body={'chat_template_kwargs': {'enable_thinking': False}}"
         )
         return None
-
-
-def _address(base_url: str) -> tuple[str, int]:
-    """Host and port of a server."""
-    with suppress(KeyError, ValueError):
-        url = urlsplit(base_url)
-        port = url.port or _PORTS[url.scheme]
-        if url.hostname:
-            return url.hostname, port
-    raise ConfigError(f"base_url must look like http://host:8000/v1, got {base_url!r}")
 
 
 def _label_scores(reply: Reply, labels: Sequence[Sequence[str]]) -> tuple[tuple[float, ...] | None, float]:
@@ -353,22 +257,3 @@ def _list_schema(k: int) -> dict[str, Any]:
     """A JSON list of K texts. Which texts is left to the parser: grammars do not enforce 'each of these once'."""
     schema = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
     return {"type": "json_schema", "json_schema": {"name": "ranking", "schema": schema}}
-
-
-def _png_base64(crop: Tensor) -> bytes:
-    """(3, H, W) uint8 -> PNG in base64, stored rather than compressed: 0.3 ms instead of 11 ms at 224 px.
-
-    For 40 % more bytes. Encoding would otherwise be what limits the rate of a fast server; Pillow spends its time
-    choosing row filters. Every further copy of this size costs as much again, hence the single join.
-    """
-    _, height, width = crop.shape
-    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # each row begins with its filter: none
-    pixels = rows[:, 1:].reshape(height, width, 3)  # a view
-    for channel in range(3):
-        pixels[..., channel] = crop[channel].numpy()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.data, 0)), (b"IEND", b""))
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for kind, data in chunks:
-        parts += [struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))]
-    return base64.b64encode(b"".join(parts))

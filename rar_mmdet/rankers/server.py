@@ -1,4 +1,4 @@
-"""The wire to an OpenAI-compatible server: bounded concurrency, retries, redirects, and failures told apart."""
+"""The wire to a model's servers: bounded concurrency, least in flight, retries, redirects, failures told apart."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[attr-defined]  # no stub has it
 
 from rar_mmdet.errors import ConfigError, RankerError
-from rar_mmdet.rankers.completions import MalformedReplyError, Reply, read_completion, reason_of
+from rar_mmdet.rankers.completions import MalformedReplyError, reason_of
 
 __all__ = ["Client", "Refusal", "Request", "ServerSettings", "proxy_of", "without_user"]
 
 logger = logging.getLogger(__name__)
 
-Request = bytes  # the JSON body of a chat completion
+Request = bytes  # a JSON body
 _CONNECTIONS = 16  # of one client
-_GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the server is gone
+_GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the servers are gone
+_DEAD_AFTER = 3  # broken connections in a row to one of several servers: it is asked no more
 _GATHER_SECONDS = 0.02  # answers that come within it are handed on, and kept, together
 _PAUSE_BETWEEN_LOOKS = 0.5  # seconds, while waiting for a server to start
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt; each pause is twice the one before
@@ -41,6 +42,7 @@ _LASTING = (401, 403, 404, 405, *_REDIRECTS)  # about the key, the model or the 
 _MOST_REDIRECTS = 3
 _REASON_CHARS = 300
 _MODELS_TO_SHOW = 10
+_T = TypeVar("_T")  # what a reply is read as
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
@@ -50,7 +52,7 @@ class ServerSettings:
 
     Args:
         api_key_env: environment variable with the key; `None` for servers without one.
-        max_concurrency: requests on the way at once.
+        max_concurrency: requests on the way at once, to all servers together.
         start_timeout: seconds to wait for a server that is still starting; 0: it has to be there.
         revision: any text that tells this model from another of the same name; part of the key of kept answers.
     """
@@ -74,12 +76,40 @@ class Refusal:
     reason: str
 
 
-class Client:
+class _FailedError(Exception):
+    """A request that failed, and on which server."""
+
+    def __init__(self, node: _Node, error: Exception) -> None:
+        super().__init__(str(error))
+        self.node, self.error = node, error
+
+
+@dataclass(eq=False)
+class _Node:
+    """One of the servers: its clients, where it takes requests, and how it does."""
+
+    url: str  # without user and password
+    apis: list[Any]  # several, because a client looks at each of its connections whenever a request begins or ends
+    path: str
+    in_flight: int = 0
+    broken_in_a_row: int = field(default=0)
+
+    @property
+    def is_dead(self) -> bool:
+        return self.broken_in_a_row >= _DEAD_AFTER
+
+
+class Client(Generic[_T]):
     """`AsyncOpenAI` in a thread of its own, for callers that are not asynchronous; several threads may share one.
 
+    Each request goes to the server with the fewest on the way. One whose connections break is left out, with a warning,
+    as long as another one answers.
+
     Args:
-        base_url: of the server.
+        base_urls: of servers of one model.
         model: whose name requests carry, for errors.
+        path: where requests go, behind each base_url.
+        read: what a reply says; raises MalformedReplyError if it says nothing.
         key: may be empty.
         settings: concurrency, and the name of the key for errors.
         timeout: seconds per attempt.
@@ -88,102 +118,123 @@ class Client:
     """
 
     def __init__(
-        self, *, base_url: str, model: str, key: str, settings: ServerSettings, timeout: float, max_retries: int
+        self,
+        *,
+        base_urls: Sequence[str],
+        model: str,
+        path: str,
+        read: Callable[[str], _T],
+        key: str,
+        settings: ServerSettings,
+        timeout: float,
+        max_retries: int,
     ) -> None:
         import openai
 
-        self._openai = openai
-        self.base_url, self._model, self._key = without_user(base_url), model, key
+        self._openai, self._read = openai, read
+        self._model, self._key = model, key
         self._settings, self._max_retries = settings, max_retries
         self.process = os.getpid()  # threads do not survive a fork: in another process this client is dead
-        host = urlsplit(base_url).hostname or ""
-        count = -(-settings.max_concurrency // _CONNECTIONS)
-        try:
-            # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
-            # out knows nothing of servers on this machine. Redirects are followed here: a client turns them into GET.
-            # Several, because a client looks at each of its connections whenever a request begins or ends.
-            self._apis = [
-                openai.AsyncOpenAI(
-                    base_url=base_url,
-                    api_key=key or "none",
-                    timeout=timeout,
-                    max_retries=0,
-                    http_client=openai.DefaultAsyncHttpxClient(
-                        trust_env=not _LOOPBACK.fullmatch(host), follow_redirects=False
-                    ),
-                )
-                for _ in range(count)
-            ]
-        except (ImportError, ValueError) as error:  # a proxy that the client cannot speak to
-            raise RankerError(
-                f"the proxy for {self.base_url}, {without_user(proxy_of(base_url) or '')}, cannot be used: {error}; "
-                "correct HTTP_PROXY and HTTPS_PROXY, or name the server's host in NO_PROXY"
-            ) from error
+        self.nodes = [_Node(without_user(url), self._clients(url, key, timeout), path) for url in base_urls]
         # One INFO line per request would bury everything else in the log of a run.
         for name in ("httpx", "httpx2"):
             if logging.getLogger(name).level == logging.NOTSET:
                 logging.getLogger(name).setLevel(logging.WARNING)
         self._failed_in_a_row, self._silent_until = 0, 0.0
         self._warned: set[str] = set()
-        self._path = "/chat/completions"
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rar_mmdet-openai", daemon=True).start()
 
+    def _clients(self, base_url: str, key: str, timeout: float) -> list[Any]:
+        host = urlsplit(base_url).hostname or ""
+        try:
+            # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
+            # out knows nothing of servers on this machine. Redirects are followed here: a client turns them into GET.
+            return [
+                self._openai.AsyncOpenAI(
+                    base_url=base_url,
+                    api_key=key or "none",
+                    timeout=timeout,
+                    max_retries=0,
+                    http_client=self._openai.DefaultAsyncHttpxClient(
+                        trust_env=not _LOOPBACK.fullmatch(host), follow_redirects=False
+                    ),
+                )
+                for _ in range(-(-self._settings.max_concurrency // _CONNECTIONS))
+            ]
+        except (ImportError, ValueError) as error:  # a proxy that the client cannot speak to
+            raise RankerError(
+                f"the proxy for {without_user(base_url)}, {without_user(proxy_of(base_url) or '')}, cannot be used: "
+                f"{error}; correct HTTP_PROXY and HTTPS_PROXY, or name the server's host in NO_PROXY"
+            ) from error
+
     def wait_until_up(self, deadline: float) -> None:
-        """Return once the server answers at all; look again until `deadline` (of `time.monotonic`).
+        """Return once every server answers at all; look again until `deadline` (of `time.monotonic`).
 
         Raises:
-            RankerError: it is not there by then.
+            RankerError: one is not there by then; or, of several, one serves another model.
         """
+        for node in self.nodes:
+            self._wait_for(node, deadline)
+            if len(self.nodes) > 1 and (other := self.other_models(node)):
+                raise RankerError(f"{node.url}, one of {len(self.nodes)} servers, is wrong about its model{other}")
+
+    def _wait_for(self, node: _Node, deadline: float) -> None:
         while True:
             try:
-                asyncio.run_coroutine_threadsafe(self._get_models(), self._loop).result()
+                self._wait(self._get_models(node))
                 return
             except (self._openai.OpenAIError, ValueError) as error:
                 if isinstance(error, self._openai.APIStatusError) and error.status_code < 500:
                     return  # one without a model list, or that keeps it to itself, is still a server
                 if time.monotonic() >= deadline:
                     raise RankerError(
-                        self._say("does not answer", error) + "; start it, or give server=dict(start_timeout=...) to "
-                        "wait for it"
+                        self._say("does not answer", error, node) + "; start it, or give "
+                        "server=dict(start_timeout=...) to wait for it"
                     ) from None
             time.sleep(_PAUSE_BETWEEN_LOOKS)
 
-    async def _get_models(self) -> str:
-        return str(await self._apis[0].get("/models", cast_to=str, options={"timeout": 10.0}))
+    def _wait(self, what: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
 
-    def probe(self, request: Request) -> Reply | Refusal:
-        """One request, to learn whether the server takes its fields.
+    async def _get_models(self, node: _Node) -> str:
+        return str(await node.apis[0].get("/models", cast_to=str, options={"timeout": 10.0}))
+
+    def probe(self, request: Request, node: _Node | None = None) -> _T | Refusal:
+        """One request, to learn whether a server, by default the first, takes its fields.
 
         Raises:
             RankerError: it fails for another reason.
         """
-        return asyncio.run_coroutine_threadsafe(self._probe(request), self._loop).result()
+        found: _T | Refusal = self._wait(self._probe(request, node or self.nodes[0]))
+        return found
 
-    async def _probe(self, request: Request) -> Reply | Refusal:
+    async def _probe(self, request: Request, node: _Node) -> _T | Refusal:
         try:
-            return await self._complete(request, self._apis[0])
-        except self._openai.APIStatusError as error:
+            return await self._complete(request, 0, only=node)
+        except _FailedError as failed:
+            error = failed.error
+            if not isinstance(error, self._openai.APIStatusError):
+                raise RankerError(self._say("does not answer the first request", error, node)) from None
             if error.status_code in _REFUSING:
                 return Refusal(self._reason(error))
-            raise RankerError(self._say("fails the first request", error) + await self._advice(error)) from None
-        except (self._openai.OpenAIError, MalformedReplyError) as error:
-            raise RankerError(self._say("does not answer the first request", error)) from None
+            advice = await self._advice(error, node)
+            raise RankerError(self._say("fails the first request", error, node) + advice) from None
 
-    def other_models(self) -> str:
-        """What the server serves instead, if it says so and ours is not among it; to be added to an error."""
-        return asyncio.run_coroutine_threadsafe(self._other_models(), self._loop).result()
+    def other_models(self, node: _Node | None = None) -> str:
+        """What a server serves instead, if it says so and ours is not among it; to be added to an error."""
+        return str(self._wait(self._other_models(node or self.nodes[0])))
 
-    def run(self, jobs: Sequence[Callable[[], list[Request]]]) -> Iterator[dict[int, list[Reply]]]:
+    def run(self, jobs: Sequence[Callable[[], list[Request]]]) -> Iterator[dict[int, list[_T]]]:
         """Do all jobs; yields replies by job as they finish. Jobs that fail in passing ways never come.
 
         Args:
             jobs: each makes its requests when its turn comes, so images are encoded as they are needed.
 
         Raises:
-            RankerError: the server is gone, or refuses requests. What was yielded before is good.
+            RankerError: the servers are gone, or refuse requests. What was yielded before is good.
         """
-        results: queue.Queue[tuple[int, list[Reply] | BaseException | None]] = queue.Queue()
+        results: queue.Queue[tuple[int, list[_T] | BaseException | None]] = queue.Queue()
         self._failed_in_a_row = 0
         future = asyncio.run_coroutine_threadsafe(self._run(jobs, results), self._loop)
         done = 0
@@ -205,63 +256,93 @@ class Client:
     async def _run(
         self,
         jobs: Sequence[Callable[[], list[Request]]],
-        results: queue.Queue[tuple[int, list[Reply] | BaseException | None]],
+        results: queue.Queue[tuple[int, list[_T] | BaseException | None]],
     ) -> None:
         """`max_concurrency` workers over one list of jobs, so that only as many crops are encoded at a time."""
         waiting = iter(enumerate(jobs))
 
-        async def work(api: Any) -> None:
+        async def work(worker: int) -> None:
             for index, job in waiting:
-                results.put((index, await self._do(job, api)))
+                results.put((index, await self._do(job, worker)))
 
         workers = min(self._settings.max_concurrency, len(jobs))
-        await asyncio.gather(*(work(self._apis[number % len(self._apis)]) for number in range(workers)))
+        await asyncio.gather(*(work(number) for number in range(workers)))
 
-    async def _do(self, job: Callable[[], list[Request]], api: Any) -> list[Reply] | BaseException | None:
-        openai = self._openai
+    async def _do(self, job: Callable[[], list[Request]], worker: int) -> list[_T] | BaseException | None:
         try:
-            replies = [await self._complete(request, api) for request in job()]
-        except (openai.OpenAIError, MalformedReplyError) as error:
-            if isinstance(error, openai.APIStatusError) and error.status_code in _LASTING:
-                return RankerError(self._say("refuses a request", error) + await self._advice(error))
-            return self._failed(error)
+            replies = [await self._complete(request, worker) for request in job()]
+        except _FailedError as failed:
+            error, node = failed.error, failed.node
+            if isinstance(error, self._openai.APIStatusError) and error.status_code in _LASTING:
+                return RankerError(self._say("refuses a request", error, node) + await self._advice(error, node))
+            return self._failed(error, node)
         except Exception as error:  # noqa: BLE001 - a worker that dies silently would leave its caller waiting
             return error
         self._failed_in_a_row = 0
         return replies
 
-    def _failed(self, error: Exception) -> RankerError | None:
-        """Count a failure that may be of this request alone; an error once it looks like the server's end."""
+    def _failed(self, error: Exception, node: _Node) -> RankerError | None:
+        """Count a failure that may be of this request alone; an error once it looks like the servers' end."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _GIVE_UP_AFTER:
-            reason = self._say(f"failed {_GIVE_UP_AFTER} requests in a row", error)
+            reason = self._say(f"failed {_GIVE_UP_AFTER} requests in a row", error, node)
             return RankerError(f"{reason}. Answers so far are kept in the cache; start the run again to go on")
-        said = self._say("failed", error)
+        said = self._say("failed", error, node)
         if said not in self._warned:  # once, not once a request
             self._warned.add(said)
             logger.warning("no answer to a request: %s", said)
         return None
 
-    async def _complete(self, request: Request, api: Any) -> Reply:
-        """One completion; whatever may pass is tried again, malformed replies like broken connections."""
+    def _next_node(self) -> _Node:
+        """The server with the fewest requests on the way; of dead ones only where all are."""
+        alive = [node for node in self.nodes if not node.is_dead] or self.nodes
+        return min(alive, key=lambda node: node.in_flight)
+
+    async def _complete(self, request: Request, worker: int, only: _Node | None = None) -> _T:
+        """One reply; whatever may pass is tried again, malformed replies like broken connections.
+
+        Raises:
+            _FailedError: there is none.
+        """
         attempt = redirects = 0
         while True:
+            node = only or self._next_node()
+            node.in_flight += 1
             try:
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
                 # which costs more than everything else and would bound the rate at a few hundred a second.
-                return read_completion(await api.post(self._path, content=request, cast_to=str))
+                api = node.apis[worker % len(node.apis)]
+                said = self._read(await api.post(node.path, content=request, cast_to=str))
             except (self._openai.OpenAIError, MalformedReplyError) as error:
                 if (moved := self._moved(error)) is not None and redirects < _MOST_REDIRECTS:
-                    self._path, redirects = moved, redirects + 1
+                    node.path, redirects = moved, redirects + 1
                     continue
                 pause = self._pause(attempt, error)
+                if self._has_died(node, error) and only is None:
+                    pause = 0.0  # another server is asked at once, and this does not count as an attempt
+                    attempt -= 1
                 if pause is None:
-                    raise
+                    raise _FailedError(node, error) from None
                 if pause >= _LONG_PAUSE and time.monotonic() >= self._silent_until:
                     self._silent_until = time.monotonic() + pause  # one line, not one per request
-                    logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error), pause)
+                    logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error, node), pause)
                 await asyncio.sleep(pause)
                 attempt += 1
+            else:
+                node.broken_in_a_row = 0
+                return said
+            finally:
+                node.in_flight -= 1
+
+    def _has_died(self, node: _Node, error: Exception) -> bool:
+        """Whether, as far as is known, a server is gone that others can stand in for; said once."""
+        broken = isinstance(error, self._openai.APIConnectionError)
+        was_dead = node.is_dead
+        node.broken_in_a_row = node.broken_in_a_row + 1 if broken else 0
+        others = [other for other in self.nodes if not other.is_dead]
+        if node.is_dead and others and not was_dead:
+            logger.warning("%s; going on with %s", self._say("is gone", error, node), [other.url for other in others])
+        return node.is_dead and bool(others)
 
     def _moved(self, error: Exception) -> str | None:
         """Where a redirect leads on the same host; another gets neither photos nor key unless a config names it."""
@@ -272,7 +353,7 @@ class Client:
         down = ours.scheme == "https" and theirs.scheme != "https"
         return target if theirs.hostname == ours.hostname and not down and target != str(error.request.url) else None
 
-    async def _advice(self, error: Any) -> str:
+    async def _advice(self, error: Any, node: _Node) -> str:
         """What to do about a lasting refusal."""
         if error.status_code in (401, 403):
             if self._settings.api_key_env is None:
@@ -284,15 +365,15 @@ class Client:
         if error.status_code in _REDIRECTS:
             return f". It redirects to {error.response.headers.get('location')!r}: give that server as base_url"
         if error.status_code in (404, 405):
-            if known := await self._other_models():
+            if known := await self._other_models(node):
                 return known
-            if not urlsplit(self.base_url).path.rstrip("/").endswith("/v1"):
-                return f". base_url={self.base_url!r} does not end in /v1, as most do"
+            if not urlsplit(node.url).path.rstrip("/").endswith("/v1"):
+                return f". base_url={node.url!r} does not end in /v1, as most do"
         return ""
 
-    async def _other_models(self) -> str:
+    async def _other_models(self, node: _Node) -> str:
         try:
-            listed = json.loads(await self._get_models())
+            listed = json.loads(await self._get_models(node))
             names = [str(entry["id"]) for entry in listed["data"]]
         except (self._openai.OpenAIError, ValueError, KeyError, TypeError):
             return ""
@@ -315,8 +396,8 @@ class Client:
         # Spread out: requests that failed together should not come back together.
         return min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.75, 1.0)
 
-    def _say(self, what: str, error: Exception) -> str:
-        return f"{self.base_url} {what}: {type(error).__name__}: {self._reason(error)}"
+    def _say(self, what: str, error: Exception, node: _Node) -> str:
+        return f"{node.url} {what}: {type(error).__name__}: {self._reason(error)}"
 
     def _reason(self, error: Exception) -> str:
         """Why something failed, in the server's own words where it has some, and never with the key in it."""

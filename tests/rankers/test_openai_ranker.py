@@ -589,10 +589,11 @@ def test_the_key_is_sent_and_never_shown(serve, monkeypatch, caplog):
 
 def test_a_key_at_the_cut_of_a_long_message_is_not_shown_in_part():
     client = wire.Client(
-        base_url="http://127.0.0.1:9/v1", model="m", key=KEY, settings=ServerSettings(), timeout=1.0, max_retries=0
-    )
+        base_urls=["http://127.0.0.1:9/v1"], model="m", path="/chat/completions", read=str, key=KEY,
+        settings=ServerSettings(), timeout=1.0, max_retries=0,
+    )  # fmt: skip
     for length in range(270, 305):
-        assert KEY[:8] not in client._say("fails", ValueError("x" * length + KEY))
+        assert KEY[:8] not in client._say("fails", ValueError("x" * length + KEY), client.nodes[0])
 
 
 def test_a_missing_key_is_said(serve, monkeypatch):
