@@ -1,8 +1,9 @@
 """Shortlist -> permutation and log-probabilities: ways to ask, parsing, cache, and one file per way to a model."""
 
 from rar_mmdet.rankers.asking import AskingRanker
-from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
+from rar_mmdet.rankers.asks import Decide, Generate, Letter, Likelihood, YesNo
 from rar_mmdet.rankers.base import IdentityRanker, Ranker, ScriptedRanker
+from rar_mmdet.rankers.decisions import DecisionRanker
 from rar_mmdet.rankers.loaded_model import Loading
 from rar_mmdet.rankers.openai_ranker import OpenAIRanker
 from rar_mmdet.rankers.options import Limits
@@ -16,6 +17,8 @@ __all__ = [
     "Answer",
     "Ask",
     "AskingRanker",
+    "Decide",
+    "DecisionRanker",
     "Generate",
     "IdentityRanker",
     "Letter",

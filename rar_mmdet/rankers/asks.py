@@ -19,7 +19,7 @@ from rar_mmdet.rankers.prompts import FIELDS, LETTERS, Prompt, load_prompts
 from rar_mmdet.rankers.questions import Answer, Ask, Question, Reading
 from rar_mmdet.structures import RankStatus
 
-__all__ = ["Generate", "Letter", "Likelihood", "YesNo", "as_ask", "cyclic_shifts", "expect_count"]
+__all__ = ["Decide", "Generate", "Letter", "Likelihood", "YesNo", "as_ask", "cyclic_shifts", "expect_count"]
 
 _BLANK = 127  # grey level of the crop that shows nothing
 _SHOWN_CHARS = 300  # of a reply in the log
@@ -326,6 +326,37 @@ class Generate(_Way):
         return {**super().key(), "max_new_tokens": self.max_new_tokens}
 
 
+@dataclass(frozen=True)
+class Decide(_Way):
+    """One question with the candidates as named options; a decision server gives each a probability.
+
+    The candidates stand in no text: the server has its own way to show options.
+    """
+
+    name = "decide"
+    usual_prompt = "decide"
+    wants = "options"
+
+    def _check(self, wording: Prompt, given: str) -> None:
+        if wording.mentions_candidates:
+            raise ConfigError(f"Decide gives the candidates as options, not in its prompt; its {given}")
+
+    def shown_order(self, names: Sequence[str]) -> list[int]:
+        return _by_the_alphabet(names)
+
+    def target(self, question: Question, truth: int | Sequence[int]) -> list[str]:
+        return [question.candidates[_first(truth)]]
+
+    def _shape(self, k: int) -> tuple[int, int, int]:
+        return 1, k, 0
+
+    def read(self, answer: Answer, question: Question, blanks: Sequence[Answer] = ()) -> Reading:
+        if not answer.scores:
+            return _read_list(answer, question)
+        mass = _label_mass(answer) if answer.masses else None  # scores alone are shared out already
+        return Reading.of_scores(answer.scores[0], question.candidates, label_mass=mass, presence=mass)
+
+
 def _read_list(answer: Answer, question: Question) -> Reading:
     parsed = parse_ranking(answer.reply or "", question.candidates)
     problem = _unread(parsed, answer, question.candidates)
@@ -362,7 +393,7 @@ def _softplus(value: float) -> float:
     return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
 
 
-_WAYS: dict[str, type[_Way]] = {way.name: way for way in (Likelihood, Letter, YesNo, Generate)}
+_WAYS: dict[str, type[_Way]] = {way.name: way for way in (Likelihood, Letter, YesNo, Generate, Decide)}
 
 
 def as_ask(value: Ask | Mapping[str, Any] | str) -> Ask:

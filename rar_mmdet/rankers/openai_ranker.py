@@ -82,6 +82,8 @@ class OpenAIRanker(ServedRanker):
             extra_body=extra_body,
             server=server,
         )
+        if self.ask.wants == "options":
+            raise ConfigError("OpenAIRanker cannot ask='decide': that is what DecisionRanker asks decision servers")
         if self.ask.wants == "names":
             raise ConfigError(
                 "OpenAIRanker cannot ask='likelihood': a server would prefill the prompt once per candidate. Use "

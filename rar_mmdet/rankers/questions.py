@@ -30,7 +30,7 @@ class Answer:
 
     scores: one row for each text that was shown (`Ask.texts`): 'likelihood' one row of K summed log-probabilities of
         the names; 'letter' K label log-probabilities for each of S orders; 'yesno' log p(yes) and log p(no) for each of
-        K candidates. Empty for text.
+        K candidates; 'decide' K log-probabilities that are shared out among the candidates. Empty for text.
     lengths: 'likelihood': tokens of each name.
     reply: the text of 'generate', and of servers that give no log-probabilities.
     masses: one for each row of scores, where these do not say it: the probability, in [0, 1], of any of the labels
@@ -96,7 +96,8 @@ class Ask(Protocol):
 
     name: as in reports; the short form of `ask=`.
     wants: what a model has to give: the likelihood of each candidate's name behind the text ('names'), that of a few
-        labels as the next token ('labels'), or a text of its own ('text').
+        labels as the next token ('labels'), that of the candidates as options ('options'), or a text of its own
+        ('text').
     """
 
     name: ClassVar[str]

@@ -57,6 +57,8 @@ class TransformersRanker(AskingRanker):
         loading: Loading | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(ask=ask, limits=limits, cache=cache)
+        if self.ask.wants == "options":
+            raise ConfigError("TransformersRanker cannot ask='decide': that is what DecisionRanker asks servers")
         expect_count("batch_size", batch_size)
         expect_count("image_size", image_size, optional=True)
         self.loading = as_options(Loading, loading, "loading")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMProcessor,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests, in importlib mode
 
 FAMILIES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
 _CORPUS = [
@@ -287,3 +290,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def serve():
+    """Starts loopback servers, and stops them."""
+    from loopback import Server
+
+    servers = []
+
+    def start(**settings):
+        servers.append(Server(**settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

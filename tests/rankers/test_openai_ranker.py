@@ -23,6 +23,8 @@ from PIL import Image
 
 pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is not installed")
 
+from loopback import KEY, Server
+
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
 from rar_mmdet.rankers import Generate, Letter, OpenAIRanker, ServerSettings
 from rar_mmdet.rankers import server as wire
@@ -32,143 +34,6 @@ from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
 
 NAMES = ["cat", "dog", "red car", "bird's nest", "hot dog", "polar bear", "{k}", "bow, long"]
-KEY = "sk-very-secret-0123456789"
-
-
-class Server:
-    """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
-
-    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=()):
-        self.script, self.log_probs, self.schema, self.refuse = script, log_probs, schema, refuse
-        self.models = {"object": "list", "data": [{"id": model} for model in models]}
-        self.paths = []
-        self.bodies, self.headers, self.times, self.lock = [], [], [], threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                self.reply(200, server.models)
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server.lock:
-                    number = len(server.bodies)
-                    server.bodies.append(body)
-                    server.paths.append(self.path)
-                    server.times.append(time.monotonic())
-                    server.headers.append({name.lower(): value for name, value in self.headers.items()})
-                refused = server.refusal(body)
-                action = ("refuse", refused) if refused else server.script(number, body) if server.script else None
-                server.act(self, body, action)
-
-            def reply(self, status, content, headers=()):
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                for name, value in headers:
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, request, client_address):
-                pass  # broken pipes are what some tests are about
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def refusal(self, body):
-        if self.refuse and (reason := self.refuse(body)):
-            return reason
-        if body.get("logprobs") and not self.log_probs:
-            return "logprobs are not supported"
-        if body.get("response_format") and not self.schema:
-            return "response_format is not supported"
-        return None
-
-    def act(self, handler, body, action):
-        kind, value = action if isinstance(action, tuple) else (action, None)
-        if kind is None:
-            handler.reply(200, self.completion(body))
-        elif kind == "refuse":
-            content = (
-                {"error": {"message": value, "type": "invalid_request_error"}} if isinstance(value, str) else value
-            )
-            handler.reply(400, content)
-        elif kind == "status":
-            handler.reply(value[0], {"error": {"message": f"bad key {KEY}"}}, value[1:])
-        elif kind == "page":
-            handler.reply(*value)
-        elif kind == "hang":
-            time.sleep(value)
-        elif kind == "half":
-            data = json.dumps(self.completion(body)).encode()
-            handler.send_response(200)
-            handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(data)))
-            handler.end_headers()
-            handler.wfile.write(data[: len(data) // 2])
-            handler.wfile.flush()
-            handler.close_connection = True
-            handler.connection.shutdown(socket.SHUT_RDWR)
-        elif kind == "raw":
-            handler.reply(200, value)
-
-    def completion(self, body, choices=1):
-        """Prefers the name with the most letters; sees which option carries it, as a model would."""
-        text = body["messages"][0]["content"][1]["text"]
-        options = dict(line.split(". ", 1) for line in text.split("\n") if line[1:3] == ". ")
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "A"}}
-        if "Here are the optional categories:" in text:
-            choice["message"]["content"] = "The answer: ['polar bear', \"bird's nest\", 'unicorn']"
-        elif options:
-            choice["message"]["content"] = max(options, key=lambda letter: len(options[letter]))
-        if body.get("logprobs"):
-            if "yes or no" in text:
-                p = 0.05 + 0.9 * len(text.split("image a ")[1].split("?")[0]) / 40
-                top = [(" Yes", math.log(p)), ("No", math.log(1 - p))]
-            else:
-                top = [(f" {letter}", 0.3 * len(name) - 9) for letter, name in options.items()]
-                top = top or [("A", -0.1), ("B", -2.4)]
-            entries = [{"token": t, "logprob": v, "bytes": None} for t, v in top]
-            choice["logprobs"] = {"content": [{**entries[0], "top_logprobs": entries}]}
-        return {
-            "id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice] * choices,
-        }  # fmt: skip
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(**settings):
-        servers.append(Server(**settings))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def make_ranker(url, **settings):
