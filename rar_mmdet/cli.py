@@ -41,6 +41,7 @@ COMMANDS = {
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
+    "answers merge": Command("rar_mmdet.rankers.merge_command", "one file of the rankers' answers of many machines"),
     "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
     "calibrate ranker": Command("rar_mmdet.calibration.ranker_command", "fit a ranker's weight, and when to ask"),
 }

@@ -17,14 +17,14 @@ import shutil
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rar_mmdet.errors import RankerError
 
-__all__ = ["AnswerCache", "Answers", "answer_files", "hash_parts", "open_answers"]
+__all__ = ["AnswerCache", "Answers", "DamagedCacheError", "answer_files", "hash_parts", "open_answers", "read_answers"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 
 class DamagedCacheError(Exception):
-    """The file is not what was written to it; handled here, never shown."""
+    """The file is not what was written to it."""
 
 
 class Answers(Protocol):
@@ -135,19 +135,13 @@ class SharedAnswers:
         return self.own.put(texts)
 
     def _readable(self, file: Path) -> _Source | None:
-        """The file, or a copy of it with the WAL of a machine that is at work or was killed: WALs are not shared."""
-        wal = Path(f"{file}-wal")
+        """The file or a copy of it, to be read as it stands now."""
         try:
-            if not wal.is_file() or wal.stat().st_size == 0:
-                return _Source(file, is_copy=False)
             self._copies = self._copies or TemporaryDirectory(prefix="rar_mmdet_answers_")
-            copy = Path(self._copies.name) / file.name
-            shutil.copyfile(wal, f"{copy}-wal")  # first: what moves from it into the file meanwhile is then in both
-            shutil.copyfile(file, copy)
+            return _source(file, Path(self._copies.name))
         except OSError as error:
             _tell_unreadable(file, error)
             return None
-        return _Source(copy, is_copy=True)
 
     def _read(self, source: _Source, keys: Sequence[str]) -> dict[str, str]:
         """What another machine's file knows; one that cannot be read is passed over, never touched."""
@@ -302,6 +296,51 @@ class _Opened(NamedTuple):
     inode: tuple[int, int] | None  # of the file it was opened on
 
 
+def read_answers(file: Path, batch: int = 1000) -> Iterator[dict[str, str | None]]:
+    """All texts of a file by key, `batch` at a time; `None` for an entry that fails its checksum. Nothing is locked.
+
+    Raises:
+        DamagedCacheError: it was not written by this package.
+        sqlite3.Error: it cannot be read.
+        OSError: there is no such file.
+    """
+    with TemporaryDirectory(prefix="rar_mmdet_answers_") as folder:
+        source = _source(file, Path(folder))
+        connection = _connect_to_read(source)
+        try:
+            if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+                raise DamagedCacheError("it was not written by this package")
+            rows = connection.execute("SELECT key, sum, text FROM answers ORDER BY key")
+            while found := rows.fetchmany(batch):
+                yield {
+                    key.decode(errors="replace"): text.decode() if checksum == _checksum(key, text).encode() else None
+                    for key, checksum, text in found
+                    if isinstance(key, bytes) and isinstance(text, bytes)
+                }
+        finally:
+            connection.close()
+
+
+def _source(file: Path, folder: Path) -> _Source:
+    """The file, or a copy of it in `folder` with the WAL of a machine at work or killed: WALs are not shared."""
+    wal = Path(f"{file}-wal")
+    if not wal.is_file() or wal.stat().st_size == 0:
+        file.stat()
+        return _Source(file, is_copy=False)
+    copy = folder / file.name
+    shutil.copyfile(wal, f"{copy}-wal")  # first: what moves from it into the file meanwhile is then in both
+    shutil.copyfile(file, copy)
+    return _Source(copy, is_copy=True)
+
+
+def _connect_to_read(source: _Source) -> sqlite3.Connection:
+    """Nothing is locked, and nothing is created beside a file of another machine."""
+    mode = "rw" if source.is_copy else "ro&immutable=1"
+    connection = sqlite3.connect(f"{source.file.absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS)
+    connection.text_factory = bytes
+    return connection
+
+
 def _select(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, str]:
     """The texts of those keys that are there, each checked."""
     found: dict[str, str] = {}
@@ -318,10 +357,8 @@ def _select(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, st
 
 
 def _read_only(source: _Source, keys: Sequence[str]) -> dict[str, str]:
-    """From another machine's file nothing is locked, and nothing is created beside it."""
-    mode = "rw" if source.is_copy else "ro&immutable=1"
-    connection = sqlite3.connect(f"{source.file.absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY_SECONDS)
-    connection.text_factory = bytes
+    """What another machine's file knows of these keys."""
+    connection = _connect_to_read(source)
     try:
         return _select(connection, keys)
     finally:

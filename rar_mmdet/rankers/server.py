@@ -293,10 +293,10 @@ class Client(Generic[_T]):
             logger.warning("no answer to a request: %s", said)
         return None
 
-    def _next_node(self) -> _Node:
-        """The server with the fewest requests on the way; of dead ones only where all are."""
-        alive = [node for node in self.nodes if not node.is_dead] or self.nodes
-        return min(alive, key=lambda node: node.in_flight)
+    def _next_node(self, failed: _Node | None) -> _Node:
+        """The server with the fewest requests on the way; a dead one, or one that just failed, only without another."""
+        alive = [node for node in self.nodes if not node.is_dead and node is not failed]
+        return min(alive or self.nodes, key=lambda node: node.in_flight)
 
     async def _complete(self, request: Request, worker: int, only: _Node | None = None) -> _T:
         """One reply; whatever may pass is tried again, malformed replies like broken connections.
@@ -305,8 +305,9 @@ class Client(Generic[_T]):
             _FailedError: there is none.
         """
         attempt = redirects = 0
+        failed: _Node | None = None
         while True:
-            node = only or self._next_node()
+            node = only or self._next_node(failed)
             node.in_flight += 1
             try:
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
@@ -327,7 +328,7 @@ class Client(Generic[_T]):
                     self._silent_until = time.monotonic() + pause  # one line, not one per request
                     logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error, node), pause)
                 await asyncio.sleep(pause)
-                attempt += 1
+                attempt, failed = attempt + 1, node
             else:
                 node.broken_in_a_row = 0
                 return said

@@ -872,3 +872,33 @@ def test_a_failure_that_repeats_is_said_once(serve, caplog):
     with caplog.at_level(logging.WARNING):
         make_ranker(server.url).rank(crops(8), make_shortlist(8, 4, 8), NAMES)
     assert caplog.text.count("too dark") == 1
+
+
+def test_one_of_two_servers_dies_and_the_other_goes_on(serve, caplog, monkeypatch):
+    """vLLM-shaped servers; one stops listening in the middle of the run."""
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.01)
+    lasting, dying = serve(), serve()
+    broken = threading.Event()
+
+    def script(number, body):
+        if number == 6:
+            broken.set()
+        return ("half", None) if broken.is_set() else None
+
+    dying.script = script
+    shortlist = make_shortlist(60, 4, 8)
+    ranker = make_ranker([lasting.url, dying.url], server={"max_concurrency": 4}, max_retries=1)
+    with caplog.at_level(logging.WARNING):
+        ranking = ranker.rank(crops(60), shortlist, NAMES)
+    assert (ranking.status == RankStatus.OK).all()
+    assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
+    assert caplog.text.count(f"{dying.url} is gone") == 1
+    assert f"going on with ['{lasting.url}']" in caplog.text
+    assert 6 <= len(dying.bodies) < 20
+    assert len(lasting.bodies) > 40
+
+
+def test_two_servers_of_which_one_takes_other_requests(serve):
+    plain, strict = serve(), serve(refuse=lambda body: "no logprobs here" if body.get("logprobs") else None)
+    with pytest.raises(RankerError, match=rf"{strict.url} rejects a request that {plain.url} takes: .*no logprobs"):
+        make_ranker([plain.url, strict.url]).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
