@@ -422,6 +422,22 @@ class Recognition:
             )
         ]
 
+    def to_supervision(self) -> Any:
+        """The emitted detections as `supervision.Detections`, names in `data["class_name"]`.
+
+        Raises:
+            ImportError: the package supervision is not installed (`pip install supervision`).
+        """
+        import supervision
+
+        labels = self.category_ids.cpu().numpy()
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.cpu()[self.region_ids.cpu()].numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=labels,
+            data={"class_name": np.array([self.category_names[i] for i in labels.tolist()])},
+        )
+
     def __repr__(self) -> str:
         lines = [f"Recognition of {len(self)} regions"]
         for box, row in zip(self.boxes_xyxy[:_SHOWN].tolist(), self[:_SHOWN].top(2), strict=True):

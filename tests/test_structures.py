@@ -217,6 +217,19 @@ class TestRecognition:
         with pytest.raises(ValueError, match="2 category ids for 9 names"):
             recognition.to_coco(7, [1, 2])
 
+    def test_to_supervision_is_the_emitted_detections(self):
+        pytest.importorskip("supervision", reason="supervision is not installed: pip install supervision")
+        recognition = make_recognition(emission=BestPerRegion())
+        found = recognition.to_supervision()
+        records = recognition.to_coco(1)
+        assert len(found) == len(records) > 0
+        for row, record in enumerate(records):
+            x, y, width, height = record["bbox"]
+            assert found.xyxy[row].tolist() == pytest.approx([x, y, x + width, y + height], abs=1e-4)
+            assert found.confidence[row] == pytest.approx(record["score"])
+            assert found.class_id[row] == record["category_id"] - 1
+            assert found.data["class_name"][row] == recognition.category_names[found.class_id[row]]
+
     def test_it_prints_in_a_few_lines(self):
         lines = str(make_recognition(num_regions=40)).splitlines()
         assert lines[0] == "Recognition of 40 regions"
