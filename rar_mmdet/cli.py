@@ -39,6 +39,9 @@ COMMANDS = {
         "rar_mmdet.report.command", "one page of one or several runs: numbers, figures, regions to look at"
     ),
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
+    "finetune data": Command(
+        "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"
+    ),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "answers merge": Command("rar_mmdet.rankers.merge_command", "one file of the rankers' answers of many machines"),

@@ -51,6 +51,7 @@ ALLOWED = {
         "classification",
         *BASE,
     },
+    "finetune": {*STAGES, "classification", "components", "drawing", "finetune", *BASE},
     "report": {"report", "records", "scoring", "drawing", "errors", "files"},
     "labelling": {*STAGES, "recognizer", "components", "records", "drawing", "labelling", *BASE},
     **{

@@ -1,0 +1,256 @@
+"""Questions with known answers: by hand, never with what must not be there, and orders that say nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from rar_mmdet.cli import main as rar_mmdet
+from rar_mmdet.errors import FewShotError
+from rar_mmdet.finetune import examples as module
+from rar_mmdet.finetune.examples import (
+    NONE_OF_THESE,
+    halves,
+    make_examples,
+    our_examples,
+    paper_examples,
+    released_examples,
+)
+from rar_mmdet.finetune.exports import NONE_NAME, turns_of
+from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
+from rar_mmdet.testing import make_image
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_circle(*degrees):
+    """Unit vectors of the plane; the cosine of two is that of the angle between them."""
+    angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+@pytest.fixture(scope="module")
+def world():
+    """200 photos of 20 classes, 10 each, loosely around their class."""
+    generator = torch.Generator().manual_seed(0)
+    centres = normalize(torch.randn(20, 16, generator=generator), dim=1)
+    labels = torch.arange(20).repeat(10)
+    vectors = normalize(centres[labels] + 0.25 * torch.randn(200, 16, generator=generator), dim=1)
+    text = normalize(centres + 0.2 * torch.randn(20, 16, generator=generator), dim=1).T
+    return vectors, labels, text
+
+
+def test_released_windows_by_hand():
+    vectors, labels = on_circle(0, 10, 21, 33, 46), torch.tensor([0, 1, 0, 2, 1])
+    found = [e for e in released_examples(vectors, labels, neighbours=4, window=3) if e.photo == 0]
+    # Neighbours of photo 0, itself first: 0, 1, 2, 3 with the labels 0, 1, 0, 2; the windows 0 1 0 and 1 0 2.
+    assert [e.labels for e in found] == [(0, 1, 0), (1, 0, 2)]
+    assert [e.truth for e in found] == [0, 1]
+    assert [e.target for e in found] == [(0, 2, 1), (1, 0, 2)]  # the true name first, the rest as they are
+    assert found[0].similarities == pytest.approx((1, np.cos(np.radians(10)), np.cos(np.radians(21))), abs=1e-6)
+    assert found[0].copied_is_right
+    # Photo 3 is of class 2: its neighbours 3, 2, 4, 1 hold it once, in the first window.
+    (only,) = [e for e in released_examples(vectors, labels, neighbours=4, window=3) if e.photo == 3]
+    assert only.labels == (2, 0, 1)
+
+
+def test_every_released_photo_begins_with_the_answer(world):
+    vectors, labels, _ = world
+    first = {}
+    for example in released_examples(vectors, labels):
+        first.setdefault(example.photo, example)
+        assert labels[example.photo] in example.labels
+        assert len(example.labels) == 5
+    assert all(example.copied_is_right for example in first.values())
+    assert len(first) == len(labels)
+
+
+def test_halves_are_disjoint_and_have_every_class(world):
+    _, labels, _ = world
+    memory, queries = halves(labels, seed=3)
+    assert sorted([*memory.tolist(), *queries.tolist()]) == list(range(200))
+    assert torch.bincount(labels[memory]).tolist() == torch.bincount(labels[queries]).tolist() == [5] * 20
+    assert halves(labels, seed=4)[0].tolist() != memory.tolist()
+    assert halves(torch.tensor([0]), 0)[1].tolist() == []
+
+
+def test_paper_queries_are_never_their_own_neighbours(world):
+    vectors, labels, _ = world
+    memory, queries = (set(rows.tolist()) for rows in halves(labels, seed=0))
+    nearest = {query: {row: float(vectors[query] @ vectors[row]) for row in memory} for query in queries}
+    count = 0
+    for example in paper_examples(vectors, labels, seed=0):
+        count += 1
+        assert example.photo in queries
+        assert len(set(example.labels)) == len(example.labels)
+        assert example.labels[example.truth] == labels[example.photo]
+        own = nearest[example.photo]
+        for label, similarity in zip(example.labels, example.similarities, strict=True):
+            assert min(abs(own[row] - similarity) for row in memory if labels[row] == label) < 1e-6
+        by_similarity = sorted(range(len(example.labels)), key=lambda place: -example.similarities[place])
+        assert list(example.target) == by_similarity
+    assert count > 200
+
+
+def test_our_photos_see_no_photo_of_their_own(world):
+    vectors, labels, text = world
+    groups = [f"photo {row // 2}" for row in range(200)]  # two regions a photo
+    for example in our_examples(vectors, labels, text, groups=groups, seed=1):
+        assert len(set(example.labels)) == len(example.labels)
+        assert 2 < len(example.labels) + (NONE_OF_THESE in example.labels) <= 11
+        right = example.labels[example.truth]
+        assert right in (int(labels[example.photo]), NONE_OF_THESE)
+        if right == NONE_OF_THESE:
+            assert int(labels[example.photo]) not in example.labels
+        others = torch.tensor([row for row in range(200) if groups[row] != groups[example.photo]])
+        for label, similarity in zip(example.labels, example.similarities, strict=True):
+            if label != NONE_OF_THESE:
+                rows = others[labels[others] == label]
+                assert similarity == pytest.approx(float((vectors[rows] @ vectors[example.photo]).max()), abs=1e-6)
+        assert example.target[0] == example.truth
+        behind = [example.similarities[p] for p in example.target[1:] if example.labels[p] != NONE_OF_THESE]
+        assert behind == sorted(behind, reverse=True)
+        assert sorted(example.target) == list(range(len(example.labels)))
+
+
+@pytest.mark.parametrize("mode", ["ours", "paper"])
+def test_the_order_says_nothing_about_the_answer(mode):
+    """The place of the right name is uniform: chi-square over 10^4 questions of equal length, at 0.1 %."""
+    generator = torch.Generator().manual_seed(1)
+    centres = normalize(torch.randn(30, 24, generator=generator), dim=1)
+    labels = torch.arange(30).repeat(120)
+    vectors = normalize(centres[labels] + 0.6 * torch.randn(3600, 24, generator=generator), dim=1)
+    by_size = {}
+    for example in make_examples(mode, vectors, labels, centres.T, seed=5):
+        by_size.setdefault(len(example.labels), []).append(example.truth)
+    assert sum(map(len, by_size.values())) > 10_000
+    # 99.9 % points of chi-square with k - 1 degrees of freedom (tables).
+    limits = {2: 10.83, 3: 13.82, 4: 16.27, 5: 18.47, 6: 20.52, 7: 22.46, 8: 24.32, 9: 26.12, 10: 27.88, 11: 29.59}
+    for size, truths in by_size.items():
+        counts = np.bincount(truths, minlength=size)
+        expected = len(truths) / size
+        if expected >= 5:
+            assert ((counts - expected) ** 2 / expected).sum() < limits[size]
+
+
+def test_none_of_these_has_its_share(world):
+    vectors, labels, text = world
+    found = list(our_examples(vectors, labels, text, per_photo=50, none_share=0.1))
+    right = sum(e.labels[e.truth] == NONE_OF_THESE for e in found)
+    offered = sum(NONE_OF_THESE in e.labels for e in found)
+    spread = 4 * np.sqrt(0.1 * 0.9 * len(found))
+    assert abs(right - 0.1 * len(found)) < spread
+    assert abs(offered - 0.2 * len(found)) < 2 * spread
+    assert not any(NONE_OF_THESE in e.labels for e in our_examples(vectors, labels, text, none_share=0.0))
+
+
+def test_a_photos_questions_depend_on_nothing_but_the_seed(world, monkeypatch):
+    vectors, labels, text = world
+    for mode in ("ours", "paper", "released"):
+        whole = list(make_examples(mode, vectors, labels, text, seed=2))
+        monkeypatch.setattr(module, "SIMILARITIES", 7 * 200)
+        again = list(make_examples(mode, vectors, labels, text, seed=2))
+        assert [(e.photo, e.labels, e.target) for e in again] == [(e.photo, e.labels, e.target) for e in whole]
+        monkeypatch.undo()
+    other = list(our_examples(vectors, labels, text, seed=3))
+    assert [e.labels for e in other] != [e.labels for e in our_examples(vectors, labels, text, seed=2)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v, y, t: list(released_examples(v, y[:3])), r"made of \(N, D\) vectors and \(N,\) labels"),
+        (lambda v, y, t: list(our_examples(v, y, t[:, :2])), "needs at least 3 classes and a name for each label"),
+        (lambda v, y, t: list(our_examples(v, y, t[:, :19])), "needs at least 3 classes and a name for each label"),
+        (lambda v, y, t: make_examples("our", v, y, t), "there is no mode 'our'; known are ours, paper, released"),
+    ],
+)
+def test_what_does_not_fit(world, call, message):
+    with pytest.raises(FewShotError, match=message):
+        call(*world)
+
+
+NAMES = [f"name {i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("ask", [Generate(), Letter(num_shifts=3), Likelihood(), YesNo()], ids=lambda a: a.name)
+def test_answers_are_what_the_way_to_ask_calls_right(world, ask):
+    vectors, labels, text = world
+    for number, example in enumerate(our_examples(vectors, labels, text, per_photo=1)):
+        turns = list(turns_of(example, number, "a.jpg", NAMES, ask))
+        right = example.labels[example.truth]
+        name = NONE_NAME if right == NONE_OF_THESE else NAMES[right]
+        if ask.name == "yesno":
+            assert [turn.answer for turn in turns].count("yes") == 1
+            (yes,) = [turn for turn in turns if turn.answer == "yes"]
+            assert name in yes.text
+        elif ask.name == "letter":
+            assert len(turns) == min(3, len(example.labels))
+            for turn in turns:
+                assert f"{turn.answer}. {name}" in turn.text
+        elif ask.name == "likelihood":
+            assert [turn.answer for turn in turns] == [name]
+        else:
+            assert turns[0].answer.startswith(f"['{name}'")
+            assert all(label == NONE_OF_THESE or NAMES[label] in turns[0].text for label in example.labels)
+
+
+@pytest.fixture
+def config(tmp_path):
+    for label, name in enumerate(("grey wolf", "oak, old", "red fox", "owl")):
+        for part, count in (("train", 6), ("test", 1)):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng([label, i]).normal(0, 60, (48, 64, 3))
+                picture = np.clip(make_image(48, 64, seed=label) + noise, 0, 255)
+                Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i}.png")
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"encoder = dict(type='OpenClipEncoder', model='local-dir:{ROOT}/demo/weights/clip')\n"
+        f"dataset = dict(type='folders', root={str(tmp_path / 'photos')!r})\n"
+    )
+    return file
+
+
+def test_the_command(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    line = ["finetune", "data", str(config), "--out", str(out)]
+    assert rar_mmdet([*line, "--formats", "llava", "messages", "xcomposer", "--ask", "letter"]) == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    records = [json.loads(text) for text in (out / "records.jsonl").read_text().splitlines()]
+    assert summary["examples"] == len(records) == 24 * 9
+    assert f"{24 * 9} examples of 24 photos" in shown
+    assert "a model that copies the order of the question is right in" in shown
+    llava = json.loads((out / "llava.json").read_text())
+    messages = [json.loads(text) for text in (out / "messages.jsonl").read_text().splitlines()]
+    xcomposer = json.loads((out / "xcomposer.json").read_text())
+    assert len(llava) == len(messages) == len(xcomposer) == summary["entries"]
+    for entry, other, third in zip(llava, messages, xcomposer, strict=True):
+        assert (
+            entry["conversations"][1]["value"] == other["messages"][1]["content"] == third["conversations"][1]["value"]
+        )
+        assert Path(entry["image"]).is_file()
+        assert other["images"] == third["image"] == [entry["image"]]
+    page = (out / "examples.html").read_text()
+    assert page.count("<article>") == 50
+    before = (out / "records.jsonl").read_bytes()
+    assert rar_mmdet([*line, "--formats", "llava"]) == 0
+    assert (out / "records.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert rar_mmdet([*line, "--cfg-options", "dataset.root=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_set_without_a_train_part(config, tmp_path, capsys):
+    import shutil
+
+    shutil.rmtree(tmp_path / "photos" / "train")
+    assert rar_mmdet(["finetune", "data", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert "has no train part to make questions of" in capsys.readouterr().err
