@@ -6,11 +6,7 @@ written when it is whole: a run that was stopped goes on at the next one, and en
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +14,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
+from rar_mmdet.classification.recording import Recipe, Recorder, claim_folder
 from rar_mmdet.classification.released import RELEASED, read_places, write_lists
 from rar_mmdet.classification.results import UNAIDED, Places, places_of
 from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, TEXT_ALONE, VISION, Vectors
-from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts, encode_descriptions, whole_photo
-from rar_mmdet.encoders.base import Encoder
+from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts, encode_descriptions
 from rar_mmdet.errors import ConfigError, FewShotError
-from rar_mmdet.fusion import Fusion, LogLikFusion
 from rar_mmdet.memory.base import Shortlister
 from rar_mmdet.memory.few_shot import TEXT_SCALE
-from rar_mmdet.rankers import Ranker
-from rar_mmdet.records import KEPT_COLUMNS, RegionRecord, describe_regions, read_records, write_records
-from rar_mmdet.regions import RegionCropper
-from rar_mmdet.structures import Ranking, Recognition, Shortlist
+from rar_mmdet.records import KEPT_COLUMNS, read_records
+from rar_mmdet.structures import Shortlist
 
 __all__ = ["FewShotRun", "Recipe", "TEXT", "WHOLE_TRAIN"]
 
 TEXT = "text"  # the row that the offered names come from
 WHOLE_TRAIN = "train"  # in place of a number of shots
-PHOTOS_PER_QUESTION = 256  # ranked together
-HELD_BYTES = 1 << 30  # crops for the ranker up to this size are cut once and held for all rows (ours)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The parts of a run."""
-
-    dataset: PhotoDataset
-    encoder: Encoder
-    cropper: RegionCropper = dataclasses.field(default_factory=lambda: RegionCropper(window="cover"))
-    ranker: Ranker | None = None
-    ranker_cropper: RegionCropper = dataclasses.field(default_factory=lambda: RegionCropper(window="pad"))
-    fusion: Fusion = dataclasses.field(default_factory=LogLikFusion)
-    num_candidates: int = 5  # K (5 in the paper, Table 5)
-    descriptions: tuple[tuple[str, ...], ...] | None = None  # sentences of each class, for the row of that name
-    vision_encoder: Encoder | None = None  # of photos alone, for the row 'vision-knn'
 
 
 class FewShotRun:
@@ -96,29 +70,12 @@ class FewShotRun:
         vision = recipe.vision_encoder
         self._vision = None if vision is None else PhotoVectors(vision, recipe.cropper, cache_dir)
         self._text: Tensor | None = None
-        self._crops: Tensor | None = None
+        self._recorder = Recorder(recipe, self.test, self._photos)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Write what this run is to `out`/run.json, or check that it is the run that is there.
-
-        Raises:
-            ConfigError: it is another one; the settings that differ are named.
-        """
-        file = self.out / "run.json"
-        wanted = json.loads(json.dumps({**settings, "data": self.recipe.dataset.describe(), "test": len(self.test)}))
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            other = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
-            if other:
-                raise ConfigError(
-                    f"{self.out} holds a run with other settings ({', '.join(sorted(other))}): give another --out, or "
-                    "remove the folder"
-                )
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        part = file.with_name("run.json.part")
-        part.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, file)
+        """See `claim_folder`: what this run is, beside its data."""
+        data = self.recipe.dataset.describe()
+        claim_folder(self.out, {**settings, "data": data, "test": len(self.test)})
 
     def places(
         self, rows: Sequence[str], ranked: Sequence[str], shots: Sequence[str], seeds: Sequence[int]
@@ -252,58 +209,9 @@ class FewShotRun:
         return torch.tensor([example.label for example in self.test])
 
     def _write(self, file: Path, shortlist: Shortlist, is_ranked: bool, num_candidates: int | None = None) -> None:
-        """The records of all test photos, ranked a few at a time; the file is there when it is whole."""
-        self._photos(self.test)  # their sizes stand in the records
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        steps = range(0, len(self.test), PHOTOS_PER_QUESTION)
-        bar = tqdm(total=len(self.test), desc=file.stem, unit="photo", disable=None, leave=False)
-        with bar:
-            for start in steps:
-                rows = slice(start, start + PHOTOS_PER_QUESTION)
-                records = list(self._records(rows, shortlist[rows], is_ranked, num_candidates))
-                write_records(part, records, append=True)
-                bar.update(len(records))
-        os.replace(part, file)
-
-    def _records(
-        self, rows: slice, shortlist: Shortlist, is_ranked: bool, num_candidates: int | None
-    ) -> Iterator[RegionRecord]:
-        examples, dataset = self.test[rows], self.recipe.dataset
-        candidates = shortlist.head(num_candidates or self.recipe.num_candidates)
-        ranker = self.recipe.ranker
-        if is_ranked and ranker is not None:
-            ranking = ranker.rank(self._ranker_crops(rows), candidates, dataset.display_names)
-        else:
-            ranking = Ranking.identity(len(examples), candidates.category_ids.shape[1])
-        fused = self.recipe.fusion(shortlist, ranking)
-        sizes = [self._photos.hw(example) for example in examples]
-        recognition = Recognition(
-            boxes_xyxy=torch.tensor([[0.0, 0.0, width, height] for height, width in sizes]),
-            box_scores=torch.ones(len(examples)),
-            shortlist=shortlist,
-            ranking=ranking,
-            fused=fused,
-            scores=fused.new_zeros(0),
-            category_ids=torch.zeros(0, dtype=torch.int64),
-            region_ids=torch.zeros(0, dtype=torch.int64),
-            category_names=dataset.display_names,
-        )
-        truth = [example.label for example in examples]
-        for example, record in zip(examples, describe_regions(recognition, "", truth=truth), strict=True):
-            yield dataclasses.replace(record, image=example.id, region=0, file=example.path)
-
-    def _ranker_crops(self, rows: slice) -> Tensor:
-        """(B, 3, S, S) uint8; all are cut at once and held where they are few."""
-        ranker = self.recipe.ranker
-        assert ranker is not None, "asked for by rows that are ranked"
-        cropper = self.recipe.ranker_cropper.with_size(ranker.crop_size)
-        if len(self.test) * 3 * ranker.crop_size**2 > HELD_BYTES:
-            return torch.cat([whole_photo(example, cropper)[0] for example in self.test[rows]])
-        if self._crops is None:
-            self._crops = torch.cat([whole_photo(example, cropper)[0] for example in self.test])
-        return self._crops[rows]
+        labels = [example.label for example in self.test]
+        names = self.recipe.dataset.display_names
+        self._recorder.write(file, shortlist, names, truth=labels, is_ranked=is_ranked, num_candidates=num_candidates)
 
 
 def _with_truth(found: Shortlist, truth: Tensor, count: int) -> Shortlist:
