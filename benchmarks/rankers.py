@@ -4,9 +4,15 @@
     python benchmarks/rankers.py --table                     # the demo tables of docs/rankers.md
     python benchmarks/rankers.py --none-of-these curve.png   # its table and figure of unknown regions
 
-JSON keys: `likelihood_speedup` and `letter_speedup` (CPU seconds per crop, baseline over ours, the smaller of both
-models), `server_overhead` (seconds for 1,000 crops over 1,000 x 0.2 s / 64). Speeds need the demo ranker and world:
-`python demo/make_world.py --out data/demo --seed 0`.
+JSON keys:
+`likelihood_speedup`, `letter_speedup`: CPU seconds per crop, baseline over ours, the smaller of both models.
+`server_overhead`: seconds for 1,000 crops over 1,000 x 0.2 s / 64.
+`prefill_overhead`: CPU seconds of `likelihood` on the random LLaVA over one bare forward pass on the same image and
+    prompt tokens at the same batch.
+`client_crops_per_s`: cut, encode to JPEG, send and read at 336 px against a server that answers at once.
+`decisions_overhead`: a decision server over letters, both at once, by the same client.
+`k50_ratio`: K = 50 over K = 5 with likelihoods of the demo ranker (letters end at 26).
+Speeds need the demo ranker and world: `python demo/make_world.py --out data/demo --seed 0`.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +38,22 @@ from rar_mmdet.calibration.none_of_these import hide_categories, measure, recogn
 from rar_mmdet.calibration.ranker import labels_of
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.fusion import LogLikFusion, NoneOfThese
-from rar_mmdet.rankers import Generate, Letter, Likelihood, OpenAIRanker, Question, TransformersRanker, YesNo
+from rar_mmdet.rankers import (
+    DecisionRanker,
+    Generate,
+    Letter,
+    Likelihood,
+    OpenAIRanker,
+    Question,
+    TransformersRanker,
+    YesNo,
+)
 from rar_mmdet.rankers.calibration import threshold_for
 from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.regions import AreaScale, RegionCropper
 from rar_mmdet.scoring import load_annotation_file
 from rar_mmdet.structures import RankStatus, Shortlist
-from rar_mmdet.testing import make_shortlist
+from rar_mmdet.testing import make_boxes, make_image, make_shortlist
 
 ROOT = Path(__file__).resolve().parents[1]
 REPLY_SECONDS, CONCURRENCY, SERVER_CROPS = 0.2, 64, 1000
@@ -46,8 +64,8 @@ BATCH = 32  # crops per forward pass of ours; the best of 8 to 64 for the demo r
 # The server path.
 
 
-async def _serve(port: Any) -> None:
-    """A bare HTTP/1.1 server that answers every request after REPLY_SECONDS."""
+async def _serve(port: Any, delay: float) -> None:
+    """A bare HTTP/1.1 server that answers every request after `delay` seconds: chat completions, and decisions."""
     entry = {"token": "A", "logprob": -0.1, "bytes": None}
     choice = {
         "index": 0,
@@ -58,17 +76,37 @@ async def _serve(port: Any) -> None:
     completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
     body = json.dumps(completion).encode()
     models = json.dumps({"object": "list", "data": []}).encode()
+    number = 0
+
+    def decide(data: bytes) -> bytes:
+        nonlocal number
+        number += 1
+        begin = data.index(b'"questions"')  # behind the picture, as the project's client sends it
+        asked = json.loads(b"{" + data[begin:])["questions"]
+        shares = {q["id"]: [1 + (number + i) % 2 for i in range(len(q["options"]))] for q in asked}
+        answers = {
+            q["id"]: {
+                "type": "choice",
+                "label_mass": 0.9,
+                "probabilities": {
+                    o["name"]: share / sum(shares[q["id"]])
+                    for o, share in zip(q["options"], shares[q["id"]], strict=True)
+                },
+            }
+            for q in asked
+        }
+        return json.dumps({"model": "m", "answers": answers}).encode()
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 length = next((int(x.split(":")[1]) for x in head.lower().split("\r\n") if "content-length" in x), 0)
-                await reader.readexactly(length)
+                data = await reader.readexactly(length)
                 is_post = head.startswith("POST")
-                if is_post:
-                    await asyncio.sleep(REPLY_SECONDS)
-                text = body if is_post else models
+                if is_post and delay:
+                    await asyncio.sleep(delay)
+                text = (decide(data) if "/decisions" in head[:40] else body) if is_post else models
                 header = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
                 writer.write(header.encode() + text)
                 await writer.drain()
@@ -80,21 +118,62 @@ async def _serve(port: Any) -> None:
     await server.serve_forever()
 
 
-def _run_server(port: Any) -> None:
-    asyncio.run(_serve(port))
+def _run_server(port: Any, delay: float) -> None:
+    asyncio.run(_serve(port, delay))
 
 
-def measure_server(side: int) -> dict[str, float]:
-    """1,000 crops at concurrency 64 against a server that takes 200 ms."""
+@contextmanager
+def serving(delay: float) -> Iterator[str]:
+    """The base_url of such a server, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     port = context.Value("i", 0)
-    server = context.Process(target=_run_server, args=(port,), daemon=True)
+    server = context.Process(target=_run_server, args=(port, delay), daemon=True)
     server.start()
     while port.value == 0:
         time.sleep(0.05)
     try:
+        yield f"http://127.0.0.1:{port.value}/v1"
+    finally:
+        server.terminate()
+
+
+def measure_client(side: int = 336, count: int = 1000) -> dict[str, float]:
+    """Crops of photos to a server that answers at once: what the client alone can do, cutting included."""
+    photo, boxes = make_image(960, 1280), make_boxes(count, 960, 1280)
+    cropper = RegionCropper(size=side, scale=AreaScale())
+    names, shortlist = [f"category {i}" for i in range(100)], make_shortlist(count, 5, 100)
+    seconds = {}
+    with serving(0.0) as url:
+        settings: dict[str, Any] = {"model": "m", "image_size": side, "server": {"max_concurrency": CONCURRENCY}}
+        ways = {
+            "letter": OpenAIRanker(base_url=url, jpeg_quality=95, **settings),
+            "letter_png": OpenAIRanker(base_url=url, **settings),
+            "decisions": DecisionRanker(base_url=url, jpeg_quality=95, **settings),
+        }
+        for ranker in ways.values():
+            ranker.rank(cropper.crop(photo, boxes[:64]), shortlist[:64], [f"warm {n}" for n in names])
+        for _ in range(3):  # interleaved
+            for name, ranker in ways.items():
+                fresh = [f"{n} {len(seconds)} {time.monotonic_ns()}" for n in names]
+                started = time.perf_counter()
+                for start in range(0, count, 250):
+                    rows = slice(start, start + 250)
+                    ranking = ranker.rank(cropper.crop(photo, boxes[rows]), shortlist[rows], fresh)
+                    assert (ranking.status == RankStatus.OK).all(), "the loopback server lost requests"
+                seconds.setdefault(name, []).append(time.perf_counter() - started)
+    best = {name: sorted(values)[1] for name, values in seconds.items()}
+    return {
+        "client_crops_per_s": count / best["letter"],
+        "client_crops_per_s_png": count / best["letter_png"],
+        "decisions_overhead": best["decisions"] / best["letter"],
+    }
+
+
+def measure_server(side: int) -> dict[str, float]:
+    """1,000 crops at concurrency 64 against a server that takes 200 ms."""
+    with serving(REPLY_SECONDS) as url:
         ranker = OpenAIRanker(
-            base_url=f"http://127.0.0.1:{port.value}/v1",
+            base_url=url,
             model="m",
             server={"max_concurrency": CONCURRENCY},
             image_size=side,
@@ -107,8 +186,6 @@ def measure_server(side: int) -> dict[str, float]:
         started = time.perf_counter()
         ranking = ranker.rank(crops, shortlist, names)
         seconds = time.perf_counter() - started
-    finally:
-        server.terminate()
     assert (ranking.status == RankStatus.OK).all(), "the loopback server lost requests"
     ideal = SERVER_CROPS * REPLY_SECONDS / CONCURRENCY
     return {
@@ -223,6 +300,43 @@ def measure_model(folder: Path, crops: torch.Tensor, shortlist: Any, names: list
             ranker.rank(crops, shortlist, names)
             spent[name].append((time.process_time() - started) / len(crops))
     return {name: sorted(values)[len(values) // 2] for name, values in spent.items()}
+
+
+def measure_prefill(folder: Path, crops: torch.Tensor, shortlist: Any, names: list[str], rounds: int) -> float:
+    """CPU seconds of `likelihood` over those of one bare forward pass on the same image and prompt tokens."""
+    ranker = make_ranker(folder, Likelihood(prompts=PROMPTS), batch_size=len(crops))
+    loaded, ratios = ranker.loaded, []
+    for number in range(rounds + 1):  # the first pays for what the libraries prepare once
+        fresh = crops.clone()
+        fresh[:, :, 0, 0] = number  # so that no answer is known
+        questions = [
+            Question(crop, tuple(sorted(names[i] for i in row)))
+            for crop, row in zip(fresh, shortlist.category_ids.tolist(), strict=True)
+        ]
+        inputs = loaded.inputs(questions, [loaded.dialogue.text(ranker.ask.texts(q)[0]) for q in questions])
+        with torch.inference_mode():
+            started = time.process_time()
+            loaded.model(**inputs, use_cache=False, logits_to_keep=1)
+            bare = time.process_time() - started
+        started = time.process_time()
+        ranker.rank(fresh, shortlist, names)
+        ratios.append((time.process_time() - started) / bare)
+    return sorted(ratios[1:])[rounds // 2]
+
+
+def measure_k50(demo: Path, world: Demo, rounds: int) -> float:
+    """CPU seconds per crop at K = 50 over K = 5: the image is read once, the names are short."""
+    spent: dict[int, list[float]] = {5: [], 50: []}
+    crops = world.crops[:BATCH]
+    for number in range(rounds + 1):
+        for k in spent:
+            ranker = make_ranker(demo, Likelihood(prompts=PROMPTS, prompt="name"), batch_size=BATCH)
+            _ = ranker.loaded  # reads the weights
+            started = time.process_time()
+            ranker.rank(crops, world.shortlist[:BATCH].head(k), world.names)
+            if number:
+                spent[k].append(time.process_time() - started)
+    return sorted(spent[50])[rounds // 2] / sorted(spent[5])[rounds // 2]
 
 
 def measure_memory(folder: Path, names: list[str]) -> dict[str, float]:
@@ -394,7 +508,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts")
     parser.add_argument("--num-images", type=int, help="--table: only the first so many images")
     parser.add_argument("--cache", type=Path, help="--table, --none-of-these: keep answers in this file")
-    parser.add_argument("--only", choices=["server", "demo", "random", "memory"], help="one part alone")
+    parser.add_argument("--only", choices=["server", "client", "demo", "random", "memory"], help="one part alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.table:
@@ -403,9 +517,11 @@ def main() -> None:
         result = print_open_set(args.none_of_these, args.cache)
     else:
         result = {}
-        parts = [args.only] if args.only else ["server", "demo", "random", "memory"]
+        parts = [args.only] if args.only else ["server", "client", "demo", "random", "memory"]
         if "server" in parts:
             result |= measure_server(side=224)
+        if "client" in parts:
+            result |= measure_client()
         speeds = {}
         demo = ROOT / "demo/weights/ranker"
         if {"demo", "random", "memory"} & set(parts):
@@ -415,11 +531,13 @@ def main() -> None:
         if "memory" in parts:  # first: a peak is that of the whole process so far
             result |= measure_memory(demo, names)
         if "demo" in parts:
+            result["k50_ratio"] = measure_k50(demo, world, args.rounds)
             speeds["demo"] = measure_model(demo, crops, shortlist, names, args.rounds, base=16)
         if "random" in parts:
             with tempfile.TemporaryDirectory() as folder:
                 large = make_random_llava(Path(folder))
                 few = min(16, len(crops))
+                result["prefill_overhead"] = measure_prefill(large, crops[:few], shortlist[:few], names, args.rounds)
                 speeds["random_100m"] = measure_model(large, crops[:few], shortlist[:few], names, 1, base=1)
         for way in ("likelihood", "letter", "letter_debiased", "yesno", "generate_batched"):
             ratios = {model: seconds["baseline"] / seconds[way] for model, seconds in speeds.items()}

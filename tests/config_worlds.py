@@ -68,7 +68,7 @@ def ranker_folder(root: Path, model: str) -> Path:
 
 
 class LetterServer:
-    """An OpenAI-compatible server that answers B, with log-probabilities of five letters."""
+    """A server that answers B, with log-probabilities of five letters; and decisions, by what is in the photo."""
 
     def __init__(self) -> None:
         http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -94,8 +94,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._send({"object": "list", "data": [{"id": "Qwen/Qwen2.5-VL-7B-Instruct"}]})
 
+    def _decide(self, body: dict[str, Any]) -> None:
+        weight = (
+            1 + len(body["state"][0]["image_url"]["url"]) % 7 + sum(body["state"][0]["image_url"]["url"].encode()) % 5
+        )
+        answers = {}
+        for name, question in body["questions"].items():
+            odds = [1 + weight * i for i in range(len(question["criteria"]))]
+            shares = {option: value / sum(odds) for option, value in zip(question["criteria"], odds, strict=True)}
+            answers[name] = {"type": "choice", "probabilities": shares}
+        self._send({"model": "m", "answers": answers, "usage": {"input_tokens": 100, "output_tokens": 0}})
+
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "state" in body:  # a decision server of the System One form
+            self._decide(body)
+            return
         letters = [{"token": letter, "logprob": -0.5 - i} for i, letter in enumerate("BACDE")]
         logprobs = {"content": [{**letters[0], "top_logprobs": letters}]}
         message = {"role": "assistant", "content": "B"}

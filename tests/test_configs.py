@@ -1,6 +1,7 @@
 """Every config parses, names only what exists, and predicts two images with its own parts on tiny models."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ PROMISED = {
     *("clip_lvis.py", "clip_v3det.py", "rar_lvis_internlm.py", "demo/clip_demo.py", "demo/rar_demo.py"),
     *("rar_v3det_internlm.py", "rar_v3det_llava.py", "rar_v3det_qwen.py", "detectors/rar_faster-rcnn_demo.py"),
     *("rar_lvis_llava.py", "rar_lvis_qwen.py", "rar_lvis_internvl3.py", "rar_lvis_server.py", "clip_lvis_mask.py"),
+    "rar_lvis_hosted.py",
     "regionclip_lvis.py",
     *(f"demo/rar_demo_{way}.py" for way in ("generate", "likelihood", "letter", "yesno")),
 }
@@ -97,8 +99,10 @@ def on_tiny_models(config, root, server):
     elif encoder.get("pretrained"):
         del encoder["pretrained"]
         encoder.model = f"local-dir:{worlds.clip_folder(root, recognizer.cropper.get('size', 32))}"
-    if ranker and ranker.type == "OpenAIRanker":
+    if ranker and "base_url" in ranker:
         ranker.base_url = server.url
+        if key := ranker.get("server", {}).get("api_key_env"):
+            os.environ[key] = "no-key"  # of the loopback server
     elif ranker and not Path(ranker.model).is_dir():
         ranker.model = str(worlds.ranker_folder(root, ranker.model))
     return config

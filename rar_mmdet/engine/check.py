@@ -50,6 +50,13 @@ def check_run(runner: Runner) -> Iterator[str]:
         if questions:
             each = questions / total
             yield f"questions to the ranker: about {questions:,.0f} ({each:.1f} per image); answers are kept"
+        cost = {} if branch.recognizer.ranker is None else branch.recognizer.ranker.report().get("cost", {})
+        if cost and counts.get("asked", 0):
+            share = questions / counts["asked"]
+            yield (
+                f"cost: about {cost['spent'] * share:.2f} for {cost['input_tokens'] * share / 1e6:,.2f} million input "
+                "tokens, at the prices of the config"
+            )
 
 
 def _tell(sample: Any, seconds: float, remark: str) -> str:

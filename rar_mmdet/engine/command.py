@@ -73,6 +73,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "was stopped goes on where it was",
     )
     parser.add_argument(
+        "--budget",
+        type=float,
+        help="money that a hosted ranker may spend, at its config's prices; the run stops before, and nothing is lost",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value, nested a.b=value"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
@@ -108,6 +113,8 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.show or args.show_dir:
         config = trigger_visualization_hook(config, args)
     settings.keep_answers(config.model, None if args.no_cache else f"{config.work_dir}/{_ANSWERS}")
+    if args.budget is not None and not settings.limit_cost(config.model, args.budget):
+        raise ConfigError(f"--budget {args.budget}: {args.config} has no ranker that asks a server")
     check_config(config)
     if args.tta:
         settings.add_test_time_augmentation(config)

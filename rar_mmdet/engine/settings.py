@@ -41,6 +41,17 @@ def keep_answers(model: Any, path: str | None) -> None:
             value.cache = path
 
 
+def limit_cost(model: Any, budget: float) -> int:
+    """Give every ranker that asks servers a budget, in place of the config's; how many there are."""
+    count = 0
+    for key, value in model.items() if isinstance(model, dict) else ():
+        count += limit_cost(value, budget)
+        if key == "ranker" and asks_a_model(value) and "base_url" in value:
+            value.server = {**(value.get("server") or {}), "budget": budget}
+            count += 1
+    return count
+
+
 def add_test_time_augmentation(config: Config) -> None:
     """As MMDetection's tool does, but keeping the config's own packing step and number of detections."""
     if "tta_model" not in config:

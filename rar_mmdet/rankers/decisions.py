@@ -21,7 +21,7 @@ from rar_mmdet.rankers.completions import MalformedReplyError, reason_of
 from rar_mmdet.rankers.decision_forms import FORMS, Decided, Form, read_decisions
 from rar_mmdet.rankers.options import Limits
 from rar_mmdet.rankers.questions import Answer, Ask, Question
-from rar_mmdet.rankers.served import ServedRanker, around_picture, png_base64
+from rar_mmdet.rankers.served import ServedRanker, around_picture, picture_url
 from rar_mmdet.rankers.server import Client, Refusal, Request, ServerSettings
 
 __all__ = ["DecisionRanker", "Rounds", "distinct_options"]
@@ -113,7 +113,7 @@ class DecisionRanker(ServedRanker):
     """Asks a decision server: one request, one probability for each candidate, nothing is generated.
 
     Args:
-        base_url, model, limits, cache, image_size, timeout, max_retries, server: see `ServedRanker`.
+        base_url, model, limits, cache, image_size, jpeg_quality, timeout, max_retries, server: see `ServedRanker`.
         ask: a `Decide`, or 'decide'.
         form: 'sglang', 'openai', 'systemone' or 'systemone-images'; `None`: found out.
         max_options: options in one question; `None`: the form's own limit (26, OpenAI 255). More are asked in rounds.
@@ -131,6 +131,7 @@ class DecisionRanker(ServedRanker):
         limits: Limits | Mapping[str, Any] | None = None,
         cache: str | Path | None = None,
         image_size: int = 336,
+        jpeg_quality: int | None = None,
         timeout: float = 90.0,
         max_retries: int = 5,
         extra_body: Mapping[str, Any] | None = None,
@@ -143,6 +144,7 @@ class DecisionRanker(ServedRanker):
             limits=limits,
             cache=cache,
             image_size=image_size,
+            jpeg_quality=jpeg_quality,
             timeout=timeout,
             max_retries=max_retries,
             extra_body=extra_body,
@@ -206,7 +208,7 @@ class DecisionRanker(ServedRanker):
 
     def _request(self, form: type[Form], question: Question, groups: Sequence[Sequence[str]]) -> Request:
         (text,) = self.ask.texts(question)
-        return self._body(form, png_base64(question.crop), text, groups)
+        return self._body(form, picture_url(question.crop, self.jpeg_quality), text, groups)
 
     def _body(self, form: type[Form], image: bytes, text: str, groups: Sequence[Sequence[str]]) -> Request:
         fields = form.request(text, groups)  # the picture before all else of ours, see `around_picture`
@@ -241,8 +243,8 @@ class DecisionRanker(ServedRanker):
         """What keeps a form from being used; `None`: nothing."""
         told, names = [], list(_COLOURS)
         for rgb in _COLOURS.values():
-            square = torch.tensor(rgb, dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
-            body = self._body(form, png_base64(square), "Which colour is the image?", [names])
+            square = torch.tensor(rgb, dtype=torch.uint8)[:, None, None].expand(3, self.crop_size, self.crop_size)
+            body = self._body(form, picture_url(square, self.jpeg_quality), "Which colour is the image?", [names])
             try:
                 said = client.probe(body, node)
                 if isinstance(said, Refusal):

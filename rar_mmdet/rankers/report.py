@@ -43,6 +43,11 @@ def report_table(report: Mapping[str, Any]) -> str:
     seconds = float(report.get("seconds", 0.0))
     if seconds > 0:
         lines.append(f"seconds: {seconds:.1f}, {regions / seconds:.1f} regions/s")
+    if cost := report.get("cost"):
+        lines.append(
+            f"cost: {cost['spent']:.4g} for {cost['requests']:,} requests, {cost['input_tokens']:,} input and "
+            f"{cost['output_tokens']:,} output tokens (of one process)"
+        )
     return "\n".join(lines)
 
 

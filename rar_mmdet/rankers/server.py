@@ -21,6 +21,7 @@ from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[
 
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.completions import MalformedReplyError, reason_of
+from rar_mmdet.rankers.cost import Meter
 
 __all__ = ["Client", "Refusal", "Request", "ServerSettings", "proxy_of", "without_user"]
 
@@ -42,6 +43,7 @@ _LASTING = (401, 403, 404, 405, *_REDIRECTS)  # about the key, the model or the 
 _MOST_REDIRECTS = 3
 _REASON_CHARS = 300
 _MODELS_TO_SHOW = 10
+_OVER = -1  # in place of a job's number: no more comes
 _T = TypeVar("_T")  # what a reply is read as
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
@@ -55,14 +57,30 @@ class ServerSettings:
         max_concurrency: requests on the way at once, to all servers together.
         start_timeout: seconds to wait for a server that is still starting; 0: it has to be there.
         revision: any text that tells this model from another of the same name; part of the key of kept answers.
+        price_per_million: of input tokens, in any currency; then tokens and money are counted, by the `usage` that the
+            server reports, and told. `None`: nothing is counted.
+        output_price_per_million: of output tokens.
+        budget: money that may be spent; a run stops before it is, with an error, and all answers so far are kept.
     """
 
     api_key_env: str | None = None
     max_concurrency: int = 64
     start_timeout: float = 0.0
     revision: str | None = None
+    price_per_million: float | None = None
+    output_price_per_million: float = 0.0
+    budget: float | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None and (self.price_per_million is None or self.budget <= 0):
+            raise ConfigError(
+                f"budget={self.budget} must be above 0 and needs price_per_million, the price of a million input "
+                "tokens, to be kept"
+            )
+        if (self.price_per_million or 0.0) < 0 or self.output_price_per_million < 0:
+            raise ConfigError(
+                f"prices must be at least 0, got {self.price_per_million} and {self.output_price_per_million}"
+            )
         if self.max_concurrency < 1 or self.start_timeout < 0:
             raise ConfigError(
                 f"need max_concurrency >= 1 and start_timeout >= 0, got {self.max_concurrency} and {self.start_timeout}"
@@ -115,6 +133,7 @@ class Client(Generic[_T]):
         timeout: seconds per attempt.
         max_retries: further attempts after a failure that may pass, each after a pause: what the server's Retry-After
             says, at most 300 s, or else 0.5 s, 1 s, ... 8 s.
+        meter: counts what requests cost, and says when to stop.
     """
 
     def __init__(
@@ -128,12 +147,13 @@ class Client(Generic[_T]):
         settings: ServerSettings,
         timeout: float,
         max_retries: int,
+        meter: Meter | None = None,
     ) -> None:
         import openai
 
         self._openai, self._read = openai, read
         self._model, self._key = model, key
-        self._settings, self._max_retries = settings, max_retries
+        self._settings, self._max_retries, self._meter = settings, max_retries, meter
         self.process = os.getpid()  # threads do not survive a fork: in another process this client is dead
         self.nodes = [_Node(without_user(url), self._clients(url, key, timeout), path) for url in base_urls]
         # One INFO line per request would bury everything else in the log of a run.
@@ -232,19 +252,20 @@ class Client(Generic[_T]):
             jobs: each makes its requests when its turn comes, so images are encoded as they are needed.
 
         Raises:
-            RankerError: the servers are gone, or refuse requests. What was yielded before is good.
+            RankerError: the servers are gone, or refuse requests, or the budget is spent. What was yielded before is
+                good, and what was on the way when the budget was spent is yielded first.
         """
         results: queue.Queue[tuple[int, list[_T] | BaseException | None]] = queue.Queue()
         self._failed_in_a_row = 0
         future = asyncio.run_coroutine_threadsafe(self._run(jobs, results), self._loop)
-        done = 0
+        is_over = False
         try:
-            while done < len(jobs):
+            while not is_over:
                 batch = [results.get()]
                 time.sleep(_GATHER_SECONDS)
                 while not results.empty():
                     batch.append(results.get_nowait())
-                done += len(batch)
+                is_over = batch[-1][0] == _OVER
                 # What came in is handed on before anything is raised: it has been paid for.
                 yield {index: value for index, value in batch if isinstance(value, list)}
                 for _, value in batch:
@@ -263,14 +284,24 @@ class Client(Generic[_T]):
 
         async def work(worker: int) -> None:
             for index, job in waiting:
-                results.put((index, await self._do(job, worker)))
+                requests = job()
+                if self._meter is not None and not self._meter.reserve(len(requests)):
+                    return
+                results.put((index, await self._do(requests, worker)))
+                if self._meter is not None:
+                    self._meter.free(len(requests))
 
         workers = min(self._settings.max_concurrency, len(jobs))
-        await asyncio.gather(*(work(number) for number in range(workers)))
-
-    async def _do(self, job: Callable[[], list[Request]], worker: int) -> list[_T] | BaseException | None:
         try:
-            replies = [await self._complete(request, worker) for request in job()]
+            await asyncio.gather(*(work(number) for number in range(workers)))
+            stopped = self._meter is not None and self._meter.stopped
+            results.put((_OVER, self._over_budget() if stopped else None))
+        except Exception as error:  # noqa: BLE001 - a caller that hears nothing would wait for ever
+            results.put((_OVER, error))
+
+    async def _do(self, requests: Sequence[Request], worker: int) -> list[_T] | BaseException | None:
+        try:
+            replies = [await self._complete(request, worker) for request in requests]
         except _FailedError as failed:
             error, node = failed.error, failed.node
             if isinstance(error, self._openai.APIStatusError) and error.status_code in _LASTING:
@@ -293,6 +324,13 @@ class Client(Generic[_T]):
             logger.warning("no answer to a request: %s", said)
         return None
 
+    def _over_budget(self) -> RankerError:
+        assert self._meter is not None
+        return RankerError(
+            f"the next request might not fit: {self._meter.told()}. Answers so far are kept in the cache; give more and "
+            "start the run again to go on"
+        )
+
     def _next_node(self, failed: _Node | None) -> _Node:
         """The server with the fewest requests on the way; a dead one, or one that just failed, only without another."""
         alive = [node for node in self.nodes if not node.is_dead and node is not failed]
@@ -313,7 +351,10 @@ class Client(Generic[_T]):
                 # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
                 # which costs more than everything else and would bound the rate at a few hundred a second.
                 api = node.apis[worker % len(node.apis)]
-                said = self._read(await api.post(node.path, content=request, cast_to=str))
+                body = await api.post(node.path, content=request, cast_to=str)
+                if self._meter is not None:  # also of a reply that cannot be used: it is paid for
+                    self._meter.settle(body, probe=only is not None)
+                said = self._read(body)
             except (self._openai.OpenAIError, MalformedReplyError) as error:
                 if (moved := self._moved(error)) is not None and redirects < _MOST_REDIRECTS:
                     node.path, redirects = moved, redirects + 1
