@@ -58,8 +58,8 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
         other = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
         if other:
             raise ConfigError(
-                f"{out} holds a run with other settings ({', '.join(sorted(other))}): give another --out, or remove the "
-                "folder"
+                f"{out} holds a run with other settings ({', '.join(sorted(other))}): give another --out, or remove "
+                "the folder"
             )
         return
     out.mkdir(parents=True, exist_ok=True)

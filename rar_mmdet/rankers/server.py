@@ -327,8 +327,8 @@ class Client(Generic[_T]):
     def _over_budget(self) -> RankerError:
         assert self._meter is not None
         return RankerError(
-            f"the next request might not fit: {self._meter.told()}. Answers so far are kept in the cache; give more and "
-            "start the run again to go on"
+            f"the next request might not fit: {self._meter.told()}. Answers so far are kept in the cache; give more "
+            "and start the run again to go on"
         )
 
     def _next_node(self, failed: _Node | None) -> _Node:

@@ -1,4 +1,4 @@
-"""cACC against every assignment there is, sACC against its formula, and the sentence encoder against another library."""
+"""cACC against every assignment there is, sACC against its formula, the sentence encoder against another library."""
 
 import itertools
 import json
