@@ -57,6 +57,10 @@ class Dialect:
         """The same, but letters are read as text."""
         return replace(self, top_log_probs=0)
 
+    def without_grammar(self) -> Dialect:
+        """The same, but the form of a reply is not prescribed."""
+        return replace(self, grammar=False)
+
     def after(self, refusal: str, sent: Collection[str]) -> tuple[Dialect, str] | None:
         """What to try next by what a refusal says, and that in words; `None` if it names no field that can go.
 

@@ -30,6 +30,7 @@ _LEAST_REST = 1e-7  # of probability: what float32 cannot tell from 1
 _LETTER_TOKENS = 64  # for a letter as text: models like to write a sentence around it
 _LEAST_TOKENS = 256  # for a list as text; a token is at least one byte, so longer lists get one for each byte
 _MOST_PROBES = 12  # requests that a server may refuse for another field each
+_IMPOSSIBLE = ("xqv7", "zwk4")
 _ONE_ORDER = Letter(num_shifts=1)
 
 
@@ -163,6 +164,9 @@ class OpenAIRanker(ServedRanker):
             logger.warning("%s gives no log-probabilities; letters are read as text", client.nodes[0].url)
         elif learned:
             logger.warning("%s does not take every field of a request: %s", client.nodes[0].url, "; ".join(learned))
+        if not self._gives_labels(dialect) and dialect.grammar and not self._prescribes(client, dialect):
+            logger.warning("%s takes a prescribed form of the reply and ignores it; left out", client.nodes[0].url)
+            dialect = dialect.without_grammar()
         for node in client.nodes[1:]:
             if isinstance(said := self._put(client, dialect, node), Refusal):
                 raise RankerError(
@@ -176,8 +180,24 @@ class OpenAIRanker(ServedRanker):
 
     def _put(self, client: Client[Reply], dialect: Dialect, node: Any = None) -> Reply | Refusal:
         """Put a plain request to a server."""
-        image = picture_url(torch.full((3, self.crop_size, self.crop_size), 127, dtype=torch.uint8), self.jpeg_quality)
-        return client.probe(around_picture(image, self._plain_request(dialect)), node)
+        return client.probe(around_picture(self._grey(), self._plain_request(dialect)), node)
+
+    def _prescribes(self, client: Client[Reply], dialect: Dialect) -> bool:
+        """Whether a prescribed form is kept to: of two words that no model says here, one must come back.
+
+        A server that ignores the field answers 200 all the same, as vLLM does to `guided_choice` since 0.12.
+        """
+        request = self._plain_request(dialect)
+        if "structured_outputs" in request:
+            request["structured_outputs"] = {"choice": list(_IMPOSSIBLE)}
+        else:
+            request["response_format"] = _list_schema(1, _IMPOSSIBLE)
+        said = client.probe(around_picture(self._grey(), request))
+        return isinstance(said, Reply) and any(word in said.text for word in _IMPOSSIBLE)
+
+    def _grey(self) -> bytes:
+        """A picture that shows nothing, of the size of a crop."""
+        return picture_url(torch.full((3, self.crop_size, self.crop_size), 127, dtype=torch.uint8), self.jpeg_quality)
 
     def _settle(self, client: Client[Reply], dialect: Dialect, learned: list[str]) -> tuple[Dialect, Reply]:
         """The first way to put a request that the server takes, and its reply."""
@@ -258,7 +278,11 @@ def _logsumexp(values: Sequence[float]) -> float:
     return peak + math.log(sum(math.exp(value - peak) for value in values))
 
 
-def _list_schema(k: int) -> dict[str, Any]:
-    """A JSON list of K texts. Which texts is left to the parser: grammars do not enforce 'each of these once'."""
-    schema = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
+def _list_schema(k: int, words: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON list of K texts. Which texts is left to the parser: grammars do not enforce 'each of these once'.
+
+    With `words` each must be one of them.
+    """
+    item = {"type": "string", **({"enum": list(words)} if words else {})}
+    schema = {"type": "array", "items": item, "minItems": k, "maxItems": k}
     return {"type": "json_schema", "json_schema": {"name": "ranking", "schema": schema}}

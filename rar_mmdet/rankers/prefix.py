@@ -33,17 +33,15 @@ def sequence_log_probs(
     # The last token is only predicted, never read.
     packed = _pack([[tokens[:-1] for tokens in row] for row in continuations])
     first, logits = _two_passes(model, inputs, packed, keep=packed.token_ids.shape[1])
+    following = _pack([[tokens[1:] for tokens in row] for row in continuations]).token_ids.to(logits.device)
+    owner = packed.owner.to(logits.device)
     result = []
-    for b, row in enumerate(continuations):
-        first_log_probs = torch.log_softmax(first[b].float(), dim=-1)
+    for b, row in enumerate(continuations):  # row by row: float32 logits of a whole batch would be large
+        first_log_probs = torch.log_softmax(first[b].float(), dim=-1)[[tokens[0] for tokens in row]]
         row_logits = logits[b].float()
-        normaliser = row_logits.logsumexp(dim=-1)
-        sums = []
-        for number, tokens in enumerate(row):
-            slots = (packed.owner[b] == number).nonzero().flatten().to(row_logits.device)
-            rest = torch.tensor(tokens[1:], dtype=torch.int64, device=row_logits.device)
-            sums.append(first_log_probs[tokens[0]] + (row_logits[slots, rest] - normaliser[slots]).sum())
-        result.append(torch.stack(sums).tolist())
+        rest = row_logits.gather(1, following[b, :, None])[:, 0] - row_logits.logsumexp(dim=-1)
+        is_of = owner[b] == torch.arange(len(row), device=owner.device)[:, None]  # (K, T)
+        result.append((first_log_probs + torch.where(is_of, rest, 0.0).sum(dim=1)).tolist())
     return result
 
 

@@ -13,7 +13,8 @@ KEY = "sk-very-secret-0123456789"
 class Server:
     """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
 
-    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=()):
+    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True):
+        self.obeys = obeys  # whether a prescribed form of the reply is kept to
         self.script, self.log_probs, self.schema, self.refuse = script, log_probs, schema, refuse
         self.models = {"object": "list", "data": [{"id": model} for model in models]}
         self.paths = []
@@ -108,6 +109,12 @@ class Server:
             choice["message"]["content"] = "The answer: ['polar bear', \"bird's nest\", 'unicorn']"
         elif options:
             choice["message"]["content"] = max(options, key=lambda letter: len(options[letter]))
+        choices_allowed = body.get("structured_outputs", {}).get("choice") if self.obeys else None
+        if choices_allowed and choice["message"]["content"] not in choices_allowed:
+            choice["message"]["content"] = choices_allowed[0]
+        schema = body.get("response_format", {}).get("json_schema", {}).get("schema") if self.obeys else None
+        if schema and "enum" in schema["items"]:
+            choice["message"]["content"] = json.dumps(schema["items"]["enum"][:1])
         if body.get("logprobs"):
             if "yes or no" in text:
                 p = 0.05 + 0.9 * len(text.split("image a ")[1].split("?")[0]) / 40

@@ -902,3 +902,18 @@ def test_two_servers_of_which_one_takes_other_requests(serve):
     plain, strict = serve(), serve(refuse=lambda body: "no logprobs here" if body.get("logprobs") else None)
     with pytest.raises(RankerError, match=rf"{strict.url} rejects a request that {plain.url} takes: .*no logprobs"):
         make_ranker([plain.url, strict.url]).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+@pytest.mark.parametrize("ask", ["letter", "generate"])
+def test_a_prescribed_form_that_is_ignored_is_found_out_and_left_out(serve, caplog, ask):
+    """Such a server answers 200: only an impossible pair of words shows that it does not keep to the form."""
+    shortlist = make_shortlist(2, 4, 8)
+    for obeys in (True, False):
+        server = serve(log_probs=False, obeys=obeys)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            ranking = make_ranker(server.url, ask=ask).rank(crops(2), shortlist, NAMES)
+        assert (ranking.status == RankStatus.PARTIAL).all()
+        sent = {"structured_outputs", "response_format"} & set(server.bodies[-1])
+        assert bool(sent) is obeys
+        assert ("takes a prescribed form of the reply and ignores it" in caplog.text) is not obeys
