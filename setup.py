@@ -43,6 +43,8 @@ setup(
         "mmdet": requirements("HOST"),
         "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
         "openai": [f"openai{optional['openai']}"],
+        # In an environment of its own: its pins of torch and transformers exclude the host.
+        "vllm": ["vllm>=0.20"],
         "dev": [
             *requirements("OPTIONAL"),
             *("pytest", "hypothesis", "ruff", "mypy", "num2words", "scikit-image", "faster-coco-eval"),

@@ -12,6 +12,7 @@ from rar_mmdet.rankers.questions import Answer, Ask, Question, Reading
 from rar_mmdet.rankers.report import report_table
 from rar_mmdet.rankers.server import ServerSettings
 from rar_mmdet.rankers.transformers_ranker import TransformersRanker
+from rar_mmdet.rankers.vllm_ranker import VLLMRanker
 
 __all__ = [
     "Answer",
@@ -33,6 +34,7 @@ __all__ = [
     "ScriptedRanker",
     "ServerSettings",
     "TransformersRanker",
+    "VLLMRanker",
     "YesNo",
     "parse_ranking",
     "report_table",
