@@ -96,6 +96,7 @@ class OpenAIRanker(ServedRanker):
         if "messages" in (extra_body or {}):
             raise ConfigError("extra_body holds further fields of a request; 'messages' are the ranker's own")
         self._dialect = Dialect()
+        self._label_ids: dict[str, int] = {}  # of labels, by how they are written, where the server lists what is asked
 
     def connect(self, key: str) -> Client[Reply]:
         """A client of chat completions."""
@@ -129,6 +130,9 @@ class OpenAIRanker(ServedRanker):
         if self._gives_labels(dialect):
             # No grammar beside log-probabilities: whether they are masked by it differs between servers.
             tokens, wanted = 1, {"logprobs": True, "top_logprobs": dialect.top_log_probs}
+            forms = [form for spellings in self.ask.labels(k) for word in spellings for form in (word, f" {word}")]
+            if ids := sorted({self._label_ids[form] for form in forms if form in self._label_ids}):
+                wanted["logprob_token_ids"] = ids
         elif self.ask.wants == "labels":
             tokens = _LETTER_TOKENS
             if dialect.grammar:
@@ -167,6 +171,8 @@ class OpenAIRanker(ServedRanker):
         if not self._gives_labels(dialect) and dialect.grammar and not self._prescribes(client, dialect):
             logger.warning("%s takes a prescribed form of the reply and ignores it; left out", client.nodes[0].url)
             dialect = dialect.without_grammar()
+        if self._gives_labels(dialect) and self._lists_what_is_asked(client, dialect):
+            logger.info("%s gives the log-probabilities of all labels that are asked for", client.nodes[0].url)
         for node in client.nodes[1:]:
             if isinstance(said := self._put(client, dialect, node), Refusal):
                 raise RankerError(
@@ -181,6 +187,29 @@ class OpenAIRanker(ServedRanker):
     def _put(self, client: Client[Reply], dialect: Dialect, node: Any = None) -> Reply | Refusal:
         """Put a plain request to a server."""
         return client.probe(around_picture(self._grey(), self._plain_request(dialect)), node)
+
+    def _lists_what_is_asked(self, client: Client[Reply], dialect: Dialect) -> bool:
+        """Learn the tokens of the labels, if the server tells them and lists them when asked to (vLLM since mid-2026).
+
+        Otherwise the list ends at 20 tokens, and a label that is not in it has no more than a bound.
+        """
+        labels, root = self.ask.labels(len(LETTERS)), client.nodes[0].url.rstrip("/").removesuffix("/v1")
+        words = [form for spellings in labels for word in spellings for form in (word, f" {word}")]
+        for word in dict.fromkeys(words):
+            told = client.fetch(f"{root}/tokenize", {"model": self.model, "prompt": word, "add_special_tokens": False})
+            tokens = told.get("tokens") if isinstance(told, dict) else None
+            if tokens is None:
+                break
+            if len(tokens) == 1 and isinstance(tokens[0], int):
+                self._label_ids[word] = tokens[0]
+        if self._label_ids:
+            request = self._request(dialect, "Answer with the letter A.", LETTERS)
+            said = client.probe(around_picture(self._grey(), request))
+            listed = [] if isinstance(said, Refusal) else said.top_log_probs or []
+            missing = [s for s in labels if not any(_bare(token) in (*s, *map(str.upper, s)) for token, _ in listed)]
+            if missing:  # refused, or ignored
+                self._label_ids = {}
+        return bool(self._label_ids)
 
     def _prescribes(self, client: Client[Reply], dialect: Dialect) -> bool:
         """Whether a prescribed form is kept to: of two words that no model says here, one must come back.

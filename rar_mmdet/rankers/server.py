@@ -241,6 +241,13 @@ class Client(Generic[_T]):
             advice = await self._advice(error, node)
             raise RankerError(self._say("fails the first request", error, node) + advice) from None
 
+    def fetch(self, url: str, body: dict[str, Any]) -> Any:
+        """The JSON that a further address of the first server answers; `None` where it has none."""
+        try:
+            return json.loads(self._wait(self.nodes[0].apis[0].post(url, body=body, cast_to=str)))
+        except (self._openai.OpenAIError, ValueError):
+            return None
+
     def other_models(self, node: _Node | None = None) -> str:
         """What a server serves instead, if it says so and ours is not among it; to be added to an error."""
         return str(self._wait(self._other_models(node or self.nodes[0])))

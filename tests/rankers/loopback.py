@@ -13,7 +13,8 @@ KEY = "sk-very-secret-0123456789"
 class Server:
     """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
 
-    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True):
+    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True, tokenizes=None):
+        self.tokenizes = tokenizes  # None: no /tokenize; 'lists': and lists the tokens asked for; 'ignores' them
         self.obeys = obeys  # whether a prescribed form of the reply is kept to
         self.script, self.log_probs, self.schema, self.refuse = script, log_probs, schema, refuse
         self.models = {"object": "list", "data": [{"id": model} for model in models]}
@@ -32,6 +33,9 @@ class Server:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/tokenize"):
+                    self.reply(*server.tokenize(body))
+                    return
                 with server.lock:
                     number = len(server.bodies)
                     server.bodies.append(body)
@@ -62,6 +66,13 @@ class Server:
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def tokenize(self, body):
+        """As vLLM does; a letter, with or without a space, is one token."""
+        if self.tokenizes is None:
+            return 404, {"detail": "Not Found"}
+        text = body["prompt"]
+        return 200, {"count": 1, "tokens": [ord(text.strip()) + 1000 * len(text)] if len(text.strip()) == 1 else [1, 2]}
 
     def refusal(self, body):
         if self.refuse and (reason := self.refuse(body)):
@@ -122,6 +133,12 @@ class Server:
             else:
                 top = [(f" {letter}", 0.3 * len(name) - 9) for letter, name in options.items()]
                 top = top or [("A", -0.1), ("B", -2.4)]
+                if self.tokenizes == "lists" and (ids := body.get("logprob_token_ids")):
+                    known = {token.strip(): value for token, value in top}
+                    asked = [chr(i % 1000) for i in ids if i > 2000]  # with a space; those without are unlikely
+                    top = [(f" {letter}", known.get(letter, -30.0)) for letter in asked]
+                top = sorted(top, key=lambda pair: -pair[1])
+                top = top[: 20 if not body.get("logprob_token_ids") or self.tokenizes != "lists" else None]
             entries = [{"token": t, "logprob": v, "bytes": None} for t, v in top]
             choice["logprobs"] = {"content": [{**entries[0], "top_logprobs": entries}]}
         return {

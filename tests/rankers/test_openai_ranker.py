@@ -917,3 +917,27 @@ def test_a_prescribed_form_that_is_ignored_is_found_out_and_left_out(serve, capl
         sent = {"structured_outputs", "response_format"} & set(server.bodies[-1])
         assert bool(sent) is obeys
         assert ("takes a prescribed form of the reply and ignores it" in caplog.text) is not obeys
+
+
+def test_all_labels_are_listed_where_a_server_lists_what_is_asked(serve, caplog):
+    """26 letters: a list of 20 leaves six with a bound; vLLM lists the tokens it is given."""
+    names = [f"{'long ' * (i % 9)}name {i}" for i in range(26)]
+    shortlist, pixels = make_shortlist(3, 26, 26), crops(3)
+    exact = torch.log_softmax(
+        torch.tensor([[0.3 * len(names[i]) for i in row] for row in shortlist.category_ids.tolist()]), 1
+    )
+    for kind, is_exact in (("lists", True), ("ignores", False), (None, False)):
+        server = serve(tokenizes=kind)
+        ranking = make_ranker(server.url).rank(pixels, shortlist, names)
+        assert torch.allclose(ranking.log_probs, exact, atol=1e-4) is is_exact
+        assert ("logprob_token_ids" in server.bodies[-1]) is is_exact
+    assert len(serve(tokenizes="lists").bodies) == 0
+
+
+def test_a_server_that_refuses_the_tokens_asked_for_lists_its_own(serve):
+    refuse = lambda body: "logprob_token_ids: extra fields not permitted" if "logprob_token_ids" in body else None  # noqa: E731
+    server, shortlist = serve(tokenizes="lists", refuse=refuse), make_shortlist(2, 4, 8)
+    ranking = make_ranker(server.url).rank(crops(2), shortlist, NAMES)
+    assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
+    assert server.bodies[-1]["top_logprobs"] == 20
+    assert "logprob_token_ids" not in server.bodies[-1]
