@@ -48,7 +48,7 @@ class Form(ABC):
 
     @staticmethod
     @abstractmethod
-    def answers(reply: Any) -> list[tuple[Any, Any]]:
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
         """Of each question, in their order: probabilities as the server has them by option, and the label mass."""
 
 
@@ -68,7 +68,7 @@ class SGLangForm(Form):
         return {"images": [PNG_URL], "input": "", "questions": questions}
 
     @staticmethod
-    def answers(reply: Any) -> list[tuple[Any, Any]]:
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
         """See `Form`."""
         return _by_name(reply["answers"])
 
@@ -95,7 +95,7 @@ class OpenAIForm(Form):
         return {"input": [{"role": "user", "content": content}], "questions": questions}
 
     @staticmethod
-    def answers(reply: Any) -> list[tuple[Any, Any]]:
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
         """See `Form`."""
         found = []
         for answer in reply["answers"]:
@@ -124,7 +124,7 @@ class SystemOneForm(Form):
         return {"state": state, "questions": questions}
 
     @staticmethod
-    def answers(reply: Any) -> list[tuple[Any, Any]]:
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
         """See `Form`."""
         return _by_name(reply["answers"])
 
@@ -141,7 +141,45 @@ class SystemOneImagesForm(SystemOneForm):
         return {"images": [PNG_URL], **SystemOneForm.request(text, groups), "state": ""}
 
 
-FORMS: tuple[type[Form], ...] = (SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm)
+class RerankForm(Form):
+    """vLLM's and SGLang's `/rerank` of a multimodal reranker (Qwen3-VL-Reranker): p(yes) of photo and name, each by itself.
+
+    The probabilities are the odds, shared out: the posterior when exactly one name is right and the answers are
+    independent, as of `YesNo`. The label mass is 1 - prod(1 - p), that any of them is.
+    """
+
+    name = "rerank"
+    paths = ("/rerank",)
+    most_options = 1000
+
+    @staticmethod
+    def request(text: str, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """See `Form`; there is one group."""
+        (names,) = groups
+        content = [{"type": "image_url", "image_url": {"url": PNG_URL}}, {"type": "text", "text": text}]
+        return {"query": {"content": content}, "documents": list(names)}
+
+    @staticmethod
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
+        """See `Form`."""
+        (names,) = groups
+        results = reply["results"]
+        if sorted(result["index"] for result in results) != list(range(len(names))):
+            raise MalformedReplyError(
+                f"{len(names)} names were sent and {len(results)} are scored, or one of them twice"
+            )
+        sure = 1 - _LEAST
+        p = {
+            names[result["index"]]: min(max(_number(result["relevance_score"], "relevance_score"), _LEAST), sure)
+            for result in results
+        }
+        odds = {name: value / (1 - value) for name, value in p.items()}
+        total = math.fsum(odds.values())
+        mass = 1 - math.exp(math.fsum(math.log1p(-value) for value in p.values()))
+        return [({name: value / total for name, value in odds.items()}, mass)]
+
+
+FORMS: tuple[type[Form], ...] = (SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm, RerankForm)
 
 
 def _by_name(answers: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -157,7 +195,7 @@ def read_decisions(form: type[Form], body: str, groups: Sequence[Sequence[str]])
             probabilities.
     """
     try:
-        answers = form.answers(json.loads(body))
+        answers = form.answers(json.loads(body), groups)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise MalformedReplyError(f"expected answers with probabilities, got {reason_of(body) or 'nothing'}") from error
     if len(answers) != len(groups):

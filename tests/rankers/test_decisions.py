@@ -37,6 +37,28 @@ def weight(name, picture):
     return math.exp(fits.get(name, sum(map(ord, name)) % 13 / 3 + red / 100))
 
 
+class RerankServer(Server):
+    """A multimodal reranker: p(yes) of a photo and each name by itself."""
+
+    spoil = None
+
+    def act(self, handler, body, action):
+        if handler.path != "/v1/rerank":
+            handler.reply(404, {"detail": "Not Found"})
+        else:
+            super().act(handler, body, action)
+
+    def completion(self, body, choices=1):
+        url = body["query"]["content"][0]["image_url"]["url"]
+        picture = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+        odds = [weight(name, picture) / 50 for name in body["documents"]]
+        results = [{"index": i, "relevance_score": value / (1 + value)} for i, value in enumerate(odds)]
+        results.sort(key=lambda result: -result["relevance_score"])  # as servers do
+        if self.spoil and len(self.bodies) > 2:
+            results = self.spoil(results)
+        return {"model": "m", "results": results}
+
+
 class DecisionServer(Server):
     """Takes one form at one path; everything else is what such servers refuse."""
 
@@ -195,6 +217,43 @@ def test_names_that_repeat_or_differ_in_case_are_offered_once_each(start):
     alike = ranker.rank(crops(1), shortlist, ["bow"] * 4)
     assert len(server.bodies) == before  # of one name nothing can be asked
     assert alike.order.tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_reranker_is_asked_like_a_decision_server():
+    server, pixels, shortlist = RerankServer(), crops(4), make_shortlist(4, 60, 100)
+    try:
+        ranking = make_ranker(server.url).rank(pixels, shortlist, NAMES)
+        torch.testing.assert_close(ranking.log_probs, expected(pixels, shortlist), atol=1e-4, rtol=0)
+        pictures = [crop.permute(1, 2, 0).numpy() for crop in pixels]
+        for row, picture in enumerate(pictures):
+            odds = [weight(NAMES[i], picture) / 50 for i in shortlist.category_ids[row].tolist()]
+            absent = math.prod(1 / (1 + value) for value in odds)
+            assert float(ranking.presence[row]) == pytest.approx(1 - absent, abs=1e-5)
+        documents = server.bodies[-1]["documents"]
+        assert len(documents) == 60
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(lambda r: r[:-1], "5 names were sent and 4 are scored", id="fewer"),
+        pytest.param(lambda r: [r[0], *r[:-1]], "5 are scored, or one of them twice", id="twice"),
+        pytest.param(lambda r: [{**x, "relevance_score": 7.5} for x in r], "relevance_score is 7.5, expected", id="logits"),
+        pytest.param(lambda r: [{**x, "relevance_score": math.nan} for x in r], "relevance_score is nan", id="nan"),
+    ],
+)  # fmt: skip
+def test_rerankers_whose_scores_are_none(caplog, spoil, message):
+    server = RerankServer()
+    server.spoil = spoil
+    try:
+        with caplog.at_level(logging.WARNING):
+            ranking = make_ranker(server.url, form="rerank").rank(crops(1), make_shortlist(1, 5, 100), NAMES)
+    finally:
+        server.close()
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert message in caplog.text
 
 
 # Rounds.
