@@ -142,7 +142,7 @@ class SystemOneImagesForm(SystemOneForm):
 
 
 class RerankForm(Form):
-    """vLLM's and SGLang's `/rerank` of a multimodal reranker (Qwen3-VL-Reranker): p(yes) of photo and name, each by itself.
+    """`/rerank` of vLLM and SGLang with a multimodal reranker (Qwen3-VL-Reranker): p(yes) of photo and each name.
 
     The probabilities are the odds, shared out: the posterior when exactly one name is right and the answers are
     independent, as of `YesNo`. The label mass is 1 - prod(1 - p), that any of them is.
@@ -165,9 +165,7 @@ class RerankForm(Form):
         (names,) = groups
         results = reply["results"]
         if sorted(result["index"] for result in results) != list(range(len(names))):
-            raise MalformedReplyError(
-                f"{len(names)} names were sent and {len(results)} are scored, or one of them twice"
-            )
+            raise MalformedReplyError(f"{len(names)} names were sent, {len(results)} are scored, or one of them twice")
         sure = 1 - _LEAST
         p = {
             names[result["index"]]: min(max(_number(result["relevance_score"], "relevance_score"), _LEAST), sure)

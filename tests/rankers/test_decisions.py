@@ -238,9 +238,9 @@ def test_a_reranker_is_asked_like_a_decision_server():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        pytest.param(lambda r: r[:-1], "5 names were sent and 4 are scored", id="fewer"),
+        pytest.param(lambda r: r[:-1], "5 names were sent, 4 are scored", id="fewer"),
         pytest.param(lambda r: [r[0], *r[:-1]], "5 are scored, or one of them twice", id="twice"),
-        pytest.param(lambda r: [{**x, "relevance_score": 7.5} for x in r], "relevance_score is 7.5, expected", id="logits"),
+        pytest.param(lambda r: [{**x, "relevance_score": 7.5} for x in r], "relevance_score is 7.5", id="logits"),
         pytest.param(lambda r: [{**x, "relevance_score": math.nan} for x in r], "relevance_score is nan", id="nan"),
     ],
 )  # fmt: skip
