@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo classify-demo test lint bench
+.PHONY: help install demo classify-demo names-demo test lint bench
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,6 +20,16 @@ classify-demo: install  ## few-shot recognition of an embedded world of whole ph
 	@$(PY) demo/make_few_shot_world.py --out data/demo_few_shot --seed 0
 	@$(PY) -m rar_mmdet.cli classify configs/classification/demo.py --shots 1 4 16 --seeds 1 2 3 \
 		--offered 2 5 10 20 --out work_dirs/classify-demo
+
+names-demo: install  ## the same photos with their names hidden: find names, and recognise by them
+	@$(PY) demo/make_few_shot_world.py --out data/demo_few_shot --seed 0
+	@$(PY) demo/make_dictionary.py --out data/demo_dictionary
+	@for finder in wordnet mllm; do $(PY) -m rar_mmdet.cli names find configs/classification/demo_names.py \
+		--finder $$finder --seeds 1 2 3 --out work_dirs/names-demo/found || exit 1; done
+	@$(PY) -m rar_mmdet.cli classify configs/classification/demo_names.py --rows text ours \
+		--names work_dirs/names-demo/found/wordnet-*.json --out work_dirs/names-demo/wordnet
+	@$(PY) -m rar_mmdet.cli classify configs/classification/demo_names.py --rows all \
+		--names work_dirs/names-demo/found/mllm-*.json --out work_dirs/names-demo/mllm
 
 test: install  ## run the tests (offline, CPU)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest

@@ -42,6 +42,11 @@ COMMANDS = {
     "finetune data": Command(
         "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"
     ),
+    "names find": Command(
+        "rar_mmdet.classification.naming.find_command", "find the names of a set without a list of its classes"
+    ),
+    "names captions": Command("rar_mmdet.classification.naming.captions_command", "encode captions for that"),
+    "names table": Command("rar_mmdet.classification.naming.table_command", "found names on several sets in one table"),
     "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "answers merge": Command("rar_mmdet.rankers.merge_command", "one file of the rankers' answers of many machines"),

@@ -22,6 +22,8 @@ import torch
 from rar_mmdet.classification.catalogue import CATALOGUE
 from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.classification.experiment import TEXT, WHOLE_TRAIN, FewShotRun, Recipe
+from rar_mmdet.classification.naming.classify import classify_names
+from rar_mmdet.classification.naming.scores import NamesTable
 from rar_mmdet.classification.own_data import read_csv, read_folders
 from rar_mmdet.classification.readers import read_dataset
 from rar_mmdet.classification.released import DEPTH, RELEASED, share_anywhere
@@ -55,6 +57,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"of {', '.join(SHORTLISTERS)}; with {RANKED} behind it the ranker is put on a row. 'all' (default): each "
         f"alone and, where the config has a ranker, ranked. {UNAIDED}: the ranker over all names, without retrieval. "
         f"{RELEASED}: retrieval as released, photos of one class counted one by one",
+    )
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of `rar-mmdet names find`: recognise by found names instead of the set's own (docs/names.md); draws are "
+        "then those of the files, and --rows of text, finer, released, paper, ours, or these with +rar",
     )
     parser.add_argument("--memory", choices=["shots", WHOLE_TRAIN], default="shots", help="exemplars: few, or all")
     parser.add_argument(
@@ -140,7 +150,7 @@ def _rows(wanted: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(rows)), list(dict.fromkeys(ranked))
 
 
-def run(args: argparse.Namespace) -> Table:
+def run(args: argparse.Namespace) -> Table | NamesTable:
     """Make or read the records, write table, summary and figures; the table."""
     config = read_config(args.config, args.cfg_options)
     out = args.out or Path("work_dirs") / "classify" / args.config.stem
@@ -149,6 +159,10 @@ def run(args: argparse.Namespace) -> Table:
     if args.top > 1:
         config["num_candidates"] = max(10, int(config.get("num_candidates") or 0))
     recipe = recipe_of(config, out)
+    if args.names:
+        names_table, told = classify_names(args, config, recipe, out, _plain_text(config.get("ranker")))
+        print(f"{told}\n\nwritten to {out}: table.txt, summary.json, records/")
+        return names_table
     rows, ranked = _rows([row for row in args.rows if row not in (UNAIDED, RELEASED)], recipe)
     is_unaided = UNAIDED in args.rows
     if (args.offered or is_unaided) and recipe.ranker is None:

@@ -8,14 +8,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.classification.dataset import Example, PhotoDataset
+from rar_mmdet.classification.dataset import PhotoDataset
 from rar_mmdet.encoders.base import Encoder
 from rar_mmdet.errors import DatasetError, ImageReadError
 from rar_mmdet.files.names import clean_name
@@ -24,16 +27,42 @@ from rar_mmdet.regions import RegionCropper
 
 __all__ = [
     "Encoded",
+    "Photo",
     "PhotoVectors",
     "encode_class_texts",
     "encode_descriptions",
+    "encode_names",
     "encode_photos",
     "read_descriptions",
     "whole_photo",
 ]
 
 PHOTOS_PER_FILE = 1024  # a run that is stopped loses at most the encoding of so many (ours)
+NAMES_PER_FILE = 8192
 PHOTOS_PER_BATCH = 64
+
+
+class Photo(Protocol):
+    """What is encoded: an `Example`, or a photo without a label."""
+
+    @property
+    def id(self) -> str:
+        """The same on every machine."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        ...
+
+    @property
+    def loader(self) -> Any:
+        """`None` for files."""
+        ...
+
+    def read(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB, upright."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +73,7 @@ class Encoded:
     hw: tuple[int, int]  # height and width of the upright photo
 
 
-def whole_photo(example: Example, cropper: RegionCropper) -> tuple[Tensor, tuple[int, int]]:
+def whole_photo(example: Photo, cropper: RegionCropper) -> tuple[Tensor, tuple[int, int]]:
     """The photo as one box, (1, 3, S, S) uint8, and its height and width."""
     photo = example.read()
     height, width = photo.shape[:2]
@@ -52,7 +81,7 @@ def whole_photo(example: Example, cropper: RegionCropper) -> tuple[Tensor, tuple
 
 
 def encode_photos(
-    encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, cache_dir: Path | None
+    encoder: Encoder, examples: Sequence[Photo], cropper: RegionCropper, cache_dir: Path | None
 ) -> Mapping[str, Encoded]:
     """Unit vectors of photos, by id.
 
@@ -99,7 +128,7 @@ class PhotoVectors:
         self.encoder, self._cropper, self._cache_dir = encoder, cropper, cache_dir
         self._encoded: dict[str, Encoded] = {}
 
-    def __call__(self, examples: Sequence[Example]) -> Tensor:
+    def __call__(self, examples: Sequence[Photo]) -> Tensor:
         """(N, D) float32 unit vectors of N photos; (0, 0) of none."""
         new = [example for example in examples if example.id not in self._encoded]
         if new:
@@ -107,7 +136,7 @@ class PhotoVectors:
             self._encoded |= encode_photos(self.encoder, new, cropper, self._cache_dir)
         return torch.stack([self._encoded[e.id].vector for e in examples]) if examples else torch.zeros(0, 0)
 
-    def hw(self, example: Example) -> tuple[int, int]:
+    def hw(self, example: Photo) -> tuple[int, int]:
         """Height and width of an upright photo that is encoded already."""
         return self._encoded[example.id].hw
 
@@ -116,6 +145,30 @@ def encode_class_texts(encoder: Encoder, dataset: PhotoDataset) -> Tensor:
     """(D, C) unit columns: the mean over the set's templates of the unit vectors of each class's prompt name."""
     templates = dataset.templates
     return encode_descriptions(encoder, [[t.replace("{}", name) for t in templates] for name in dataset.prompt_names])
+
+
+def encode_names(encoder: Encoder, names: Sequence[str], templates: Sequence[str], cache_dir: Path | None) -> Tensor:
+    """(D, C) unit columns of names, as `encode_class_texts`; kept on disk in parts: a dictionary is encoded once.
+
+    Args:
+        encoder: loaded.
+        names: C.
+        templates: texts with {} for the name.
+        cache_dir: folder of vectors, keyed by encoder and texts; `None`: nothing is kept.
+    """
+    columns = [torch.zeros(encoder.dim, 0)]
+    with tqdm(total=len(names), desc="encode names", unit="name", disable=None) as bar:
+        for start in range(0, len(names), NAMES_PER_FILE):
+            part = [[t.replace("{}", name) for t in templates] for name in names[start : start + NAMES_PER_FILE]]
+            digest = hashlib.sha256(f"{encoder.fingerprint}\n{json.dumps(part)}".encode()).hexdigest()[:32]
+            file = None if cache_dir is None else cache_dir / f"names-{digest}.safetensors"
+            found = _read(file, len(part), ("vectors",))
+            if found is None:
+                found = {"vectors": encode_descriptions(encoder, part).T.cpu().contiguous()}
+                _write(file, found)
+            columns.append(found["vectors"].T)
+            bar.update(len(part))
+    return torch.cat(columns, dim=1)
 
 
 def read_descriptions(file: str | Path, dataset: PhotoDataset) -> tuple[tuple[str, ...], ...]:
@@ -149,7 +202,7 @@ def encode_descriptions(encoder: Encoder, descriptions: Sequence[Sequence[str]])
     return encode_groups(encoder, groups).T.contiguous()
 
 
-def _encode(encoder: Encoder, examples: Sequence[Example], cropper: RegionCropper, bar: tqdm) -> dict[str, Tensor]:
+def _encode(encoder: Encoder, examples: Sequence[Photo], cropper: RegionCropper, bar: tqdm) -> dict[str, Tensor]:
     vectors: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
     for start in range(0, len(examples), PHOTOS_PER_BATCH):
@@ -162,7 +215,7 @@ def _encode(encoder: Encoder, examples: Sequence[Example], cropper: RegionCroppe
     return {"vectors": torch.cat(vectors), "hw": torch.tensor(sizes)}
 
 
-def _file(cache_dir: Path, encoder: Encoder, cropper: RegionCropper, examples: Sequence[Example]) -> Path | None:
+def _file(cache_dir: Path, encoder: Encoder, cropper: RegionCropper, examples: Sequence[Photo]) -> Path | None:
     """Where these vectors are kept: another name for another encoder, crop or photo."""
     digest = hashlib.sha256(f"{encoder.fingerprint}\n{cropper!r}\n".encode())
     for example in examples:
@@ -176,7 +229,7 @@ def _file(cache_dir: Path, encoder: Encoder, cropper: RegionCropper, examples: S
     return cache_dir / f"photos-{digest.hexdigest()[:32]}.safetensors"
 
 
-def _read(file: Path | None, count: int) -> dict[str, Tensor] | None:
+def _read(file: Path | None, count: int, keys: Sequence[str] = ("vectors", "hw")) -> dict[str, Tensor] | None:
     """The vectors and sizes of a file; `None` where there is none, or none that can be read."""
     if file is None or not file.is_file():
         return None
@@ -184,7 +237,7 @@ def _read(file: Path | None, count: int) -> dict[str, Tensor] | None:
         found = load_file(file)
     except (SafetensorError, OSError):
         return None  # cut off by a full disk: encoded anew and written over
-    return found if all(name in found and len(found[name]) == count for name in ("vectors", "hw")) else None
+    return found if all(name in found and len(found[name]) == count for name in keys) else None
 
 
 def _write(file: Path | None, found: dict[str, Tensor]) -> None:

@@ -20,13 +20,14 @@ from rar_mmdet.encoders.weights import (
     locate,
     root_logging_untouched,
 )
-from rar_mmdet.errors import EncoderLoadError, MissingAssetError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 
 __all__ = ["OpenClipEncoder"]
 
 logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 1 << 16  # tokenised and sorted together (ours): 40 MB of tokens
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # torchvision's values
 
 
 @dataclass
@@ -57,6 +58,8 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
         batch_size: crops or texts per forward pass.
         cache_dir: folder of downloaded weights; `None`: the hub's own (`HF_HOME`).
         allow_download: let open_clip fetch missing weights; otherwise they are reported.
+        statistics: 'imagenet': pixels are normalised by ImageNet's mean and deviation, as FineR's evaluator does for
+            four of its five sets; `None`: by the model's own, which it was trained with.
     """
 
     def __init__(
@@ -69,8 +72,12 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
         batch_size: int = 256,
         cache_dir: str | None = None,
         allow_download: bool = False,
+        statistics: str | None = None,
     ) -> None:
         super().__init__(device, precision, batch_size)
+        if statistics not in (None, "imagenet"):
+            raise ConfigError(f"statistics must be 'imagenet' or None (the model's own), got {statistics!r}")
+        self.statistics = statistics
         self.model, self.pretrained = model, pretrained
         self.cache_dir, self.allow_download = cache_dir, allow_download
         self._source: WeightsSource | None = None
@@ -121,7 +128,8 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
         precision on the device that `load` chooses without being told.
         """
         source = self._ready_source()
-        return f"{source.label}@{source.digest()}:{self._precision}"
+        pixels = "" if self.statistics is None else f":{self.statistics}"
+        return f"{source.label}@{source.digest()}:{self._precision}{pixels}"
 
     @torch.inference_mode()
     def encode_images(self, crops: Tensor) -> Tensor:
@@ -185,7 +193,7 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
             raise EncoderLoadError(f"{self.model} ({self.pretrained}) could not be loaded: {error}") from error
         check_weights_fit(source.checkpoint, model, source.label)
         model.eval().requires_grad_(False)
-        preprocess = model.visual.preprocess_cfg
+        preprocess = model.visual.preprocess_cfg | (IMAGENET if self.statistics else {})
         logger.info("encoder %s on %s in %s, %s", source.label, device, precision, source.digest())
         return _Loaded(
             model=model,

@@ -1,7 +1,7 @@
 """Shortlist -> permutation and log-probabilities: ways to ask, parsing, cache, and one file per way to a model."""
 
 from rar_mmdet.rankers.asking import AskingRanker
-from rar_mmdet.rankers.asks import Decide, Generate, Letter, Likelihood, YesNo
+from rar_mmdet.rankers.asks import Decide, Generate, Letter, Likelihood, Open, YesNo
 from rar_mmdet.rankers.base import IdentityRanker, Ranker, ScriptedRanker
 from rar_mmdet.rankers.decisions import DecisionRanker
 from rar_mmdet.rankers.loaded_model import Loading
@@ -26,6 +26,7 @@ __all__ = [
     "Likelihood",
     "Limits",
     "Loading",
+    "Open",
     "OpenAIRanker",
     "Parsed",
     "Question",

@@ -117,6 +117,23 @@ class AskingRanker(Ranker):
         self._count(ranking, readings, time.perf_counter() - started)
         return ranking
 
+    def replies(self, questions: Sequence[Question]) -> list[str | None]:
+        """What the model answers in its own words; kept answers are used, equal questions are asked once.
+
+        Args:
+            questions: crops with their `words`; the way to ask must be one that wants a text, such as `Open`.
+
+        Returns:
+            The replies in order; `None` where the model gave none.
+
+        Raises:
+            ConfigError: this ranker asks for scores.
+            RankerError: the model is out of reach.
+        """
+        if self.ask.wants != "text":
+            raise ConfigError(f"{type(self.ask).__name__} asks for scores and gets no texts; use ask=dict(type='Open')")
+        return [None if answer is None else answer.reply for answer in self._resolve(questions)]
+
     def report(self) -> dict[str, Any]:
         """What was done so far: how asked, and counts of regions and questions."""
         with self._lock:

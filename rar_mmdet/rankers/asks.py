@@ -19,7 +19,7 @@ from rar_mmdet.rankers.prompts import FIELDS, LETTERS, Prompt, load_prompts
 from rar_mmdet.rankers.questions import Answer, Ask, Question, Reading
 from rar_mmdet.structures import RankStatus
 
-__all__ = ["Decide", "Generate", "Letter", "Likelihood", "YesNo", "as_ask", "cyclic_shifts", "expect_count"]
+__all__ = ["Decide", "Generate", "Letter", "Likelihood", "Open", "YesNo", "as_ask", "cyclic_shifts", "expect_count"]
 
 _BLANK = 127  # grey level of the crop that shows nothing
 _SHOWN_CHARS = 300  # of a reply in the log
@@ -357,6 +357,40 @@ class Decide(_Way):
         return Reading.of_scores(answer.scores[0], question.candidates, label_mass=mass, presence=mass)
 
 
+@dataclass(frozen=True)
+class Open(_Way):
+    """The model's own words, without a list to choose from; names are found this way (`AskingRanker.replies`).
+
+    As a way to rank, the candidate that the reply names comes first.
+
+    Args:
+        max_new_tokens: the longest reply in tokens (ours: some names and no story).
+    """
+
+    max_new_tokens: int = 64
+
+    name = "open"
+    usual_prompt = "name"
+    wants = "text"
+
+    def _check(self, wording: Prompt, given: str) -> None:
+        expect_count("Open.max_new_tokens", self.max_new_tokens)
+        if wording.mentions_candidates:
+            raise ConfigError(f"Open shows no candidates; its {given}")
+
+    def texts(self, question: Question) -> list[str]:
+        return [question.words or self.wording.render(question.candidates)]
+
+    def target(self, question: Question, truth: int | Sequence[int]) -> list[str]:
+        return [question.candidates[_first(truth)]]
+
+    def read(self, answer: Answer, question: Question, blanks: Sequence[Answer] = ()) -> Reading:
+        return _read_list(answer, question)
+
+    def key(self) -> Mapping[str, Any]:
+        return {**super().key(), "max_new_tokens": self.max_new_tokens}
+
+
 def _read_list(answer: Answer, question: Question) -> Reading:
     parsed = parse_ranking(answer.reply or "", question.candidates)
     problem = _unread(parsed, answer, question.candidates)
@@ -393,7 +427,7 @@ def _softplus(value: float) -> float:
     return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
 
 
-_WAYS: dict[str, type[_Way]] = {way.name: way for way in (Likelihood, Letter, YesNo, Generate, Decide)}
+_WAYS: dict[str, type[_Way]] = {way.name: way for way in (Likelihood, Letter, YesNo, Generate, Decide, Open)}
 
 
 def as_ask(value: Ask | Mapping[str, Any] | str) -> Ask:

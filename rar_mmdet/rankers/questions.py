@@ -21,7 +21,8 @@ class Question:
     """One crop and the candidates to tell apart, in the order the prompt shows them."""
 
     crop: Tensor  # (3, S, S) uint8 RGB
-    candidates: tuple[str, ...]
+    candidates: tuple[str, ...]  # none for an open question
+    words: str = ""  # an open question's own text; "": the prompt of the way to ask
 
 
 @dataclass(frozen=True)

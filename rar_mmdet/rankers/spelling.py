@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-__all__ = ["Spellings", "normalise", "unify"]
+__all__ = ["Spellings", "normalise", "singular", "unify", "without_accents", "without_article"]
 
 _SAME = {
     **dict.fromkeys("“”„‟«»〝〞″＂「」『』《》【】〔〕", '"'),
@@ -103,6 +103,26 @@ def without_accents(text: str) -> str:
     """'creme brulee'; letters whose marks are all they are, as in Devanagari, keep them."""
     bare = "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
     return unicodedata.normalize("NFC", bare) if bare.isascii() else text
+
+
+def singular(text: str) -> str:
+    """A normalised text with its last word in singular; one form for each, though not always an English word.
+
+    >>> singular("red foxes"), singular("grey wolves"), singular("iris")
+    ('red fox', 'grey wolf', 'iris')
+    """
+    start = max(text.rfind(" "), text.rfind("-")) + 1
+    stem, word = text[:start], text[start:]
+    for one, many in _IRREGULAR.items():
+        if word.endswith(many):
+            return stem + word.removesuffix(many) + one
+    if len(word) <= _SHORTEST_PLURAL or not word.isascii() or word.endswith(("ss", "us", "is")):
+        return text
+    if word.endswith("ies"):
+        return f"{stem}{word[:-3]}y"
+    if word.endswith(("sses", "xes", "zes", "ches", "shes")):
+        return stem + word[:-2]
+    return stem + word.removesuffix("s")
 
 
 def _other_numbers(text: str) -> Iterator[str]:
