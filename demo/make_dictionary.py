@@ -17,7 +17,13 @@ from world import CLASS_NAMES, COLOURS, PATTERNS, SHAPES
 
 NUM_OTHERS = 5000
 LOOKS = ("rusty", "shiny", "broken", "wooden", "woven", "frosted", "faded", "glossy")
-THINGS = ["anchor", "apron", "arch", "badge", "banner", "barrel", "basket", "bead", "bell", "belt", "blanket", "board", "boat", "bonnet", "bottle", "bowl", "box", "bracelet", "brick", "bridge", "brush", "bucket", "buckle", "button", "candle", "canoe", "cap", "card", "carpet", "cart", "chain", "chair", "chest", "clock", "coat", "coin", "collar", "comb", "cork", "crown", "cup", "curtain", "cushion", "dial", "dish", "door", "dress", "drum", "fan", "feather", "fence", "flag", "flask", "fork", "frame", "funnel", "gate", "glove", "goblet", "hammer", "handle", "hat", "helmet", "hinge", "hook", "horn", "jar", "jug", "kettle", "key", "kite", "ladder", "lamp", "lantern", "leaf", "lid", "mask", "mirror", "mitten", "mug", "nail", "necklace", "needle", "oar"]  # fmt: skip
+THINGS = """
+    anchor apron arch badge banner barrel basket bead bell belt blanket board boat bonnet bottle bowl box
+    bracelet brick bridge brush bucket buckle button candle canoe cap card carpet cart chain chair chest
+    clock coat coin collar comb cork crown cup curtain cushion dial dish door dress drum fan feather fence
+    flag flask fork frame funnel gate glove goblet hammer handle hat helmet hinge hook horn jar jug kettle
+    key kite ladder lamp lantern leaf lid mask mirror mitten mug nail necklace needle oar
+""".split()  # noqa: SIM905 - a list to read, not to count commas in
 HEADER = (
     "  1 A made-up dictionary in the layout of WordNet 3.0, written by demo/make_dictionary.py of RAR.  ",
     "  2 It holds no word of Princeton's; each name has a synset of its own.  ",

@@ -26,5 +26,5 @@ names = dict(
     # Chosen on the val part: two guesses a photo, and a name stays when two photos share it.
     guesses=2,
     min_support=2,
-    sentence_encoder="encoder",  # there is no sentence model in the checkout; its figures compare with nothing published
+    sentence_encoder="encoder",  # no sentence model is in the checkout: sACC here compares with nothing published
 )

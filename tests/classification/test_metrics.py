@@ -154,7 +154,7 @@ def tiny_sentence_encoder(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "a", "much", "longer", "name", "of", "red", "fox"]
+    words = ["[PAD]", "[UNK]", *["a", "much", "longer", "name", "of", "red", "fox"]]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")

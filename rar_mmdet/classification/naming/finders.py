@@ -22,7 +22,7 @@ from rar_mmdet.classification.reading import load_json_file, read_lines
 from rar_mmdet.classification.vectors import PhotoVectors, encode_names
 from rar_mmdet.encoders.base import Encoder
 from rar_mmdet.errors import DatasetError, MissingAssetError
-from rar_mmdet.rankers.spelling import normalise, singular
+from rar_mmdet.rankers.spelling import normalise, singular, without_article
 
 __all__ = [
     "CaptionFinder",
@@ -209,7 +209,7 @@ class CaptionFinder:
         words: set[str] = set()
         for caption in captions:
             tokens = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", normalise(caption))
-            pairs = [f"{first} {second}" for first, second in itertools.pairwise(tokens)]
+            pairs = [f"{a} {b}" for a, b in itertools.pairwise(tokens) if without_article(f"{a} {b}") == f"{a} {b}"]
             if self.nouns is None:
                 words |= {singular(t) for t in tokens if len(t) > 2 and t not in STOP_WORDS}
             else:

@@ -15,9 +15,9 @@ from rar_mmdet.classification.naming.finders import read_captions as captions_of
 from rar_mmdet.classification.naming.wordnet import Nouns, read_nouns
 from rar_mmdet.classification.recording import Recipe
 from rar_mmdet.classification.vectors import PhotoVectors
-from rar_mmdet.components import build_component, check_keys, nearest
+from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest
 from rar_mmdet.errors import ConfigError
-from rar_mmdet.rankers import AskingRanker, Ranker
+from rar_mmdet.rankers import AskingRanker
 from rar_mmdet.regions import RegionCropper
 
 __all__ = ["FINDERS", "NamesSettings", "Source", "make_finder"]
@@ -109,22 +109,21 @@ class Source:
         """The set's."""
         return self.recipe.dataset.templates
 
-    def asker(self, ask: Mapping[str, Any] | None) -> Ranker:
+    def asker(self, ask: Mapping[str, Any] | None) -> AskingRanker:
         """The model that names photos, loaded; `ask` replaces its way to ask."""
         given = self.settings.asker or self.config.get("ranker")
         if not isinstance(given, Mapping):
             raise ConfigError("this finder asks a model: the config needs `ranker`, or `names=dict(asker=...)`")
-        made = {"cache": str(self.answers), **given}
-        ranker = build_component({**made, "ask": dict(ask)} if ask is not None else made, "names.asker")
+        if not asks_a_model(given):
+            raise ConfigError(f"names.asker: {given.get('type')!r} asks no model; give the settings of one that does")
+        asked = given if ask is None else {**given, "ask": dict(ask)}
+        ranker = build_component({"cache": str(self.answers), **asked}, "names.asker")
         ranker.load(self.device)
         return ranker
 
     def talker(self) -> AskingRanker:
-        """The model, asked in its own words. Prompts of its old way to ask are kept for what they hold."""
-        ranker = self.asker({"type": "Open", "max_new_tokens": self.settings.max_new_tokens})
-        if not isinstance(ranker, AskingRanker):
-            raise ConfigError(f"{type(ranker).__name__} answers no questions; name photos by an AskingRanker")
-        return ranker
+        """The model, asked in its own words."""
+        return self.asker({"type": "Open", "max_new_tokens": self.settings.max_new_tokens})
 
     def views(self) -> list[RegionCropper]:
         """The croppers."""

@@ -12,9 +12,10 @@ __all__ = ["is_latin", "names_in", "spelling_key", "tidy"]
 _MARKS = " \t\"'`*_#.:;,!?()[]{}<>|~-"
 _NUMBER = re.compile(r"^\s*(?:[-*•]\s+|\(?\d{1,2}[.):]\s*|[a-hA-H][.)]\s+)")
 _OPENING = re.compile(
-    r"^(?:sure[,!.]?\s*)?(?:the\s+|this\s+|that\s+)?(?:answer|photo|picture|image|object|subject|it|this|that|there)?"
-    r"(?:\s+in\s+(?:the|this)\s+\w+)?\s*(?:shows?|is|are|appears? to be|looks? like|seems? to be|depicts?|could be|'s)"
-    r"\s*:?\s+(?:most likely\s+|probably\s+|likely\s+)?(?=\S)",
+    r"^(?:sure[,!.]?\s*)?(?:the\s+|this\s+|that\s+)?"
+    r"(?:answer|photo|picture|image|object|subject|it|this|that|[\w ]{1,30}?\s+in\s+(?:the|this)\s+(?:\w+\s+)?\w+)?\s*"
+    r"(?:shows?|is|are|appears? to be|looks? like|seems? to be|depicts?|could be|'s)\s*:?"
+    r"\s+(?:most likely\s+|probably\s+|likely\s+)?(?=\S)",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"\s*\([^()]*\)")
