@@ -1,8 +1,8 @@
 """Parts by name: a `RegionRecognizer`, or any part of it, from a config dict. Needs no MMDetection.
 
-Every class that `regions`, `encoders`, `memory`, `rankers`, `fusion` and `emission` export can be named as `type`;
-`Encoder` with `preset` is a published encoder by name; a class of yours by its full path (`my_package.MyRanker`), or by
-its name after `register(MyRanker)`.
+Every class that `regions`, `encoders`, `memory`, `rankers`, `fusion`, `emission` and `detectors` export can be named as
+`type`; `Encoder` with `preset` is a published encoder by name; a class of yours by its full path
+(`my_package.MyRanker`), or by its name after `register(MyRanker)`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rar_mmdet import emission, encoders, fusion, memory, rankers, regions
+from rar_mmdet import detectors, emission, encoders, fusion, memory, rankers, regions
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.recognizer import RegionRecognizer
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _exported_classes() -> Iterator[type]:
-    for room in (regions, encoders, memory, rankers, fusion, emission):
+    for room in (regions, encoders, memory, rankers, fusion, emission, detectors):
         for name in room.__all__:
             candidate = getattr(room, name)
             if inspect.isclass(candidate) and not getattr(candidate, "_is_protocol", False):

@@ -7,6 +7,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DetectionError",
+    "DetectorLoadError",
     "EncoderLoadError",
     "FewShotError",
     "HostError",
@@ -68,6 +69,10 @@ class CheckpointError(RarError, RuntimeError):
 
 class EncoderLoadError(CheckpointError):
     """An encoder could not be loaded completely."""
+
+
+class DetectorLoadError(CheckpointError):
+    """A detector could not be loaded completely, or is of a kind that gives no boxes."""
 
 
 class MemoryMismatchError(RarError, ValueError):

@@ -21,6 +21,8 @@ ALLOWED = {
     "background": {"rankers", "background", *BASE},  # how rankers spell names
     "emission": {"emission", "structures", "errors"},
     "scoring": {"scoring", *BASE},
+    # encoders for the loading that every model shares; scoring for its checks of annotated boxes.
+    "detectors": {"detectors", "encoders", "scoring", *BASE},
     "testing": {"testing", *STAGES, *BASE},
     "boxes": {"errors"},
     "terminal": set(),
@@ -38,7 +40,7 @@ ALLOWED = {
         "components",
         *BASE,
     },  # components on demand
-    "components": {*STAGES, "fusion", "emission", "recognizer", *BASE},
+    "components": {*STAGES, "fusion", "emission", "recognizer", "detectors", *BASE},
     "calibration": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "calibration", *BASE},
     "classification": {
         *STAGES,

@@ -11,7 +11,7 @@ from mmengine.fileio import join_path
 from mmengine.utils import is_abs
 
 from rar_mmdet import registry
-from rar_mmdet.components import build_recognizer, check_keys, find_recognizers, nearest
+from rar_mmdet.components import build_component, build_recognizer, check_keys, find_recognizers, nearest
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.vocabulary import check_same_vocabulary, read_vocabulary
 
@@ -154,6 +154,10 @@ def missing_assets(config: Config) -> list[str]:
         lines += _missing_vocabulary(recognizer, where)
     if lines:  # what encoder and ranker miss they explain themselves
         lines += [f"how to get it: {line}" for line in config.get("how_to_get", [])]
+    detector = config.get("model", {}).get("detector")
+    if isinstance(detector, Mapping) and detector.get("type", "").removeprefix(_SCOPE) == "TransformersDetector":
+        source = build_component(detector, "model.detector")
+        lines += [f"model.detector: {asset}" for asset in source.missing_assets()]
     for where, recognizer in recognizers:
         lines += _missing_of_recognizer(recognizer, where)
     return list(dict.fromkeys(lines))

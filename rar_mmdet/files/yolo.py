@@ -32,8 +32,8 @@ def read_yolo(
         progress: wraps the list of photos, such as `tqdm`.
 
     Returns:
-        `images` (file_name relative to `folder`), `annotations` (bbox in pixels: x, y, width, height), `categories`
-        (ids from 1, in the order of the class numbers).
+        `images` (file_name relative to `folder`), `annotations` (bbox in pixels: x, y, width, height; `score` where a
+        line has one), `categories` (ids from 1, in the order of the class numbers).
 
     Raises:
         AnnotationFileError: names or photos are missing, or a line is no object; file and line are named.
@@ -52,7 +52,7 @@ def read_yolo(
         width, height = _upright_wh(photo)
         name = photo.relative_to(root).as_posix() if photo.is_relative_to(root) else photo.as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for category, box in _objects(_label_file(photo), len(names), (width, height)):
+        for category, box, score in _objects(_label_file(photo), len(names), (width, height)):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -62,6 +62,7 @@ def read_yolo(
                     "area": box[2] * box[3],
                     "iscrowd": 0,
                 }
+                | ({} if score is None else {"score": score})
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -132,8 +133,8 @@ def _upright_wh(photo: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _objects(file: Path, num_classes: int, image_wh: tuple[int, int]) -> list[tuple[int, list[float]]]:
-    """(class number, [x, y, width, height] in pixels) of each line."""
+def _objects(file: Path, num_classes: int, image_wh: tuple[int, int]) -> list[tuple[int, list[float], float | None]]:
+    """(class number, [x, y, width, height] in pixels, confidence if there is one) of each line."""
     if not file.is_file():
         return []
     found = []
@@ -148,7 +149,8 @@ def _objects(file: Path, num_classes: int, image_wh: tuple[int, int]) -> list[tu
             raise AnnotationFileError(
                 f"{file}, line {number}: class {category:g}, but there are {num_classes} names (0 to {num_classes - 1})"
             )
-        found.append((int(category), _box(values, image_wh, f"{file}, line {number}")))
+        score = values[4] if len(values) == 5 else None
+        found.append((int(category), _box(values, image_wh, f"{file}, line {number}"), score))
     return found
 
 

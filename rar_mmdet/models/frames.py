@@ -98,6 +98,12 @@ class ImageFrame:
             return boxes_xyxy
         return bbox_flip(boxes_xyxy, self.original_hw, self.flip_direction)
 
+    def to_detector(self, boxes_xyxy: Tensor) -> Tensor:
+        """(R, 4) boxes, *original* to what a detector's `predict` with `rescale` gives; inverts `from_detector`."""
+        if not self.is_plain:
+            return self.to_input(boxes_xyxy) / self._for_corners(boxes_xyxy, self.scale_wh)
+        return self.from_detector(boxes_xyxy)  # a flip is its own inverse
+
     def masks_from_detector(self, masks: Tensor) -> Tensor:
         """(R, H, W) masks as an MMDetection detector's `predict` with `rescale` gives them, to *original*.
 

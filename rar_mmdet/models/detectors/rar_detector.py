@@ -56,7 +56,9 @@ class RARDetector(BaseDetector):
 
     Args:
         detector: the `model` of the inner detector's config (RetinaNet, RTMDet, YOLOX, DETR, DINO, Grounding DINO,
-            ...), or that config's path, such as 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'.
+            ...), or that config's path, such as 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'; or a detector of
+            `rar_mmdet.detectors`, `dict(type='rar_mmdet.TransformersDetector', model='ustc-community/dfine-...')`,
+            which needs no checkpoint.
         recognizer: config of the `RegionRecognizer`. Its default emission is (s * score)^0.5, per-class NMS at 0.5 and
             the best 300.
         selection: arguments of `RegionSelection`; by default the best 300 boxes after class-agnostic NMS at 0.7 (ours:
@@ -97,6 +99,7 @@ class RARDetector(BaseDetector):
         self.placeholder = PlaceholderParameter()
         self._register_load_state_dict_pre_hook(self._add_prefix)
         self._weights = WeightsCheck(self)
+        self._weights.loaded = getattr(inner, "brings_weights", False)
 
     dataset_meta = VocabularyMeta()
 
@@ -142,7 +145,9 @@ class RARDetector(BaseDetector):
             boxes.append(selected)
             scores.append(found.scores[rows])
             sources.append(rows)
-        results = self.branch.predict(batch_data_samples, boxes, scores, rescale=rescale, device=batch_inputs.device)
+        results = self.branch.predict(
+            batch_data_samples, boxes, scores, rescale=rescale, device=self.placeholder.device
+        )
         for sample, result, frame, rows in zip(batch_data_samples, results, frames, sources, strict=True):
             if "masks" in sample.pred_instances and rescale:
                 masks = frame.masks_from_detector(sample.pred_instances.masks)

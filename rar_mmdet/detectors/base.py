@@ -1,0 +1,164 @@
+"""What a detector finds in a photo, and how boxes of several classes become one set of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou, nms
+
+from rar_mmdet.errors import DetectionError
+from rar_mmdet.files.images import ImageSource
+from rar_mmdet.files.names import cleaned
+
+__all__ = ["Detected", "Detector", "class_scores", "merge_boxes", "rows_of_names"]
+
+
+def _no_ids() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Detected:
+    """R boxes of one photo, best first, with every score that the detector gave to a name."""
+
+    boxes_xyxy: Tensor  # (R, 4) float32, pixels of the upright original
+    scores: Tensor  # (R,) float32 in [0, 1]: that an object is there, whatever it is called
+    names: tuple[str, ...] = ()  # V, what `name_ids` mean; none: the detector tells no classes apart
+    # Sparse (box, name) scores: P entries, no pair twice. A pair that is not there has a score below the threshold.
+    region_ids: Tensor = field(default_factory=_no_ids)  # (P,) int64 rows of the boxes
+    name_ids: Tensor = field(default_factory=_no_ids)  # (P,) int64 in [0, V)
+    name_scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (P,) float32 in [0, 1]
+    masks: Tensor | None = None  # (R, H, W) bool
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.boxes_xyxy.shape != (count, 4):
+            raise DetectionError(f"a detector gave boxes {tuple(self.boxes_xyxy.shape)} for {count} scores")
+        finite = torch.isfinite(self.boxes_xyxy).all(dim=1) & torch.isfinite(self.scores)
+        if not finite.all():
+            row = int(finite.int().argmin())
+            raise DetectionError(
+                f"a detector gave box {self.boxes_xyxy[row].tolist()} with score {float(self.scores[row])}; both must "
+                "be finite. Look for NaN in its weights, or use precision='fp32'"
+            )
+        if self.masks is not None and len(self.masks) != count:
+            raise DetectionError(f"a detector gave {len(self.masks)} masks for {count} boxes")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def label_ids(self) -> Tensor:
+        """(R,) int64: the name of the highest score of each box, the first of equals; -1 where it has none."""
+        labels = torch.full((len(self),), -1, dtype=torch.int64)
+        for at in self.name_scores.argsort(stable=True).tolist():  # the best one is written last
+            labels[self.region_ids[at]] = self.name_ids[at]
+        return labels
+
+    @property
+    def labels(self) -> list[str]:
+        """R names, "" where a box has none."""
+        return [self.names[i] if i >= 0 else "" for i in self.label_ids.tolist()]
+
+    @staticmethod
+    def nothing(names: Sequence[str] = ()) -> Detected:
+        """No box at all."""
+        return Detected(torch.zeros(0, 4), torch.zeros(0), tuple(names))
+
+
+class Detector(Protocol):
+    """Whatever gives boxes for photos."""
+
+    def detect(self, images: Sequence[ImageSource], paths: Sequence[str | None] | None = None) -> list[Detected]:
+        """The boxes of some photos, in their order.
+
+        Args:
+            images: what `read_image` takes.
+            paths: the files of the photos, for sources that look boxes up by file; `None`: the images that are paths.
+        """
+        ...
+
+
+def merge_boxes(found: Detected, image_hw: tuple[int, int], *, iou: float, limit: int, min_size: float) -> Detected:
+    """One set of boxes from those of many classes and passes: class-agnostic NMS that loses no name.
+
+    Boxes are cut at the photo's border, and those smaller than `min_size` left out. Of boxes that overlap more than
+    `iou` the one with the best score stays and takes over the others' names, each with its highest score.
+
+    Args:
+        found: the boxes, in any order.
+        image_hw: size of the photo in pixels.
+        iou: overlap from which on two boxes are one; 1 merges none.
+        limit: boxes kept, the best ones.
+        min_size: shortest side in pixels; 1 is what MMDetection asks of annotated boxes.
+    """
+    height, width = image_hw
+    boxes = torch.minimum(found.boxes_xyxy.clamp_min(0), found.boxes_xyxy.new_tensor([width, height, width, height]))
+    large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(dim=1).nonzero()[:, 0]
+    order = large[found.scores[large].argsort(descending=True, stable=True)]
+    # torchvision sorts by itself and not stably; strictly descending stand-in scores keep our order of ties.
+    falling = torch.arange(len(order), 0, -1, dtype=torch.float64)
+    kept_places = nms(boxes[order].double(), falling, iou)[:limit]
+    kept = order[kept_places]
+    owner = _owners(boxes, order, kept, iou)[found.region_ids]
+    taken = owner >= 0
+    # The highest score of each (box, name): sort by pair, then reduce.
+    num_names = max(len(found.names), 1)
+    keys, where = torch.unique(owner[taken] * num_names + found.name_ids[taken], return_inverse=True)
+    return Detected(
+        boxes[kept],
+        found.scores[kept],
+        found.names,
+        region_ids=keys // num_names,
+        name_ids=keys % num_names,
+        name_scores=torch.zeros(len(keys)).scatter_reduce(0, where, found.name_scores[taken].float(), "amax"),
+        masks=None if found.masks is None else found.masks[kept],
+    )
+
+
+def _owners(boxes: Tensor, order: Tensor, kept: Tensor, iou: float) -> Tensor:
+    """(P,) row among the kept boxes that each box became part of, -1 for none: the best one that suppressed it."""
+    owner = torch.full((len(boxes),), -1, dtype=torch.int64)
+    owner[kept] = torch.arange(len(kept))
+    rest = order[owner[order] < 0]
+    if len(rest) and len(kept):
+        # Kept boxes stand best first, so the first that overlaps enough is the one that NMS dropped this one for.
+        overlaps = box_iou(boxes[rest].double(), boxes[kept].double()) > iou
+        owner[rest] = torch.where(overlaps.any(dim=1), overlaps.int().argmax(dim=1), -1)
+    return owner
+
+
+def rows_of_names(names: Sequence[str], category_names: Sequence[str]) -> dict[int, list[int]]:
+    """Which categories of a vocabulary each of a detector's names is: those whose cleaned names are equal in any case.
+
+    Names of which the vocabulary knows nothing are absent; a name of several categories (LVIS has none, V3Det some)
+    belongs to each of them.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(category_names):
+        rows.setdefault(cleaned(name).casefold(), []).append(row)
+    found = {i: rows.get(cleaned(name).casefold(), []) for i, name in enumerate(names)}
+    return {i: categories for i, categories in found.items() if categories}
+
+
+def class_scores(found: Detected, category_names: Sequence[str], rows: dict[int, list[int]] | None = None) -> Tensor:
+    """(R, C) float32: the detector's own score of each category for each box; NaN for names that it does not know.
+
+    Args:
+        found: what was detected.
+        category_names: the C names of the vocabulary.
+        rows: `rows_of_names`, where it is known already.
+    """
+    rows = rows_of_names(found.names, category_names) if rows is None else rows
+    scores = torch.full((len(found), len(category_names)), torch.nan)
+    scores[:, [c for categories in rows.values() for c in categories]] = 0.0
+    for name, categories in rows.items():
+        own = found.name_ids == name
+        for category in categories:
+            where = found.region_ids[own]
+            scores[where, category] = torch.maximum(scores[where, category], found.name_scores[own])
+    return scores
