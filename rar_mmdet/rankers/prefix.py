@@ -1,8 +1,9 @@
 """Many continuations of one image-and-prompt, scored in two forward passes.
 
 Pass one runs image and shared text of each crop. Pass two runs all continuations of a crop packed into one row behind
-the kept keys and values; a 4-D mask lets each see the prefix and itself only. Nothing of the prefix is copied, so
-memory is that of the batch, not of batch times candidates. Measured against one full forward per candidate: 1e-5.
+the kept keys and values; a 4-D mask lets each see the prefix and itself only, and what names begin with alike is fed
+once. Nothing of the prefix is copied, so memory is that of the batch, not of batch times candidates. Measured against
+one full forward per candidate: 1e-5.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ def sequence_log_probs(
         inputs: left-padded processor output for B prompts, without labels or positions.
         continuations: per crop, the token ids of each continuation, none of them empty.
     """
-    # The last token is only predicted, never read.
-    packed = _pack([[tokens[:-1] for tokens in row] for row in continuations])
+    tries = [_Trie(row) for row in continuations]
+    packed = _pack([trie.nodes for trie in tries])
     first, logits = _two_passes(model, inputs, packed, keep=packed.token_ids.shape[1])
-    following = _pack([[tokens[1:] for tokens in row] for row in continuations]).token_ids.to(logits.device)
-    owner = packed.owner.to(logits.device)
     result = []
-    for b, row in enumerate(continuations):  # row by row: float32 logits of a whole batch would be large
+    for b, (row, trie) in enumerate(zip(continuations, tries, strict=True)):  # float32 logits of a batch would be large
         first_log_probs = torch.log_softmax(first[b].float(), dim=-1)[[tokens[0] for tokens in row]]
         row_logits = logits[b].float()
-        rest = row_logits.gather(1, following[b, :, None])[:, 0] - row_logits.logsumexp(dim=-1)
-        is_of = owner[b] == torch.arange(len(row), device=owner.device)[:, None]  # (K, T)
+        steps = torch.tensor(trie.steps, dtype=torch.int64).reshape(-1, 3).to(row_logits.device)
+        name, node, token = steps.unbind(dim=1)
+        rest = row_logits[node, token] - row_logits.logsumexp(dim=-1)[node]
+        is_of = name == torch.arange(len(row), device=name.device)[:, None]  # (K, steps)
         result.append((first_log_probs + torch.where(is_of, rest, 0.0).sum(dim=1)).tolist())
     return result
 
@@ -54,35 +55,73 @@ def label_log_probs(
     may be empty, in all rows alike: the label then follows the prefix, and one pass is enough.
     """
     count = len(continuations[0]) if any(continuations[0]) else 0
-    first, logits = _two_passes(model, inputs, _pack(continuations, last_first=True), keep=count)
+    first, logits = _two_passes(model, inputs, _pack([_last_first(row) for row in continuations]), keep=count)
     logits = logits if count else first[:, None]
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (B, continuations, V)
     return torch.stack([log_probs[..., list(ids)].logsumexp(dim=-1) for ids in labels], dim=-1).tolist()
 
 
+class _Node(NamedTuple):
+    """A token that is fed behind the prefix, and what it sees."""
+
+    token: int
+    place: int  # within its continuation
+    seen: tuple[int, ...]  # the nodes before it, as they stand in the row, and itself
+
+
+class _Trie:
+    """Continuations of one crop by their beginnings: what several share is fed once.
+
+    nodes: the tokens to feed; the last token of a continuation is only predicted, never read.
+    steps: (continuation, node, token): the token that follows the node in the continuation.
+    """
+
+    def __init__(self, continuations: Sequence[Tokens]) -> None:
+        self.nodes: list[_Node] = []
+        self.steps: list[tuple[int, int, int]] = []
+        known: dict[tuple[int, ...], int] = {}
+        for number, tokens in enumerate(continuations):
+            seen: tuple[int, ...] = ()
+            for place, token in enumerate(tokens[:-1]):
+                path = tuple(tokens[: place + 1])
+                node = known.setdefault(path, len(self.nodes))
+                seen = (*seen, node)
+                if node == len(self.nodes):
+                    self.nodes.append(_Node(token, place, seen))
+                self.steps.append((number, node, tokens[place + 1]))
+
+
+def _last_first(continuations: Sequence[Tokens]) -> list[_Node]:
+    """Continuations of one crop side by side, their last tokens in slots 0..K-1: logits need computing there only.
+
+    Positions and mask are given explicitly, so slots are free.
+    """
+    slots = [(number, place) for number, tokens in enumerate(continuations) for place in range(len(tokens))]
+    slots.sort(key=lambda slot: slot[1] != len(continuations[slot[0]]) - 1)
+    at = {slot: index for index, slot in enumerate(slots)}
+    return [
+        _Node(continuations[number][place], place, tuple(at[number, before] for before in range(place + 1)))
+        for number, place in slots
+    ]
+
+
 class _Packed(NamedTuple):
     token_ids: Tensor  # (B, T) int64
-    owner: Tensor  # (B, T) int64: number of the continuation, -1 for padding
-    offset: Tensor  # (B, T) int64: place within the continuation
+    place: Tensor  # (B, T) int64: within the continuation
+    visible: Tensor  # (B, T, T) bool: what each slot sees of the others
 
 
-def _pack(continuations: Sequence[Sequence[Tokens]], last_first: bool = False) -> _Packed:
-    """The continuations of each crop in one row.
-
-    Positions and mask are given explicitly, so slots are free: with `last_first` the last tokens stand in slots
-    0..K-1, and logits need computing there only.
-    """
-    rows = []
-    for row in continuations:
-        slots = [(token, number, place) for number, tokens in enumerate(row) for place, token in enumerate(tokens)]
-        if last_first:
-            slots.sort(key=lambda slot: slot[2] != len(row[slot[1]]) - 1)
-        rows.append(slots)
-    length = max((len(slots) for slots in rows), default=0)
-    table = torch.tensor([slots + [(0, -1, 0)] * (length - len(slots)) for slots in rows], dtype=torch.int64).reshape(
-        len(rows), length, 3
-    )
-    return _Packed(table[..., 0], table[..., 1], table[..., 2])
+def _pack(rows: Sequence[Sequence[_Node]]) -> _Packed:
+    """The nodes of each crop in one row, padded; padding sees itself, so that no slot sees nothing."""
+    length = max((len(row) for row in rows), default=0)
+    table = torch.zeros((len(rows), length, 2), dtype=torch.int64)
+    visible = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
+    for b, row in enumerate(rows):
+        if row:
+            table[b, : len(row)] = torch.tensor([(node.token, node.place) for node in row])
+            pairs = torch.tensor([(slot, seen) for slot, node in enumerate(row) for seen in node.seen])
+            visible[b, pairs[:, 0], pairs[:, 1]] = True
+    return _Packed(table[..., 0], table[..., 1], visible)
 
 
 def _two_passes(model: Any, inputs: Mapping[str, Tensor], packed: _Packed, keep: int) -> tuple[Tensor, Tensor]:
@@ -93,13 +132,13 @@ def _two_passes(model: Any, inputs: Mapping[str, Tensor], packed: _Packed, keep:
     first = head.logits[:, -1]
     if keep == 0:
         return first, first[:, None, :][:, :0]
-    token_ids, owner, offset = (part.to(mask.device) for part in packed)
-    position_ids = following[:, None] + offset
+    token_ids, place, visible = (part.to(mask.device) for part in packed)
+    position_ids = following[:, None] + place
     if positions.ndim == 3:  # M-RoPE: text stands at the same position on all three axes
         position_ids = position_ids.expand(positions.shape[0], -1, -1)
     tail = model(
         input_ids=token_ids,
-        attention_mask=_packed_mask(mask, owner, offset, first.dtype),
+        attention_mask=_packed_mask(mask, visible, first.dtype),
         position_ids=position_ids,
         **with_cache(getattr(head, cache_name())),
         use_cache=True,
@@ -128,11 +167,9 @@ def prefix_positions(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, 
     return positions, following
 
 
-def _packed_mask(prefix_mask: Tensor, owner: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+def _packed_mask(prefix_mask: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 1, T, P + T) additive mask. Additive, because eager attention would add a boolean one as 0 and 1."""
-    same = owner[:, :, None] == owner[:, None, :]
-    earlier = offset[:, None, :] <= offset[:, :, None]  # padding slots see each other, so no row is empty
-    visible = torch.cat([prefix_mask.bool()[:, None, :].expand(-1, owner.shape[1], -1), same & earlier], dim=2)
+    visible = torch.cat([prefix_mask.bool()[:, None, :].expand(-1, visible.shape[1], -1), visible], dim=2)
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
