@@ -3,6 +3,7 @@
 from rar_mmdet.rankers.asking import AskingRanker
 from rar_mmdet.rankers.asks import Decide, Generate, Letter, Likelihood, Open, YesNo
 from rar_mmdet.rankers.base import IdentityRanker, Ranker, ScriptedRanker
+from rar_mmdet.rankers.blip2 import Blip2Ranker
 from rar_mmdet.rankers.decisions import DecisionRanker
 from rar_mmdet.rankers.loaded_model import Loading
 from rar_mmdet.rankers.openai_ranker import OpenAIRanker
@@ -18,6 +19,7 @@ __all__ = [
     "Answer",
     "Ask",
     "AskingRanker",
+    "Blip2Ranker",
     "Decide",
     "DecisionRanker",
     "Generate",

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rar_mmdet.classification.metrics import (
     semantic_similarity,
     spelling_form,
 )
-from rar_mmdet.errors import MissingAssetError
+from rar_mmdet.errors import HostError, MissingAssetError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "cacc_a.json").read_text())
 
@@ -42,6 +43,7 @@ def test_the_assignment_is_the_best_of_all(pairs):
     assert clustering_accuracy(truth, predicted) == brute_force(truth, predicted)
 
 
+@settings(deadline=None)
 @given(ids, st.permutations(range(7)), st.randoms())
 def test_names_and_order_do_not_matter(pairs, renamed, random):
     truth, predicted = zip(*pairs, strict=True)
@@ -51,6 +53,7 @@ def test_names_and_order_do_not_matter(pairs, renamed, random):
     assert again == clustering_accuracy(truth, predicted)
 
 
+@settings(deadline=None)
 @given(ids)
 def test_rectangular_equals_square(pairs):
     from scipy.optimize import linear_sum_assignment
@@ -127,6 +130,12 @@ def test_vectors_that_are_none(predicted, truth, match):
 def test_floors_of_two_encoders():
     with pytest.raises(ValueError, match="of two encoders"):
         semantic_floors([[1.0, 0.0]], [[1.0, 0.0, 0.0]])
+
+
+def test_without_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(HostError, match="pip install scipy"):
+        clustering_accuracy([0], [0])
 
 
 def test_one_spelling():

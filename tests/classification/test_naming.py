@@ -145,7 +145,7 @@ def test_scripts():
 words = st.sampled_from(["Red Fox", "red fox", "red-fox", "the red foxes", "oak", "Oaks", "grey wolf", "gray wolf"])
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(words, st.integers(1, 3), max_size=8), st.randoms())
 def test_merging_is_order_free_and_done_once(counts, random):
     merged = merge(counts)

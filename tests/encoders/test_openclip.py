@@ -439,3 +439,17 @@ def test_template_sets_are_those_published() -> None:
     assert TEMPLATE_SETS["clip7"] == tuple(t("{}") for t in open_clip.SIMPLE_IMAGENET_TEMPLATES)
     assert TEMPLATE_SETS["clip80"] == tuple(t("{}") for t in open_clip.OPENAI_IMAGENET_TEMPLATES)
     assert len(set(TEMPLATE_SETS["vild81"])) == 81
+
+
+def test_pixels_by_imagenet_s_statistics(folders: dict[str, Path]) -> None:
+    plain = encoder_of(folders["plain"])
+    other = OpenClipEncoder(model=plain.model, device="cpu", statistics="imagenet")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    state, _ = other._ready()
+    shown = crops(2)
+    pixels = (shown.permute(0, 2, 3, 1) / 255 - mean) / std
+    assert torch.allclose(other._preprocess(shown, state).permute(0, 2, 3, 1), pixels, atol=1e-5)
+    assert other.fingerprint == f"{plain.fingerprint}:imagenet"
+    assert not torch.allclose(other.encode_images(shown), plain.encode_images(shown), atol=1e-3)
+    with pytest.raises(ConfigError, match="statistics must be 'imagenet'"):
+        OpenClipEncoder(model=plain.model, statistics="clip")

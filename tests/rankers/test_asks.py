@@ -11,7 +11,7 @@ import torch
 
 from rar_mmdet.components import build_component
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
-from rar_mmdet.rankers import Answer, Ask, Generate, Letter, Likelihood, Question, YesNo
+from rar_mmdet.rankers import Answer, Ask, Generate, Letter, Likelihood, Open, Question, YesNo
 from rar_mmdet.rankers.asks import as_ask, cyclic_shifts
 from rar_mmdet.structures import RankStatus
 
@@ -301,3 +301,11 @@ def test_how_many_candidates():
     assert Letter().max_candidates == Likelihood(prompt="letter").max_candidates == 26
     assert Likelihood().max_candidates is None
     assert Generate(prompt="paper_in_context").max_candidates == 26
+
+
+def test_an_open_question_shows_no_candidates():
+    way = Open()
+    assert way.texts(QUESTION) == [way.wording.text]
+    assert way.texts(Question(QUESTION.crop, (), "Which bird?")) == ["Which bird?"]
+    reading = way.read(Answer(reply="It is a hot dog."), QUESTION)
+    assert QUESTION.candidates[reading.order[0]] == "hot dog"
