@@ -51,7 +51,8 @@ class Blip2Ranker(AskingRanker):
         expect_count("batch_size", batch_size)
         self.checkpoint = Checkpoint(str(model), None, what="BLIP-2 model", error=RankerLoadError)
         self.batch_size, self.dtype = batch_size, dtype
-        self._device, self._parts = torch.device("cpu"), None
+        self._device = torch.device("cpu")
+        self._parts: Any = None  # model and processor, once they are loaded
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": None}
@@ -73,7 +74,8 @@ class Blip2Ranker(AskingRanker):
         """
         if missing := self.missing_assets():
             raise MissingAssetError("; ".join(missing))
-        self._device, self._parts = torch.device(device or self._device), None
+        self._device = torch.device(device or self._device)
+        self._parts = None
 
     def identity(self) -> Mapping[str, Any]:
         """Weights and precision."""
@@ -81,7 +83,7 @@ class Blip2Ranker(AskingRanker):
 
     @property
     def _precision(self) -> torch.dtype:
-        return getattr(torch, self.dtype or ("bfloat16" if self._device.type == "cuda" else "float32"))  # type: ignore[no-any-return]
+        return getattr(torch, self.dtype or ("bfloat16" if self._device.type == "cuda" else "float32"))
 
     def answer(self, questions: Sequence[Question]) -> Iterator[dict[int, Answer]]:
         """One dict per `batch_size` questions of one text: texts of one length need no padding behind the picture."""
@@ -121,5 +123,6 @@ class Blip2Ranker(AskingRanker):
                 )
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise RankerLoadError(f"{folder} could not be loaded as BLIP-2: {error}") from error
-            self._parts = model.to(self._device).eval(), processor
+            whole: Any = model
+            self._parts = whole.to(self._device).eval(), processor
         return self._parts
