@@ -52,7 +52,7 @@ class Blip2Ranker(AskingRanker):
         self.checkpoint = Checkpoint(str(model), None, what="BLIP-2 model", error=RankerLoadError)
         self.batch_size, self.dtype = batch_size, dtype
         self._device = torch.device("cpu")
-        self._parts: Any = None  # model and processor, once they are loaded
+        self._parts: tuple[Any, Any] | None = None  # model and processor
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": None}
@@ -74,8 +74,7 @@ class Blip2Ranker(AskingRanker):
         """
         if missing := self.missing_assets():
             raise MissingAssetError("; ".join(missing))
-        self._device = torch.device(device or self._device)
-        self._parts = None
+        self._device, self._parts = torch.device(device or self._device), None
 
     def identity(self) -> Mapping[str, Any]:
         """Weights and precision."""
@@ -110,7 +109,7 @@ class Blip2Ranker(AskingRanker):
         start = 0 if model.config.text_config.is_encoder_decoder else inputs["input_ids"].shape[1]
         return [reply.strip() for reply in processor.batch_decode(output[:, start:], skip_special_tokens=True)]
 
-    def _loaded(self) -> Any:
+    def _loaded(self) -> tuple[Any, Any]:
         if self._parts is None:
             from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
@@ -118,11 +117,10 @@ class Blip2Ranker(AskingRanker):
             folder = self.checkpoint.folder
             try:
                 processor = Blip2Processor.from_pretrained(folder, trust_remote_code=False)
-                model = Blip2ForConditionalGeneration.from_pretrained(
+                model: Any = Blip2ForConditionalGeneration.from_pretrained(
                     folder, dtype=self._precision, use_safetensors=True, trust_remote_code=False
                 )
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise RankerLoadError(f"{folder} could not be loaded as BLIP-2: {error}") from error
-            whole: Any = model
-            self._parts = whole.to(self._device).eval(), processor
+            self._parts = model.to(self._device).eval(), processor
         return self._parts

@@ -246,7 +246,10 @@ def test_a_config_names_a_way():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("shout", "one of 'likelihood', 'letter', 'yesno', 'generate', 'decide', 'open', or one of the classes"),
+        (
+            "shout",
+            "ask must be one of 'likelihood', 'letter', 'yesno', 'generate', 'decide', 'open', or one of the classes",
+        ),
         ({"num_shifts": 1}, "ask must be one of"),
         ({"type": "Letter", "num_shift": 1}, "unexpected keyword argument 'num_shift'"),
         (5, "got 5"),
