@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from rar_mmdet import RegionRecognizer
+from rar_mmdet.detectors import AnnotationDetector
 from rar_mmdet.labelling import FORMATS, Labeller, LabelRun
-from rar_mmdet.labelling.command import AnnotatedBoxes
 from rar_mmdet.labelling.photos import Label, LabelledPhoto
 from rar_mmdet.labelling.review import write_review
 
@@ -96,7 +96,7 @@ def labelling(photos: int, folder: Path) -> dict[str, float]:
     """Share of a run that is no model's, and the page."""
     place, boxes = world(photos, folder)
     recognizer = RegionRecognizer.from_config(ROOT / "configs" / "demo" / "rar_demo.py")
-    labeller = Labeller(recognizer, list(recognizer.category_names), AnnotatedBoxes(boxes))
+    labeller = Labeller(recognizer, list(recognizer.category_names), AnnotationDetector(boxes))
     labeller.recognizer.load()
     seconds = 0.0
 

@@ -1,8 +1,8 @@
 """Label a folder of photos with your own words, and get a page to review the labels.
 
-    rar-mmdet label photos/ --words words.txt --whole --embedded --out labels/          # a first try, nothing to fetch
-    rar-mmdet label photos/ --words words.txt --boxes boxes.json --config configs/rar_lvis_qwen.py --out labels/
-    rar-mmdet label photos/ --words words.txt --boxes boxes.json --config CONFIG --out labels/ --apply corrections.json
+    rar-mmdet label photos/ --words words.txt --embedded --out labels/        # a first try, nothing to fetch
+    rar-mmdet label photos/ --words words.txt --detector iSEE-Laboratory/llmdet_tiny --config configs/rar_lvis_qwen.py
+    rar-mmdet label photos/ --words words.txt --boxes boxes.json --config CONFIG --apply corrections.json
 
 Words: one a line. `cat | kitten` are two phrases for one class, `dog > poodle` (or an indent) a taxonomy whose upper
 word is written where the lower one is unsure, `! shadow` competes and is never written, `#` begins a remark; YAML and
@@ -23,63 +23,21 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from rar_mmdet.components import recognizer_of
-from rar_mmdet.errors import AnnotationFileError, ConfigError, MissingAssetError, RarError
-from rar_mmdet.files.coco import box_of, is_object
-from rar_mmdet.files.text import parse_json, read_bytes
-from rar_mmdet.labelling.labeller import CORRECTIONS, Boxes, Labeller, LabelRun, WholePhoto, read_corrections
+from rar_mmdet.detectors import AnnotationDetector, Detector, TransformersDetector
+from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.labelling.labeller import CORRECTIONS, Labeller, LabelRun, WholePhoto, read_corrections
 from rar_mmdet.labelling.review import write_review
 from rar_mmdet.labelling.words import read_words
 from rar_mmdet.labelling.writers import FORMATS
 
-__all__ = ["AnnotatedBoxes", "main"]
+__all__ = ["main"]
 
 # Beside rar_mmdet/ in a checkout, inside it once installed.
 PLACES = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
-EMBEDDED = "demo/rar_demo.py"
+EMBEDDED, EMBEDDED_DETECTOR = "demo/rar_demo.py", "demo/weights/detector"
 UNSURE = "unsure.json"
-
-
-class AnnotatedBoxes:
-    """Boxes of a COCO-style annotation file, found by the photo's path below the folder, or else by its file name.
-
-    Raises:
-        AnnotationFileError: it is no such file, or two of its photos have one name.
-    """
-
-    def __init__(self, file: Path) -> None:
-        origin = f"boxes {str(file)!r}"
-        content = parse_json(read_bytes(str(file), origin, AnnotationFileError), origin, AnnotationFileError)
-        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-            raise AnnotationFileError(f"{origin} hold no `images` and `annotations`; expected a COCO-style file")
-        names = {image.get("id"): str(image.get("file_name", "")) for image in content["images"]}
-        self._boxes: dict[str, list[list[float]]] = {name: [] for name in names.values()}  # xyxy, pixels
-        for annotation in content["annotations"]:
-            box = box_of(annotation)
-            if box is not None and is_object(annotation) and annotation.get("image_id") in names:
-                self._boxes[names[annotation["image_id"]]].append(list(box))
-        self._by_name: dict[str, str] = {}
-        for name in self._boxes:
-            short = Path(name).name
-            self._by_name[short] = "" if short in self._by_name else name
-        self.without: set[str] = set()  # photos that the file does not know
-
-    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
-        """See `Boxes`; a photo that the file does not know has none."""
-        known = name if name in self._boxes else self._by_name.get(Path(name).name)
-        if known == "":
-            raise AnnotationFileError(
-                f"boxes: {Path(name).name!r} stands for several photos of the file; write its paths as they are below "
-                "the folder of photos"
-            )
-        if known is None:
-            self.without.add(name)
-        return torch.tensor(self._boxes.get(known or "", []), dtype=torch.float32).reshape(-1, 4), None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,14 +46,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("photos", type=Path, help="folder of photos, also in folders below it")
     parser.add_argument("--words", type=Path, required=True, help="the words: .txt, .yaml or .csv")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="folder of the labels (default: labels)")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--boxes", type=Path, metavar="FILE", help="boxes to name, a COCO-style annotation file")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--detector", metavar="MODEL", help="folder or hub id of a detector of transformers finds boxes")
+    where.add_argument(
+        "--boxes", type=Path, metavar="FILE", help="boxes of COCO, YOLO, VOC, CVAT or Label Studio files"
+    )
     where.add_argument("--whole", action="store_true", help="each photo is one box")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", type=Path, help="config with a recogniser, such as configs/rar_lvis_qwen.py")
     which.add_argument("--embedded", action="store_true", help="the demo's models: toy shapes alone, nothing to fetch")
     parser.add_argument(
         "--formats", nargs="+", default=["coco"], metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: coco)"
+    )
+    parser.add_argument("--prompt", help="what a detector by text looks for, such as 'object . animal . thing'")
+    parser.add_argument(
+        "--min-box-score",
+        type=float,
+        default=0.3,
+        help="boxes the detector is less sure of are left out (default: 0.3)",
     )
     parser.add_argument("--min-score", type=float, default=0.5, help="labels below are not written (default: 0.5)")
     parser.add_argument("--review", type=int, default=5000, help="regions on the page, doubtful first (default: 5000)")
@@ -125,9 +93,9 @@ def run(args: argparse.Namespace) -> None:
         raise MissingAssetError("this config needs what is not there:\n  " + "\n  ".join(missing))
     if args.device:
         recognizer.to(args.device)
-    boxes: Boxes = WholePhoto() if args.whole else AnnotatedBoxes(args.boxes)
-    labeller = Labeller(recognizer, words, boxes, args.min_score)
-    settings = {"config": str(config.resolve()), "boxes": None if args.whole else str(args.boxes.resolve())}
+    detector, source = _boxes(args)
+    labeller = Labeller(recognizer, words, detector, args.min_score)
+    settings = {"config": str(config.resolve()), "boxes": source}
     labels = LabelRun(labeller, args.photos, args.out, settings, overwrite=args.overwrite)
     if args.apply is not None:
         read_corrections(args.apply, words)  # refused before anything is written
@@ -141,12 +109,30 @@ def run(args: argparse.Namespace) -> None:
     _write_unsure(labels)
     page = args.out / "review.html"
     reviewed = write_review(labels, page, args.review)
-    _tell(labels, boxes, counts, written)
+    _tell(labels, counts, written)
     for place, name in zip(places, dict.fromkeys(args.formats), strict=True):
         print(f"{name:<10} {place}")
     print(
         f"unsure     {args.out / UNSURE}\nreview     {page}  ({reviewed} regions, doubtful first; opens in any browser)"
     )
+
+
+def _boxes(args: argparse.Namespace) -> tuple[Detector, str]:
+    """Where boxes come from, and what tells it from other sources."""
+    if args.whole:
+        return WholePhoto(), "whole photos"
+    if args.boxes is not None:
+        return AnnotationDetector(args.boxes, missing="empty"), str(args.boxes.resolve())
+    model = args.detector or (str(_embedded().parents[2] / EMBEDDED_DETECTOR) if args.embedded else None)
+    if model is None:
+        raise ConfigError("say where boxes come from: --detector MODEL, --boxes FILE, or --whole for whole photos")
+    detector = TransformersDetector(
+        model=model, prompt=args.prompt, score_threshold=args.min_box_score, device=args.device
+    )
+    missing = detector.missing_assets()
+    if missing:
+        raise MissingAssetError("the detector is not there:\n  " + "\n  ".join(missing))
+    return detector, f"{detector.checkpoint.name} {args.prompt or ''} {args.min_box_score}"
 
 
 def _embedded() -> Path:
@@ -174,7 +160,7 @@ def _write_unsure(labels: LabelRun) -> None:
     os.replace(part, file)
 
 
-def _tell(labels: LabelRun, boxes: Boxes, counts: Counter[str], written: Counter[str]) -> None:
+def _tell(labels: LabelRun, counts: Counter[str], written: Counter[str]) -> None:
     before = f", {counts['done_before']} of them done before" if counts["done_before"] else ""
     print(f"\n{counts['photos']} photos{before}; {written['labels']} labels, {written['unsure']} boxes without one")
     if written["corrected"]:
@@ -184,8 +170,11 @@ def _tell(labels: LabelRun, boxes: Boxes, counts: Counter[str], written: Counter
         print(f"{len(unreadable)} photos left out; the first: {unreadable[0].error}")
     if labels.passed_over:
         print("passed over: " + ", ".join(f"{count} {kind}" for kind, count in labels.passed_over.items()) + " files")
-    if isinstance(boxes, AnnotatedBoxes) and boxes.without:
-        print(f"{len(boxes.without)} photos have no entry in the file of boxes, such as {min(boxes.without)}")
+    detector = labels.labeller.detector
+    if isinstance(detector, AnnotationDetector):
+        without = [name for name in labels.names if detector.file.row_of(name) is None]
+        if without:
+            print(f"{len(without)} photos have no entry in the file of boxes, such as {without[0]}")
     print()
 
 

@@ -9,13 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError, RecordFileError
+from rar_mmdet.detectors import Detected, Detector
+from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, RecordFileError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.labelling.decisions import Decision, decide
 from rar_mmdet.labelling.photos import Label, LabelledPhoto, find_photos
@@ -25,31 +25,22 @@ from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.records import RegionRecord, describe_regions
 from rar_mmdet.structures import ImageRegions
 
-__all__ = ["Boxes", "LabelRun", "Labeller", "WholePhoto"]
+__all__ = ["LabelRun", "Labeller", "WholePhoto"]
 
 PHOTOS_AT_ONCE = 8  # recognised together (ours): fills the batches of encoder and ranker
 RECORDS, PHOTOS, SETTINGS, CORRECTIONS = "records.jsonl", "photos.jsonl", "run.json", "corrections.json"
 
 
-class Boxes(Protocol):
-    """Where boxes come from."""
-
-    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
-        """Boxes (R, 4) xyxy in pixels of the upright photo, and their scores (R,) or `None` where they are given.
-
-        Args:
-            photo: (H, W, 3) uint8 RGB, upright.
-            name: its path below the folder of photos.
-        """
-
-
 class WholePhoto:
-    """The photo is one box."""
+    """A "detector" whose one box is the photo."""
 
-    def __call__(self, photo: Any, name: str) -> tuple[Tensor, Tensor | None]:
-        """See `Boxes`."""
-        height, width = photo.shape[:2]
-        return torch.tensor([[0.0, 0.0, width, height]]), None
+    def detect(self, images: Sequence[Any], paths: Sequence[str | None] | None = None) -> list[Detected]:
+        """See `Detector`."""
+        found = []
+        for image in images:
+            height, width = read_image(image).shape[:2]
+            found.append(Detected(torch.tensor([[0.0, 0.0, width, height]]), torch.ones(1)))
+        return found
 
 
 class Labeller:
@@ -58,7 +49,8 @@ class Labeller:
     Args:
         recognizer: any recogniser; its own names are replaced by the words.
         words: a `WordList`, the path of a file, or lines (`read_words`).
-        boxes: where boxes come from; whole photos by default.
+        detector: where boxes come from, such as `TransformersDetector` or `AnnotationDetector`; whole photos by
+            default.
         min_score: labels below it are not written, or replaced by a class above that has it.
     """
 
@@ -66,14 +58,14 @@ class Labeller:
         self,
         recognizer: RegionRecognizer,
         words: WordList | str | Path | Sequence[str],
-        boxes: Boxes | None = None,
+        detector: Detector | None = None,
         min_score: float = 0.5,
     ) -> None:
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score must be in [0, 1], got {min_score}")
         self.words = words if isinstance(words, WordList) else read_words(words)
         self.recognizer = recognizer.with_vocabulary(list(self.words.phrases))
-        self.boxes, self.min_score = boxes or WholePhoto(), min_score
+        self.detector, self.min_score = detector or WholePhoto(), min_score
 
     def __call__(self, photo: Any) -> list[tuple[str | None, float, tuple[float, ...]]]:
         """(class name or `None`, score, box in pixels) of each box of one photo.
@@ -94,12 +86,13 @@ class Labeller:
         Args:
             photos: name and (H, W, 3) uint8 RGB pixels of each.
         """
-        batch = []
-        for name, pixels in photos:
-            boxes, scores = self.boxes(pixels, name)
-            batch.append(ImageRegions(pixels, boxes, scores, name=name))
-        found = self.recognizer.recognize(batch)
-        return [describe_regions(one, name) for one, (name, _) in zip(found, photos, strict=True)]
+        found = self.detector.detect([pixels for _, pixels in photos], [name for name, _ in photos])
+        batch = [
+            ImageRegions(pixels, one.boxes_xyxy, one.scores, name=name)
+            for one, (name, pixels) in zip(found, photos, strict=True)
+        ]
+        recognized = self.recognizer.recognize(batch)
+        return [describe_regions(one, name) for one, (name, _) in zip(recognized, photos, strict=True)]
 
     def decide(self, record: RegionRecord) -> Decision:
         """What a region is called."""
@@ -222,11 +215,11 @@ class LabelRun:
         found: dict[str, list[RegionRecord]] = {}
         try:
             found = dict(zip((n for n, _ in good), self.labeller.recognize(good), strict=True)) if good else {}
-        except InvalidBoxError:  # of one photo: tell which, and keep the others
+        except (InvalidBoxError, ImageReadError, AnnotationFileError):  # of one photo: tell which, keep the others
             for name, pixels in good:
                 try:
                     (found[name],) = self.labeller.recognize([(name, pixels)])
-                except InvalidBoxError as error:
+                except (InvalidBoxError, ImageReadError, AnnotationFileError) as error:
                     errors[name] = str(error)
         sizes = {name: pixels.shape[:2] for name, pixels in good}
         for name in names:

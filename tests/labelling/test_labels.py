@@ -16,13 +16,14 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.ops import box_iou
 
 from rar_mmdet import RegionRecognizer
 from rar_mmdet.cli import main as rar_mmdet
-from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, MissingAssetError, RecordFileError
+from rar_mmdet.detectors import Detected
+from rar_mmdet.errors import ConfigError, ImageReadError, MissingAssetError, RecordFileError
 from rar_mmdet.files.yolo import read_yolo
 from rar_mmdet.labelling import FORMATS, Labeller, LabelRun
-from rar_mmdet.labelling.command import AnnotatedBoxes
 from rar_mmdet.labelling.labeller import read_corrections
 from rar_mmdet.labelling.photos import find_photos
 from rar_mmdet.labelling.review import review_order, write_review
@@ -36,15 +37,17 @@ SIZES = {"a.png": (60, 40), "b/ü c.jpg": (50, 50), "a.jpg": (30, 70)}  # width,
 
 
 class ThreeBoxes:
-    """Two boxes inside and one over the rim; counts its calls."""
+    """Two boxes inside and one over the rim; remembers the photos it was asked about."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, photo, name):
-        self.calls.append(name)
-        height, width = photo.shape[:2]
-        return torch.tensor([[2.0, 3, 20, 25], [5.25, 6.5, 28, 30], [10, 10, width + 2, height + 3]]), None
+    def boxes(self, height, width):
+        return torch.tensor([[2.0, 3, 20, 25], [5.25, 6.5, 28, 30], [10, 10, width + 2, height + 3]])
+
+    def detect(self, images, paths=None):
+        self.calls += paths
+        return [Detected(self.boxes(*image.shape[:2]), torch.ones(3)) for image in images]
 
 
 @pytest.fixture
@@ -218,9 +221,8 @@ def test_odd_photos_are_named_and_counted(photos, tmp_path):
 
 def test_a_bad_box_costs_its_photo_alone(photos, tmp_path):
     class Odd(ThreeBoxes):
-        def __call__(self, photo, name):
-            boxes, scores = super().__call__(photo, name)
-            return (boxes * float("nan") if name == "a.png" else boxes), scores
+        def boxes(self, height, width):
+            return super().boxes(height, width) + (1000 if (width, height) == SIZES["a.png"] else 0)
 
     run = LabelRun(labeller(Odd()), photos, tmp_path / "out")
     counts = run.run()
@@ -366,27 +368,6 @@ def test_keys_filters_and_saving_in_a_real_browser(photos, tmp_path):
     assert all(name.startswith(("file:", "data:")) for name in log["fetched"])
 
 
-def test_boxes_of_a_file_are_found_by_path_or_name(tmp_path):
-    images = [{"id": 1, "file_name": "x/a.jpg"}, {"id": 2, "file_name": "y/a.jpg"}, {"id": 3, "file_name": "old/b.jpg"}]
-    annotations = [
-        {"image_id": 1, "bbox": [1, 2, 3, 4]},
-        {"image_id": 3, "bbox": [5, 6, 7, 8]},
-        {"image_id": 3, "bbox": [5, 6, 7, 8], "iscrowd": 1},
-    ]
-    file = tmp_path / "boxes.json"
-    file.write_text(json.dumps({"images": images, "annotations": annotations}))
-    boxes = AnnotatedBoxes(file)
-    assert boxes(None, "x/a.jpg")[0].tolist() == [[1, 2, 4, 6]]
-    assert boxes(None, "new/b.jpg")[0].tolist() == [[5, 6, 12, 14]]
-    assert boxes(None, "c.jpg")[0].shape == (0, 4)
-    assert boxes.without == {"c.jpg"}
-    with pytest.raises(AnnotationFileError, match="'a.jpg' stands for several photos of the file"):
-        boxes(None, "z/a.jpg")
-    file.write_text("{}")
-    with pytest.raises(AnnotationFileError, match="hold no `images` and `annotations`"):
-        AnnotatedBoxes(file)
-
-
 def test_the_command_with_the_demos_models(tmp_path, capsys):
     out = tmp_path / "labels"
     line = [
@@ -407,6 +388,35 @@ def test_the_command_with_the_demos_models(tmp_path, capsys):
     assert "1 corrected by hand" in shown
     assert rar_mmdet([*line, "--formats", "coca"]) == 2
     assert "there is no format 'coca'; known are coco, yolo" in capsys.readouterr().err
+
+
+def test_a_detector_finds_the_boxes(tmp_path, capsys):
+    photos, words = ROOT / "demo" / "photos", ROOT / "demo" / "photos" / "words.txt"
+    out = tmp_path / "labels"
+    assert rar_mmdet(["label", str(photos), "--words", str(words), "--embedded", "--out", str(out)]) == 0
+    labels = json.loads((out / "coco.json").read_text())
+    unsure = json.loads((out / "unsure.json").read_text())
+    truth = json.loads((photos / "boxes.json").read_text())
+    names = {i["id"]: i["file_name"] for i in truth["images"]}
+    found = {image["file_name"]: [] for image in labels["images"]}
+    by_id = {image["id"]: image["file_name"] for image in labels["images"]}
+    for a in labels["annotations"]:
+        x, y, w, h = a["bbox"]
+        found[by_id[a["image_id"]]].append([x, y, x + w, y + h])
+    for entry in unsure:
+        found[entry["photo"]].append(entry["box_xyxy"])
+    covered = 0
+    for a in truth["annotations"]:
+        x, y, w, h = a["bbox"]
+        boxes = torch.tensor(found[names[a["image_id"]]]).reshape(-1, 4)
+        covered += bool((box_iou(torch.tensor([[x, y, x + w, y + h]], dtype=boxes.dtype), boxes) > 0.5).any())
+    assert covered >= 0.7 * len(truth["annotations"])
+    capsys.readouterr()
+    line = ["label", str(photos), "--words", str(words), "--config", str(ROOT / "configs" / "demo" / "rar_demo.py")]
+    assert rar_mmdet(line) == 2
+    assert "say where boxes come from: --detector MODEL, --boxes FILE, or --whole" in capsys.readouterr().err
+    assert rar_mmdet([*line, "--detector", "iSEE-Laboratory/llmdet_tiny"]) == 2
+    assert "hf download iSEE-Laboratory/llmdet_tiny" in capsys.readouterr().err
 
 
 def test_python_in_five_lines():
