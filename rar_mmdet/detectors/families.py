@@ -174,6 +174,10 @@ class OmDet(Family):
 class Sam3(Family):
     """SAM 3: one concept a pass, with a mask for each box; the image tower runs once."""
 
+    def chunks(self, tokenizer: Any, names: Sequence[str], size: int) -> list[list[int]]:
+        """One name each, whatever is asked for: it takes no more."""
+        return super().chunks(tokenizer, names, 1)
+
     def inputs(self, tokenizer: Any, texts: Sequence[str], batch: int) -> tuple[dict[str, Any], Any]:
         """The concept for every photo."""
         found = tokenizer(list(texts) * batch, padding="max_length", max_length=32, return_tensors="pt")

@@ -122,6 +122,15 @@ def test_owl_in_chunks_equals_one_pass(folders):
     assert class_scores(parts, NAMES).isnan().sum() == 0
 
 
+def test_sam_3_gives_a_mask_of_the_photo_for_each_box(folders):
+    found = detector(folders, "sam3", names=["cat", "dog"], chunk_size=None).detect(photos((60, 90)))[0]
+    assert len(found)
+    assert found.masks.shape == (len(found), 60, 90)
+    assert found.masks.dtype == torch.bool
+    # Two concepts, one pass each: no box has both names, and all names are scores of their own pass.
+    assert len(found.name_ids) == len(found)
+
+
 def test_an_orientation_is_applied_first(folders, tmp_path):
     photo = photos((60, 90))[0]
     exif = Image.Exif()

@@ -26,6 +26,9 @@ from transformers import (
     RTDetrForObjectDetection,
     RTDetrImageProcessor,
     RTDetrResNetConfig,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3Model,
     SwinConfig,
     YolosConfig,
     YolosForObjectDetection,
@@ -37,7 +40,7 @@ LABELS = {"id2label": CLASSES, "label2id": {name: i for i, name in CLASSES.items
 WORDS = ["a", "photo", "of", "cat", "dog", "red", "star", "object", "animal", "thing", "cup", "bow", "blue"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 CLOSED = ("rt_detr", "d_fine", "deimv2", "yolos")
-BY_TEXT = ("grounding-dino", "mm-grounding-dino", "owlv2")
+BY_TEXT = ("grounding-dino", "mm-grounding-dino", "owlv2", "sam3")
 KINDS = CLOSED + BY_TEXT
 
 
@@ -118,6 +121,46 @@ def _grounding(kind: str) -> torch.nn.Module:
     return model_class(config)
 
 
+def _sam3() -> torch.nn.Module:
+    tokenizer = clip_tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    tower = {
+        **small,
+        "model_type": "sam3_vit_model",
+        "num_hidden_layers": 2,
+        "image_size": 56,
+        "patch_size": 14,
+        "window_size": 2,
+        "global_attn_indexes": [1],
+        "pretrain_image_size": 28,
+    }
+    vision = {
+        "backbone_config": tower,
+        "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        "scale_factors": [4.0, 2.0, 1.0, 0.5],
+    }
+    text = {
+        **small,
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 1,
+        "projection_dim": 32,
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return Sam3Model(
+        Sam3Config(
+            vision_config=vision,
+            text_config=text,
+            geometry_encoder_config={**small, "num_layers": 1},
+            detr_encoder_config={**small, "num_layers": 1},
+            detr_decoder_config={**small, "num_layers": 1, "num_queries": 6},
+            mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+        )
+    )
+
+
 def write_detector(folder: Path, kind: str, seed: int = 0) -> Path:
     """A folder with config, weights, processor and, where it reads texts, tokenizer of a model of that kind."""
     torch.manual_seed(seed)
@@ -179,6 +222,10 @@ def write_detector(folder: Path, kind: str, seed: int = 0) -> Path:
             weight.data *= 0.1
         Owlv2ImageProcessor(size=square).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    elif kind == "sam3":
+        model = _sam3()
+        Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
+        clip_tokenizer().save_pretrained(folder)
     else:
         raise ValueError(kind)
     model.eval().save_pretrained(folder)
