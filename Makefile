@@ -31,8 +31,8 @@ names-demo: install  ## the same photos with their names hidden: find names, and
 	@$(PY) -m rar_mmdet.cli classify configs/classification/demo_names.py --rows all \
 		--names work_dirs/names-demo/found/mllm-*.json --out work_dirs/names-demo/mllm
 
-test: install  ## run the tests (offline, CPU)
-	@HF_HUB_OFFLINE=1 $(PY) -m pytest
+test: install  ## run the tests (offline, CPU; a process a core, at most four)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 lint: install  ## ruff (lint and format) and mypy, pinned
 	@$(PY) -m ruff check .

@@ -47,7 +47,7 @@ setup(
         "vllm": ["vllm>=0.20"],
         "dev": [
             *requirements("OPTIONAL"),
-            *("pytest", "hypothesis", "ruff", "mypy", "num2words", "scikit-image", "faster-coco-eval"),
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "num2words", "scikit-image", "faster-coco-eval"),
         ],
     },
     entry_points={"console_scripts": ["rar-mmdet = rar_mmdet.cli:main"]},
