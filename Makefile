@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo classify-demo names-demo test lint bench
+.PHONY: help install demo classify-demo label-demo names-demo test lint bench
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ classify-demo: install  ## few-shot recognition of an embedded world of whole ph
 	@$(PY) demo/make_few_shot_world.py --out data/demo_few_shot --seed 0
 	@$(PY) -m rar_mmdet.cli classify configs/classification/demo.py --shots 1 4 16 --seeds 1 2 3 \
 		--offered 2 5 10 20 --out work_dirs/classify-demo
+
+label-demo: install  ## label the demo's photos with boxes that are found, against the truth, and make the review page
+	@$(PY) demo/run_label_demo.py
 
 names-demo: install  ## the same photos with their names hidden: find names, and recognise by them
 	@$(PY) demo/make_few_shot_world.py --out data/demo_few_shot --seed 0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rar_mmdet.detectors import Detected, Detector
 from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, RecordFileError
 from rar_mmdet.files.images import read_image
+from rar_mmdet.fusion import NoneOfThese
 from rar_mmdet.labelling.decisions import Decision, decide
 from rar_mmdet.labelling.photos import Label, LabelledPhoto, find_photos
 from rar_mmdet.labelling.words import WordList, read_words
@@ -65,6 +66,8 @@ class Labeller:
             raise ConfigError(f"min_score must be in [0, 1], got {min_score}")
         self.words = words if isinstance(words, WordList) else read_words(words)
         self.recognizer = recognizer.with_vocabulary(list(self.words.phrases))
+        if not isinstance(self.recognizer.fusion, NoneOfThese):  # a box may be none of the words
+            self.recognizer.fusion = NoneOfThese(self.recognizer.fusion)
         self.detector, self.min_score = detector or WholePhoto(), min_score
 
     def __call__(self, photo: Any) -> list[tuple[str | None, float, tuple[float, ...]]]:

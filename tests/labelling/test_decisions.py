@@ -1,5 +1,7 @@
 """One class from the scores of phrases, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from rar_mmdet.labelling.decisions import decide, doubt
@@ -50,5 +52,7 @@ def test_doubt_is_the_margin_and_more_where_the_stages_differ():
     # Retrieval had the poodle first, the ranker made it a cat.
     differ = region({"poodle": 0.1, "cat": 0.9}, order=(1, 0))
     assert doubt(differ, WORDS, decide(differ, WORDS, 0.5)) == pytest.approx(0.28)
+    found = replace(sure, box_score=0.5)
+    assert doubt(found, WORDS, decide(found, WORDS, 0.5)) == pytest.approx(1 - 0.82 / 2)
     nothing = region({"shadow": 1.0})
     assert doubt(nothing, WORDS, decide(nothing, WORDS, 0.5)) == 1.0
