@@ -25,13 +25,13 @@ TEXT_SCALE = 100.0  # 1 / τ of OpenAI's CLIP; all of these papers write it out 
 
 # Work on queries is cut into blocks whose largest array has this size (ours): a fraction of what all of them would
 # take, and large enough that threads seldom wait for one another.
-BLOCK_BYTES = 112 * 2**20
+BLOCK_BYTES = 80 * 2**20
 
 # Exemplars nearer to their class mean than this, as a share of their length and in the quadratic mean, are the same
 # picture but for rounding (ours). Two photos, or two crops of one, differ by a few percent at least.
 SAME_PICTURE = 1e-4
 
-ROWS_AT_ONCE = 8192  # exemplars of one partial sum of squares
+ROWS_AT_ONCE = 2048  # exemplars of one partial sum of squares; temporary arrays of 8 MB keep their memory
 
 
 def tip_keys(views: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def fit_gda(features: Tensor, labels: Tensor, num_classes: int) -> GaussianClass
     total = scatter.trace()
     tolerance = max(SAME_PICTURE, 8 * torch.finfo(features.dtype).eps) ** 2
     identity = torch.eye(channels, dtype=torch.float64, device=work.device)
-    no_spread = bool(total <= tolerance * work.double().square().sum())
+    no_spread = bool(total <= tolerance * torch.linalg.vector_norm(work).double().square())
     if no_spread:
         precision = identity
     else:
@@ -262,11 +262,12 @@ def _first_best(similarity: Tensor, depth: int) -> Tensor:
 
 
 def _scatter(features: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-    """(D, D) float64: Σ (x - mu)(x - mu)ᵀ. Distances are taken in float64, their products in the features' dtype."""
+    """(D, D) float64: Σ (x - mu)(x - mu)ᵀ, parts of it in the features' dtype: their own rounding is no smaller."""
     channels = features.shape[1]
     total = torch.zeros(channels, channels, dtype=torch.float64, device=features.device)
+    means = means.to(features.dtype)
     for rows, own in zip(features.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
-        apart = (rows.double() - means[own]).to(features.dtype)
+        apart = rows - means[own]
         total += apart.T @ apart
     return total
 
@@ -306,6 +307,12 @@ def _text_logits(queries: Tensor, text_weights: Tensor) -> Tensor:
     return (work @ text_weights.to(work)).mul_(TEXT_SCALE).to(queries.dtype)
 
 
+def _finite_rows(vectors: Tensor) -> Tensor:
+    """(N,) whether all numbers of a row are finite; the sum of a row tells, but for rows of huge numbers."""
+    finite = vectors.sum(dim=1).isfinite()
+    return finite if finite.all() else vectors.isfinite().all(dim=1)
+
+
 def _told(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else repr(value)[:60]
 
@@ -323,7 +330,7 @@ def _check_factors(function: str, **factors: float) -> None:
 def _check_queries(function: str, queries: Tensor) -> None:
     if not (isinstance(queries, Tensor) and queries.ndim == 2 and queries.is_floating_point()):
         raise FewShotError(f"{function}: queries must be a (Q, D) tensor of floats, got {_told(queries)}")
-    finite = queries.isfinite().all(dim=1)
+    finite = _finite_rows(queries)
     if not finite.all():
         raise FewShotError(f"{function}: query {_first(~finite)} holds a number that is not finite; encode it again")
 
@@ -360,7 +367,7 @@ def _check_exemplars(
         raise FewShotError(
             f"{function}: labels[{row}]={int(labels[row])} is outside [0, {num_classes or 'number of classes'})"
         )
-    finite = exemplars.isfinite().all(dim=1)
+    finite = _finite_rows(exemplars)
     if not finite.all():
         raise FewShotError(f"{function}: exemplar {_first(~finite)} holds a number that is not finite; encode it again")
     return labels
