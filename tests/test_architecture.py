@@ -55,7 +55,7 @@ ALLOWED = {
     },
     "finetune": {*STAGES, "classification", "components", "drawing", "finetune", *BASE},
     "report": {"report", "records", "scoring", "drawing", "errors", "files"},
-    "labelling": {*STAGES, "detectors", "recognizer", "components", "records", "drawing", "labelling", *BASE},
+    "labelling": {*STAGES, "fusion", "detectors", "recognizer", "components", "records", "drawing", "labelling", *BASE},
     **{
         command: {*STAGES, "recognizer", "components", command, *BASE} for command in ("build_memory", "inspect_memory")
     },

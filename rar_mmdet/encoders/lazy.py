@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
+from rar_mmdet.files.checkpoints import Checkpoint
 
-__all__ = ["DTYPES", "LazyEncoder", "check_crops"]
+__all__ = ["DTYPES", "CheckpointEncoder", "LazyEncoder", "check_crops"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Model = TypeVar("Model")
@@ -123,3 +125,47 @@ class LazyEncoder(ABC, Generic[Model]):
                 f"{self!r} gave vectors that are zero or not finite; use precision='fp32', and check the weights"
             )
         return F.normalize(vectors, dim=1)
+
+
+class CheckpointEncoder(LazyEncoder[Model]):
+    """An encoder that is a folder of safetensors with a config.json, or a hub id whose files lie in the local cache.
+
+    Args:
+        model: folder or hub id.
+        revision: branch, tag or commit of the hub id.
+        device, precision, batch_size: as `LazyEncoder`.
+
+    Raises:
+        ConfigError: a value is of no use.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(device, precision, batch_size)
+        self.checkpoint = Checkpoint(str(model), revision, what="encoder", error=EncoderLoadError)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.checkpoint.model!r}, precision={self.precision!r})"
+
+    def _check_weights(self, model: torch.nn.Module, absent: Sequence[str]) -> None:
+        """Refuse a model that a file has filled in part, or with numbers of no use.
+
+        Raises:
+            EncoderLoadError: `absent` names tensors that the file lacks, or some are not finite.
+        """
+        folder = self.checkpoint.folder
+        if absent:
+            raise EncoderLoadError(
+                f"{folder}: the weights lack, or have in another shape: {', '.join(absent[:3])} ({len(absent)} "
+                "tensors). They are of another model; get the complete folder anew"
+            )
+        bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise EncoderLoadError(f"{folder}: not finite: {', '.join(bad[:3])} ({len(bad)} tensors). Get it anew")

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rar_mmdet.encoders.lazy import LazyEncoder, check_crops
+from rar_mmdet.encoders.lazy import CheckpointEncoder, check_crops
 from rar_mmdet.encoders.transformers_encoder import IMAGE_ONLY_TEMPERATURE
 from rar_mmdet.errors import ConfigError, EncoderLoadError
-from rar_mmdet.files.checkpoints import Checkpoint
 
 __all__ = ["TimmEncoder"]
 
 
-class TimmEncoder(LazyEncoder[Any]):
+class TimmEncoder(CheckpointEncoder[Any]):
     """Crops to unit vectors by a vision model of timm: its pooled features, without a classifier.
 
     Crops are made at the model's own size and normalised by its own mean and deviation; timm's `crop_pct`, which cuts
@@ -27,26 +26,11 @@ class TimmEncoder(LazyEncoder[Any]):
         model: folder with config.json and model.safetensors as timm publishes them, or a hub id such as
             'timm/vit_base_patch14_dinov2.lvd142m' whose files lie in the local hub cache.
         revision: branch, tag or commit of the hub id.
-        device, precision, batch_size: as `LazyEncoder`.
+        device, precision, batch_size: as `CheckpointEncoder`.
 
     Raises:
         ConfigError: a value is of no use.
     """
-
-    def __init__(
-        self,
-        *,
-        model: str,
-        revision: str | None = None,
-        device: str | torch.device | None = None,
-        precision: str | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        super().__init__(device, precision, batch_size)
-        self.checkpoint = Checkpoint(str(model), revision, what="encoder", error=EncoderLoadError)
-
-    def __repr__(self) -> str:
-        return f"TimmEncoder(model={self.checkpoint.model!r}, precision={self.precision!r})"
 
     def missing_assets(self) -> list[str]:
         """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
@@ -137,12 +121,5 @@ class TimmEncoder(LazyEncoder[Any]):
             raise EncoderLoadError(f"a weight file in {folder} is damaged: {error}. Download it again") from error
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise EncoderLoadError(f"{folder} could not be loaded as timm's {name}: {error}") from error
-        if absent:
-            raise EncoderLoadError(
-                f"{folder}: the weights lack {', '.join(absent[:3])} ({len(absent)} tensors) of timm's {name}; they "
-                "are of another model. Get the complete folder anew"
-            )
-        bad = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise EncoderLoadError(f"{folder}: not finite: {', '.join(bad[:3])} ({len(bad)} tensors). Get it anew")
+        self._check_weights(model, absent)
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rar_mmdet.encoders.lazy import LazyEncoder, check_crops
+from rar_mmdet.encoders.lazy import CheckpointEncoder, check_crops
 from rar_mmdet.encoders.weights import VOCABULARIES
 from rar_mmdet.errors import ConfigError, EncoderLoadError
-from rar_mmdet.files.checkpoints import Checkpoint
 
 __all__ = ["IMAGE_ONLY_TEMPERATURE", "TransformersEncoder"]
 
@@ -42,7 +41,7 @@ class _Parts(NamedTuple):
     tokenizer: Any  # None: the model has no text tower
 
 
-class TransformersEncoder(LazyEncoder[_Parts]):
+class TransformersEncoder(CheckpointEncoder[_Parts]):
     """Crops and texts to unit vectors by an `AutoModel` of transformers.
 
     CLIP, Meta CLIP 2, AltCLIP, Chinese-CLIP, SigLIP, SigLIP 2 (of fixed size, and NaFlex); DINOv2, which has no texts,
@@ -71,16 +70,12 @@ class TransformersEncoder(LazyEncoder[_Parts]):
         precision: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        super().__init__(device, precision, batch_size)
-        self.checkpoint = Checkpoint(str(model), revision, what="encoder", error=EncoderLoadError)
+        super().__init__(model=model, revision=revision, device=device, precision=precision, batch_size=batch_size)
         self._told_of_cut_texts = False
         self._processor: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_processor": None}
-
-    def __repr__(self) -> str:
-        return f"TransformersEncoder(model={self.checkpoint.model!r}, precision={self.precision!r})"
 
     def missing_assets(self) -> list[str]:
         """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
@@ -264,16 +259,9 @@ class TransformersEncoder(LazyEncoder[_Parts]):
             raise EncoderLoadError(f"{folder} could not be loaded as {config.model_type}: {error}") from error
         # Transformers fills what the file lacks with random numbers and only warns.
         absent = sorted(map(str, loaded["missing_keys"])) + sorted(map(str, loaded["mismatched_keys"]))
-        if absent:
-            raise EncoderLoadError(
-                f"{folder}: the weights lack, or have in another shape: {', '.join(absent[:3])} ({len(absent)} "
-                "tensors). They are of another model; get the complete folder anew"
-            )
+        self._check_weights(model, absent)
         if tokenizer is not None:
             _check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder))
-        bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise EncoderLoadError(f"{folder}: not finite: {', '.join(bad[:3])} ({len(bad)} tensors). Get it anew")
         return _Parts(model.to(device).eval().requires_grad_(False), tokenizer)
 
 

@@ -81,7 +81,7 @@ def test_what_is_missing_or_wrong_is_named(folder, tmp_path):
     with pytest.raises(EncoderLoadError, match="names no `architecture`: it is no model of timm"):
         TimmEncoder(model=str(broken)).load()
     (broken / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(EncoderLoadError, match="the weights lack cls_token, pos_embed"):
+    with pytest.raises(EncoderLoadError, match="the weights lack, or have in another shape: cls_token, pos_embed"):
         TimmEncoder(model=str(broken)).load()
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "pos_embed": torch.zeros(1, 2, 3)}, broken / "model.safetensors")
