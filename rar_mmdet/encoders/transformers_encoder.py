@@ -61,18 +61,8 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         ConfigError: a value is of no use.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        revision: str | None = None,
-        device: str | torch.device | None = None,
-        precision: str | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        super().__init__(model=model, revision=revision, device=device, precision=precision, batch_size=batch_size)
-        self._told_of_cut_texts = False
-        self._processor: Any = None
+    _told_of_cut_texts = False
+    _processor: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_processor": None}

@@ -32,12 +32,14 @@ from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts
 from rar_mmdet.components import build_component, read_config
 from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.files.pages import render_page
 from rar_mmdet.finetune.examples import MODES, NONE_OF_THESE, RankingExample, make_examples
 from rar_mmdet.finetune.exports import EXPORTS, NONE_NAME, ExportWriter, turns_of
 from rar_mmdet.memory.cache import default_cache_dir
 
 __all__ = ["main"]
 
+TEMPLATE = Path(__file__).with_name("examples.html.jinja")
 SHOWN = 50  # examples on the page
 ASKS = {"generate": "Generate", "letter": "Letter", "likelihood": "Likelihood", "yesno": "YesNo"}
 
@@ -47,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="config of `rar-mmdet classify`: a data set and an encoder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data")
-    parser.add_argument("--mode", choices=list(MODES), default="ours", help="how questions are made (default: ours)")
+    parser.add_argument("--mode", choices=MODES, default="ours", help="how questions are made (default: ours)")
     parser.add_argument(
         "--ask", choices=list(ASKS), default="generate", help="wording of the exports (default: generate)"
     )
@@ -160,11 +162,6 @@ def _write_page(
     dataset: PhotoDataset,
     summary: dict[str, Any],
 ) -> None:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     cards = []
     for example in shown:
         pixels = photos[example.photo].read()
@@ -177,7 +174,7 @@ def _write_page(
                 "answer": [_names(example, dataset)[place] for place in example.target],
             }
         )
-    page = environment.get_template("examples.html.jinja").render(name=dataset.name, cards=cards, summary=summary)
+    page = render_page(TEMPLATE, name=dataset.name, cards=cards, summary=summary)
     file.write_text(page, encoding="utf-8")
 
 

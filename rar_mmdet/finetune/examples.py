@@ -14,7 +14,7 @@ Three modes, by name:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "released_examples",
 ]
 
+MODES = ("ours", "paper", "released")
 NONE_OF_THESE = -1  # label of the answer that no name is right
 NEIGHBOURS, WINDOW = 20, 5  # the paper's section 4.1, and the notebook: 16 windows of 5
 FEWEST, MOST = 3, 10  # names of a question in `ours`
@@ -234,10 +235,3 @@ def make_examples(
     if mode == "ours":
         return our_examples(vectors, labels, text, seed=seed, groups=groups)
     return paper_examples(vectors, labels, seed=seed) if mode == "paper" else released_examples(vectors, labels)
-
-
-MODES: dict[str, Callable[..., Iterator[RankingExample]]] = {
-    "ours": our_examples,
-    "paper": paper_examples,
-    "released": released_examples,
-}

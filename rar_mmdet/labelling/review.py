@@ -16,12 +16,14 @@ from tqdm import tqdm
 from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import RecordFileError
 from rar_mmdet.files.images import read_image
+from rar_mmdet.files.pages import render_page
 from rar_mmdet.labelling.decisions import doubt
 from rar_mmdet.labelling.labeller import LabelRun, PhotoState
 from rar_mmdet.records import RegionRecord
 
 __all__ = ["LISTED", "review_order", "write_review"]
 
+TEMPLATE = Path(__file__).with_name("review.html.jinja")
 LISTED = 5  # classes to choose from by key
 SIDE = 96  # longest side of a crop in pixels: 5,000 of them stay below 30 MB
 QUALITY = 70
@@ -63,8 +65,6 @@ def write_review(run: LabelRun, file: Path, most: int = 5000, title: str = "") -
     Raises:
         RecordFileError: it cannot be written.
     """
-    import jinja2
-
     queue = review_order(run, most)
     crops: dict[tuple[str, int], str] = {}
     by_photo: dict[str, list[RegionRecord]] = {}
@@ -85,11 +85,7 @@ def write_review(run: LabelRun, file: Path, most: int = 5000, title: str = "") -
     content = {"key": key, "classes": list(run.labeller.words.classes), "items": items}
     # Nothing in JSON can end the element that holds it.
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.get_template("review.html.jinja")
-    page = template.render(title=title or run.photos.name, data=Markup(text))
+    page = render_page(TEMPLATE, title=title or run.photos.name, data=Markup(text))
     part = file.with_name(f"{file.name}.part")
     try:
         part.write_text(page, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rar_mmdet.files.pages import render_page
 from rar_mmdet.report.figures import Figure, label
 from rar_mmdet.report.panels import Pictures, choose, panel_of
 from rar_mmdet.report.ranking import Change, change_by, confusions, losses, margin_groups, size_groups
@@ -21,6 +22,7 @@ from rar_mmdet.scoring.accuracy import accuracy, compare_accuracy
 
 __all__ = ["Table", "render", "tables_of"]
 
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 PICTURED_PAIRS = 200  # of names taken for others
 PRECISION = 0.95
 # Endings of metrics of a group of objects, as `RecognitionMetric` writes them.
@@ -202,12 +204,8 @@ def render(
         seed: of those at random.
         beside: folder of the page, which the paths it names are relative to.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
+    return render_page(
+        TEMPLATE,
         title=title,
         runs=[_run_of(run, panels, seed) for run in runs],
         tables=tables_of(runs),
