@@ -2,11 +2,15 @@
 
     python benchmarks/gpu.py [--json gpu.json]
 
-Without CUDA it says so and ends with status 0. Measured on the card, in bfloat16:
+Without CUDA it says so and ends with status 0. Measured on the card, in bfloat16 where nothing else is said:
 
 matrix       TFLOP/s of one large matrix product: the limit that shares are of
-cut          crops/s of 336 px from a photo of 1920 x 1280 with 300 boxes; how far from the CPU's, in grey levels
-encode       images/s of CLIP ViT-B/16
+cut          crops/s of 336 px from a photo of 1920 x 1280 with 300 boxes, on the card and on the CPU (all threads);
+             how far both are from each other, in grey levels
+encode       images/s of CLIP ViT-B/16 in float16, its share of the matrix limit, and how far its vectors are from
+             those of the CPU in float32, as a cosine, in float16 and bfloat16
+demo         where the demo world is (`make demo` makes it): the test photos recognised by RAR on the CPU in float32 and
+             on the card in float32 and bfloat16; regions that get the same name, the largest difference of scores
 per ranker   crops/s of the four ways to ask at K = 5 and of the released script's way (one `generate` at batch 1);
              share of the matrix limit by letters (2 x parameters of the decoder x tokens); peak memory
 
@@ -26,13 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
+from rar_mmdet.calibration.annotated import find_regions
 from rar_mmdet.rankers.native import register_native_models
 from rar_mmdet.rankers.prefix import label_log_probs, sequence_log_probs
+from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper
+from rar_mmdet.structures import ImageRegions, Recognition
 from rar_mmdet.testing import make_boxes, make_image
 
+ROOT = Path(__file__).parents[1]
+WORLD = ROOT / "data" / "demo"
 K = 5
 NAME_TOKENS, QUESTION_TOKENS = 4, 60  # of a name with the end of the turn; of a question with five names; ours
 REPLY_TOKENS = 40  # of a list of five names
@@ -154,27 +164,91 @@ def measure_matrix(clock: Clock, dtype: torch.dtype, side: int = 8192) -> float:
 
 def measure_cutting(clock: Clock, height: int = 1280, width: int = 1920, count: int = 300) -> dict[str, float]:
     """Crops/s on the device and on the CPU, and the difference between both in grey levels."""
-    photo, boxes = torch.from_numpy(make_image(height, width)).permute(2, 0, 1), make_boxes(count, height, width)
+    photo, boxes = make_image(height, width), make_boxes(count, height, width)
     cropper = RegionCropper(size=336, scale=AreaScale(), background=BlurBackground())
-    there = photo.to(clock.device)
-    on_cpu = cropper.crop(photo.permute(1, 2, 0).numpy(), boxes)
-    apart = (cropper.crop(there, boxes).cpu().short() - on_cpu.short()).abs()
+    there = torch.from_numpy(photo).permute(2, 0, 1).to(clock.device)
+    apart = (cropper.crop(there, boxes).cpu().short() - cropper.crop(photo, boxes).short()).abs()
     return {
         "cut_crops_per_s": count / clock.seconds(lambda: cropper.crop(there, boxes)),
+        "cut_cpu_crops_per_s": count / clock.seconds(lambda: cropper.crop(photo, boxes)),
+        "cut_cpu_threads": torch.get_num_threads(),
         "cut_grey_levels_most": float(apart.max()),
         "cut_grey_levels_mean": float(apart.double().mean()),
     }
 
 
-def measure_encoding(clock: Clock, dtype: torch.dtype, model: str = "ViT-B-16", batch: int = 256) -> float:
-    """Images/s of a CLIP tower."""
+@torch.inference_mode()
+def measure_encoding(clock: Clock, limit: float, model: str = "ViT-B-16", batch: int = 512) -> dict[str, float]:
+    """Images/s of a CLIP tower, share of the limit, cosines to the CPU's vectors."""
     import open_clip
+    from torch.utils.flop_counter import FlopCounterMode
 
-    tower = open_clip.create_model(model, pretrained=None).visual.to(clock.device, dtype).eval()
+    tower = open_clip.create_model(model, pretrained=None).visual.eval()
     side = tower.image_size[0] if isinstance(tower.image_size, tuple) else tower.image_size
-    images = torch.rand(batch, 3, side, side, device=clock.device, dtype=dtype)
-    with torch.inference_mode():
-        return batch / clock.seconds(lambda: tower(images))
+    images = torch.randn(batch, 3, side, side)
+    some = images[:8]
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel is unknown to the counter
+    with FlopCounterMode(display=False) as counter:
+        exact = tower(some)
+    torch.backends.mha.set_fastpath_enabled(True)
+    flops = counter.get_total_flops() / len(some)
+    result = {"encode_gflops_per_image": flops / 1e9}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        tower.to(clock.device, dtype)
+        vectors = tower(some.to(clock.device, dtype)).float().cpu()
+        result[f"encode_{name}_cosine_least"] = float(torch.cosine_similarity(vectors, exact).min())
+    there = images.to(clock.device, torch.float16)
+    result["encode_images_per_s"] = batch / clock.seconds(lambda: tower(there))
+    result["encode_share_of_limit"] = flops * result["encode_images_per_s"] / (limit * 1e12)
+    return result
+
+
+def recognise_demo(device: str, precision: str, photos: int | None) -> tuple[list[Recognition], Tensor, float]:
+    """RAR's answers for the demo's annotated boxes, their true labels, and seconds without what is done once."""
+    config = Config.fromfile(ROOT / "configs" / "demo" / "rar_demo.py").model.recognizer
+    config.encoder.precision = {"float32": "fp32", "bfloat16": "bf16"}[precision]
+    config.ranker.loading.dtype = precision
+    names = WORLD / "annotations" / "lvis_demo_test.json"
+    recognizer = RegionRecognizer.from_config(config, vocabulary=names).to(device)
+    annotations = json.loads(names.read_text(encoding="utf-8"))
+    regions = find_regions(annotations, WORLD, photos)
+    label_of = {category["id"]: row for row, category in enumerate(annotations["categories"])}
+    truth = torch.tensor([label_of[record["category_id"]] for record in regions.annotations])
+
+    def recognise(image: int) -> Recognition:
+        photo = torch.from_numpy(regions.photo(image)).permute(2, 0, 1).to(device)
+        return recognizer.recognize([ImageRegions(photo, regions.boxes_xyxy[regions.rows(image)])])[0]
+
+    recognise(0)  # loads the models and the memory
+    begun = time.perf_counter()
+    results = [recognise(image) for image in range(len(regions.files))]
+    return results, truth, time.perf_counter() - begun
+
+
+def measure_demo(clock: Clock, photos: int | None = None) -> dict[str, Any]:
+    """The demo on the CPU and on the device: equal names, the largest difference of scores, right names, photos/s."""
+    if not (WORLD / "annotations").is_dir():
+        return {"left_out": f"there is no demo world at {WORLD}; python demo/make_world.py makes it"}
+    exact, truth, seconds = recognise_demo("cpu", "float32", photos)
+    best = torch.cat([one.best_ids for one in exact])
+    result: dict[str, Any] = {
+        "regions": len(truth),
+        "cpu float32": {"right": float((best == truth).double().mean()), "photos_per_s": len(exact) / seconds},
+    }
+    for precision in ("float32", "bfloat16"):
+        other, _, seconds = recognise_demo(str(clock.device), precision, photos)
+        ours = torch.cat([one.best_ids for one in other])
+        same = ours == best
+        five = [[one.shortlist.category_ids[:, :K].sort(1)[0] for one in results] for results in (exact, other)]
+        apart = torch.cat([(a.best_scores - b.best_scores).abs() for a, b in zip(exact, other, strict=True)])
+        result[f"{clock.device.type} {precision}"] = {
+            "right": float((ours == truth).double().mean()),
+            "same_name": float(same.double().mean()),
+            "same_candidates": float((torch.cat(five[0]) == torch.cat(five[1])).all(1).double().mean()),  # as a set
+            "score_apart_most": float(apart[same].max()),  # of the same name
+            "photos_per_s": len(other) / seconds,
+        }
+    return result
 
 
 def build(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -241,7 +315,8 @@ def measure(
     shapes: Sequence[Shape] = SHAPES,
     side: int = 8192,
     photo: tuple[int, int, int] = (1280, 1920, 300),
-    encoder: tuple[str, int] = ("ViT-B-16", 256),
+    encoder: tuple[str, int] = ("ViT-B-16", 512),
+    demo_photos: int | None = None,
     reply: int = REPLY_TOKENS,
 ) -> dict[str, Any]:
     """All figures; those of a model that does not fit are the reason."""
@@ -252,7 +327,10 @@ def measure(
     limit = measure_matrix(clock, dtype, side)
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "matrix_tflops": limit}
     result |= measure_cutting(clock, *photo)
-    result["encode_images_per_s"] = measure_encoding(clock, dtype, *encoder)
+    result |= measure_encoding(clock, limit, *encoder)
+    print(json.dumps(result, default=float), flush=True)
+    result["demo"] = measure_demo(clock, demo_photos)
+    print(json.dumps(result["demo"], default=float), flush=True)
     rankers = result["rankers"] = {}
     for shape in shapes:
         if clock.is_over:

@@ -6,6 +6,8 @@ weights of a region are a dense (S, P) matrix per axis, P being the side of its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,54 +51,43 @@ class TorchBackend:
         order = np.lexsort((plan.step.max(axis=1), plan.level))
         for index in np.unique(plan.level).tolist():
             regions = order[plan.level[order] == index]
-            while len(regions):
-                count = self._fitting(plan[regions], index)
-                batch, regions = regions[:count], regions[count:]
-                crops = self._samples(plan[batch], index, colour)
+            windows = DeviceWindows.of(plan[regions], index, self.level(index))
+            rows = torch.from_numpy(regions).to(image.device)
+            start = 0
+            while start < len(regions):
+                chunk = slice(start, start + self._fitting(windows.extent[start:], plan.size))
+                crops = self._samples(windows[chunk], index, colour)
                 if not background.is_identity:
-                    keep = None if masks is None else [self._kept_by_mask(masks[r], plan[r : r + 1]) for r in batch]
-                    crops = composite(crops, background, plan.inside[batch], keep)
-                out[torch.from_numpy(batch).to(image.device)] = crops
+                    keep = None
+                    if masks is not None:
+                        keep = [self._kept_by_mask(masks[r], plan[r : r + 1]) for r in regions[chunk]]
+                    crops = composite(crops, background, windows.inside[chunk], keep)
+                out[rows[chunk]] = crops
+                start = chunk.stop
         return out
 
-    def _fitting(self, plan: WindowPlan, index: int) -> int:
+    def _fitting(self, extent: NDArray[np.int64], size: int) -> int:
         """How many of the first regions, whose windows grow, fit into the working memory."""
-        size, (low, extent) = plan.size, extents(plan, index, self._level_wh(index))
         width, height = extent.T
         floats = 3 * (2 * width * height + 2 * height * size + 5 * size * size) + 6 * size * (width + height)
-        return max(1, int((np.arange(1, len(low) + 1) * np.maximum.accumulate(floats) * 4 <= self.chunk_bytes).sum()))
+        return max(
+            1, int((np.arange(1, len(floats) + 1) * np.maximum.accumulate(floats) * 4 <= self.chunk_bytes).sum())
+        )
 
-    def _level_wh(self, index: int) -> tuple[int, int]:
-        height, width = self.level(index).shape[1:]
-        return width, height
-
-    def _samples(self, plan: WindowPlan, index: int, colour: Tensor | None) -> Tensor:
+    def _samples(self, windows: DeviceWindows, index: int, colour: Tensor | None) -> Tensor:
         """(n, C, S, S) uint8: columns first, rounded and saturated in between, then rows, as PIL does."""
         level = self.level(index)
-        low, extent = extents(plan, index, self._level_wh(index))
-        device = level.device
         weights, pixels = [], []
-        for axis, length in enumerate(self._level_wh(index)):
-            reach = int(extent[:, axis].max())
-            middle = plan.centre[:, axis] * 2.0**-index - low[:, axis, None]
-            stretch = np.maximum(plan.step[:, axis] * 2.0**-index, 1.0)
-            rest = torch.from_numpy(length - low[:, axis]).to(device)
-            weights.append(
-                dense_weights(
-                    torch.from_numpy(middle).to(device, torch.float32),
-                    torch.from_numpy(stretch).to(device, torch.float32),
-                    rest,
-                    reach,
-                )
-            )
-            position = torch.from_numpy(low[:, axis]).to(device)[:, None] + torch.arange(reach, device=device)
+        for axis, length in enumerate((level.shape[2], level.shape[1])):
+            reach, low = int(windows.extent[:, axis].max()), windows.low[:, axis]
+            weights.append(dense_weights(windows.middle[:, axis], windows.stretch[:, axis], length - low, reach))
+            position = low[:, None] + torch.arange(reach, device=level.device)
             pixels.append(position.clamp_(max=length - 1))
-        windows = level[:, pixels[1][:, :, None], pixels[0][:, None, :]].float()  # (C, n, Py, Px)
-        across = (windows @ weights[0].mT).round_().clamp_(0, 255)  # (C, n, Py, S)
+        taken = level[:, pixels[1][:, :, None], pixels[0][:, None, :]].float()  # (C, n, Py, Px)
+        across = (taken @ weights[0].mT).round_().clamp_(0, 255)  # (C, n, Py, S)
         crops = (weights[1] @ across).clamp_(0, 255).transpose(0, 1)  # (n, C, S, S)
         if colour is not None:
-            covered = torch.from_numpy(plan.covered).to(device)
-            share = (covered[:, 1, :, None] * covered[:, 0, None, :])[:, None]
+            share = (windows.covered[:, 1, :, None] * windows.covered[:, 0, None, :])[:, None]
             crops = torch.lerp(colour[:, None, None].expand_as(crops), crops, share.expand_as(crops))
         return crops.round().to(torch.uint8)
 
@@ -105,8 +96,38 @@ class TorchBackend:
         device = self.levels[0].device
         plane = (torch.from_numpy(np.array(mask, order="C")) != 0).to(device, torch.uint8)[None] * 255
         backend = TorchBackend(plane, self.chunk_bytes)
-        keep = backend._samples(plan, int(plan.level[0]), torch.zeros(1, device=device))[0, 0] >= 128
+        index = int(plan.level[0])
+        windows = DeviceWindows.of(plan, index, backend.level(index))
+        keep = backend._samples(windows, index, torch.zeros(1, device=device))[0, 0] >= 128
         return keep if bool(keep.any()) else None
+
+
+@dataclass(frozen=True)
+class DeviceWindows:
+    """The windows that are read from one level, carried to its device at once: a copy each would cost more than work.
+
+    Axis 1 is (x, y); lengths are in pixels of the level.
+    """
+
+    extent: NDArray[np.int64]  # (n, 2), in main memory: pixels that the window and its filter reach
+    low: Tensor  # (n, 2) int64: the first of them
+    middle: Tensor  # (n, 2, S) float32: where output pixels are sampled, from `low`
+    stretch: Tensor  # (n, 2) float32: factor by which the kernel is stretched
+    covered: Tensor  # (n, 2, S) float32: `WindowPlan.covered`
+    inside: Tensor  # (n, 4) int64: `WindowPlan.inside`
+
+    @classmethod
+    def of(cls, plan: WindowPlan, index: int, level: Tensor) -> DeviceWindows:
+        """The windows of a plan in one level."""
+        shrink = 2.0**-index
+        low, extent = extents(plan, index, (level.shape[2], level.shape[1]))
+        middle = (plan.centre * shrink - low[:, :, None]).astype(np.float32)
+        stretch = np.maximum(plan.step * shrink, 1.0).astype(np.float32)
+        arrays = (low, middle, stretch, plan.covered, plan.inside)
+        return cls(extent, *(torch.from_numpy(array).to(level.device) for array in arrays))
+
+    def __getitem__(self, regions: slice) -> DeviceWindows:
+        return DeviceWindows(*(getattr(self, part.name)[regions] for part in fields(self)))
 
 
 def extents(plan: WindowPlan, index: int, level_wh: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -146,13 +167,11 @@ def halve(image: Tensor) -> Tensor:
     return conv2d(planes, taps[None, None, None, :], stride=(1, 2))[:, 0]
 
 
-def composite(
-    crops: Tensor, background: Background, inside: NDArray[np.int64], keep: list[Tensor | None] | None
-) -> Tensor:
-    """The crops where the box (or the mask) is, the background elsewhere."""
+def composite(crops: Tensor, background: Background, inside: Tensor, keep: list[Tensor | None] | None) -> Tensor:
+    """The crops where the box (or the mask) is, the background elsewhere; `inside` as in `WindowPlan`."""
     device, size = crops.device, crops.shape[-1]
     pixel = torch.arange(size, device=device)
-    x1, y1, x2, y2 = torch.from_numpy(inside).to(device).T[:, :, None]
+    x1, y1, x2, y2 = inside.T[:, :, None]
     dx = torch.maximum(x1 - pixel, pixel - (x2 - 1)).clamp_(min=0)  # (n, S)
     dy = torch.maximum(y1 - pixel, pixel - (y2 - 1)).clamp_(min=0)
     distance = torch.hypot(dy[:, :, None].float(), dx[:, None, :].float())[:, None]  # (n, 1, S, S)
