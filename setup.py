@@ -43,6 +43,7 @@ setup(
         "mmdet": requirements("HOST"),
         "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
         "openai": [f"openai{optional['openai']}"],
+        "train": [f"{name}{optional[name]}" for name in ("peft", "accelerate")],
         # In an environment of its own: its pins of torch and transformers exclude the host.
         "vllm": ["vllm>=0.20"],
         "dev": [

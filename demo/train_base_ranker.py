@@ -5,7 +5,7 @@ language model learn from scratch, as in the first steps of ``train_ranker.py``,
 no list in sight) and to repeat a list of names (whatever the picture). Choosing from a list, sorting one, letters, and
 yes or no it has never seen. Rare classes are never the truth.
 
-    python demo/train_base_ranker.py               # about an hour on two CPU cores, two minutes on a GPU; kill and run again: it goes on
+    python demo/train_base_ranker.py [--device cuda]   # an hour on two cores, minutes on a GPU; killed, it goes on
 
 Needs demo/weights/ranker (demo/train_ranker.py). Writes a folder for ``AutoModelForImageTextToText``.
 """
@@ -79,7 +79,7 @@ def answer_logits(
 
 @torch.inference_mode()
 def measure(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, test: Pool) -> dict[str, float]:
-    """Share of names that are right, teacher-forced, for the first wording and the last; of tokens of repeated lists."""
+    """Share of right names, teacher-forced, for two of the wordings; of right tokens of repeated lists."""
     model.eval()
     rng, found = np.random.default_rng([DOMAIN, 31]), {}
     truths, features = test.classes.tolist(), test.features

@@ -48,10 +48,12 @@ HOST = {
     "lvis": ">=0.5.3",
     "setuptools": ">=65,<82",
 }
-# What single parts need: an extra each, `faiss` and `openai`.
+# What single parts need: the extras `faiss`, `openai` and `train`.
 OPTIONAL = {
     "faiss-cpu": ">=1.8",
     "openai": ">=2.25,<4",
+    "peft": ">=0.19,<0.22",
+    "accelerate": ">=1.10,<2",
 }
 # Looked at before MMDetection is used: those whose wrong version fails late and unclearly.
 CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")

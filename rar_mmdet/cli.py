@@ -42,6 +42,8 @@ COMMANDS = {
     "finetune data": Command(
         "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"
     ),
+    "finetune train": Command("rar_mmdet.finetune.train_command", "teach a ranker to rank: LoRA on a local model"),
+    "finetune merge": Command("rar_mmdet.finetune.merge_command", "a base model and an adapter as one plain folder"),
     "names find": Command(
         "rar_mmdet.classification.naming.find_command", "find the names of a set without a list of its classes"
     ),

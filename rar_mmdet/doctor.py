@@ -29,7 +29,7 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 # Other packages that bring a module `mmcv` or `mmdet`.
 RIVALS = {"mmcv": ("mmcv-full", "mmcv-lite", "onedl-mmcv"), "mmdet": ("onedl-mmdetection",)}
 CORE_MODULES = ("numpy", "cv2", "torch", "torchvision", "numba", "pycocotools.mask", "transformers", "open_clip", "PIL")
-OPTIONAL_MODULES = ("faiss", "openai")
+OPTIONAL_MODULES = ("faiss", "openai", "peft", "accelerate")
 HOST_MODULES = ("pkg_resources", "mmcv.ops", "mmdet")
 # Of what package a module that cannot be loaded is.
 PACKAGE_OF = {
@@ -99,7 +99,7 @@ def examine(machine: Machine) -> list[Finding]:
     findings += [_package(machine, name) for name in CORE if name != "opencv-python"]
     findings.append(_opencv(machine))
     for name in OPTIONAL:
-        wanted = f"{OPTIONAL[name]}, for the extra of its name only"
+        wanted = f"{OPTIONAL[name]}, for an extra only"
         findings.append(_package(machine, name) if machine.version_of(name) else Finding(name, "-", wanted))
     for name in HOST:
         wanted = f"{HOST[name]}, for MMDetection only"

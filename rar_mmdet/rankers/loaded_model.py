@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,7 +128,16 @@ class LoadedModel:
         self.add_special_tokens = not dialogue.has_doubled_bos
 
     def inputs(self, questions: Sequence[Question], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Left-padded model inputs."""
+        """Left-padded model inputs, on the model's device and in its precision."""
+        return self.placed(self.prepare(questions, texts))
+
+    def placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those tensors where the model is; numbers that are no counts in its precision."""
+        device, dtype = self.model.device, self.model.dtype
+        return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in batch.items()}
+
+    def prepare(self, questions: Sequence[Question], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Left-padded model inputs as the processor makes them, on the CPU."""
         crops = [Image.fromarray(q.crop.permute(1, 2, 0).numpy()) if self.pictures else q.crop for q in questions]
         batch = self.processor(
             images=[[crop] for crop in crops],  # nested lists, because flat ones fail for SmolVLM
@@ -140,8 +149,7 @@ class LoadedModel:
             **self.images,
         )
         batch.pop("token_type_ids", None)  # some fast tokenizers give it, no decoder takes it
-        device, dtype = self.model.device, self.model.dtype
-        return {n: v.to(device, dtype) if v.is_floating_point() else v.to(device) for n, v in batch.items()}
+        return dict(batch)
 
     @cached_property
     def _closing_ids(self) -> Tensor:

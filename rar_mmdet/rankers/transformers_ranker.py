@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError, RankerLoadError, RarError
 from rar_mmdet.files.checkpoints import Checkpoint
+from rar_mmdet.rankers.adapters import Adapter
 from rar_mmdet.rankers.asking import AskingRanker
 from rar_mmdet.rankers.asks import Likelihood, expect_count
 from rar_mmdet.rankers.cache import hash_parts
@@ -42,6 +43,7 @@ class TransformersRanker(AskingRanker):
         ask, limits, cache: see `AskingRanker`.
         image_size: side in pixels of the crops the model gets; `None` for the family's own.
         batch_size: crops per forward pass; bounds memory. Halved, with a warning, when memory runs out.
+        adapter: folder of a LoRA adapter that `rar-mmdet finetune train` or PEFT wrote; it is added to the weights.
         loading: how the model is read; a `Loading` or a dict of its settings.
     """
 
@@ -54,6 +56,7 @@ class TransformersRanker(AskingRanker):
         cache: str | Path | None = None,
         image_size: int | None = None,
         batch_size: int = 16,
+        adapter: str | Path | None = None,
         loading: Loading | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(ask=ask, limits=limits, cache=cache)
@@ -63,6 +66,7 @@ class TransformersRanker(AskingRanker):
         expect_count("image_size", image_size, optional=True)
         self.loading = as_options(Loading, loading, "loading")
         self.checkpoint = Checkpoint(str(model), self.loading.revision, what="ranker model", error=RankerLoadError)
+        self.adapter = None if adapter is None else Adapter(adapter)
         self.image_size, self.batch_size = image_size, batch_size
         self._fixed_device = None if self.loading.device is None else _as_device(self.loading.device)
         self._device = self._fixed_device or torch.device("cpu")
@@ -110,7 +114,7 @@ class TransformersRanker(AskingRanker):
         lines = self.checkpoint.missing()
         if lines and "xcomposer2" in self.checkpoint.model.lower():
             lines[0] += "; tools/convert_xc2.py makes that folder from the published one (docs/internlm_xc2.md)"
-        return lines
+        return lines + ([] if self.adapter is None else self.adapter.missing())
 
     def load(self, device: torch.device | str | None = None) -> None:
         """Say where the model is to run; it is read when the first question has no kept answer.
@@ -137,7 +141,11 @@ class TransformersRanker(AskingRanker):
 
     def _read_model(self) -> LoadedModel:
         folder = self.checkpoint.folder
+        if self.adapter is not None:
+            self.adapter.check_base(self.checkpoint)
         model, processor = read_model(folder, self._device, self.precision, self.loading)
+        if self.adapter is not None:
+            model = self.adapter.put_on(model)
         if self.ask.wants != "text":
             _expect_full_attention(model)
         if not self.family:
@@ -168,9 +176,12 @@ class TransformersRanker(AskingRanker):
         return getattr(torch, name)
 
     def identity(self) -> Mapping[str, Any]:
-        """Model id, revision, content hash, precision, and what else shapes its input or computes its output."""
+        """Model id, revision, content hashes, precision, and what else shapes its input or computes its output."""
         config = self.checkpoint.config
+        # No key where there is none, so that answers kept before adapters were known stay good.
+        added = {} if self.adapter is None else {"adapter": self.adapter.identity()}
         return {
+            **added,
             "id": self.checkpoint.name,
             "revision": self.loading.revision,
             "weights": self.checkpoint.fingerprint,
