@@ -134,7 +134,7 @@ class Adapter:
                 f"adapter {self.folder} does not fit the model {model.name_or_path}: {error}. Give the model it was "
                 "trained on"
             ) from error
-        absent = [key for key in result.missing_keys if "lora_" in key]
+        absent = [key for key in result.missing_keys if ".lora_" in key]
         if absent or result.unexpected_keys:
             raise RankerLoadError(
                 f"adapter {self.folder} does not fit the model {model.name_or_path}: "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
@@ -101,7 +102,7 @@ class IXC2FeedForward(nn.Module):
         return self.w2(self.act(self.w1(x, image_mask)) * self.w3(x, image_mask), image_mask)
 
 
-class IXC2DecoderLayer(nn.Module):
+class IXC2DecoderLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer of InternLM2."""
 
     def __init__(self, config: IXC2Config, layer_idx: int) -> None:

@@ -12,6 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -36,7 +37,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """InternLM-XComposer2-VL as any other image-text-to-text model of transformers.
 
     Image positions of `input_ids` hold `config.image_token_id`, `config.num_image_tokens` of them per image.
-    Inference only: no labels, no intermediate states.
+    With labels it gives the loss, so that adapters can be trained on it; intermediate states it does not give.
     """
 
     config_class = IXC2Config
@@ -50,6 +51,7 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: IXC2Config) -> None:
         super().__init__(config)
@@ -164,6 +166,8 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One step: a prompt, or any number of further tokens over a cache.
@@ -179,15 +183,20 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_mask: (B, T) bool, where those features stand; only with inputs_embeds. None: nowhere.
             use_cache: Return a cache. None: if the config says so.
             logits_to_keep: Only the last so many positions (0: all), or an index tensor.
+            labels: (B, T) token ids, -100 where nothing is learned; each is predicted from the token before it.
+            num_items_in_batch: Tokens to divide the loss by; None: the mean over this batch's labels.
             **kwargs: What the attention backend takes.
 
         Returns:
-            `.logits` (B, T or logits_to_keep, vocab) and `.past_key_values`.
+            `.logits` (B, T or logits_to_keep, vocab), `.past_key_values`, and with labels `.loss`.
 
         Raises:
-            ValueError: Placeholders and images disagree, or both or neither kind of input is given.
+            ValueError: Placeholders and images disagree, both or neither kind of input is given, or labels go with
+                logits of some tokens only.
         """
         _refuse_unsupported(kwargs)
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("labels need the logits of all tokens: leave logits_to_keep out.")
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids or inputs_embeds.")
@@ -209,7 +218,11 @@ class IXC2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_mask = image_mask.unsqueeze(-1).to(inputs_embeds.dtype)
         hidden = self.model(inputs_embeds, position_ids, attention_mask, past_key_values, image_mask, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutputWithPast(logits=self.output(hidden[:, keep]), **with_cache(past_key_values))
+        logits = self.output(hidden[:, keep])
+        loss = None
+        if labels is not None:
+            loss = ForCausalLMLoss(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **with_cache(past_key_values))
 
     def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with image features at the placeholders (B, T, H), and where those are (B, T)."""
@@ -281,8 +294,8 @@ def _positions(embeds: Tensor, attention_mask: Tensor | None, past: int) -> Tens
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
     """Options that would silently do nothing here."""
-    names = ("labels", "output_attentions", "output_hidden_states")
+    names = ("output_attentions", "output_hidden_states")
     given = {name: kwargs.pop(name, None) for name in names}
     asked = [name for name, value in given.items() if value is not None and value is not False]
     if asked:
-        raise ValueError(f"{', '.join(asked)}: not supported by this inference-only InternLM-XComposer2-VL.")
+        raise ValueError(f"{', '.join(asked)}: not supported by this InternLM-XComposer2-VL.")

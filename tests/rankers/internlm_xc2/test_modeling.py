@@ -321,8 +321,10 @@ class TestBadInput:
             model(input_ids=ids, pixel_values=pixels, image_mask=ids > 0)
 
     def test_options_that_would_do_nothing(self, model, golden):
-        with pytest.raises(ValueError, match="labels: not supported"):
-            model(input_ids=golden.inputs["text_only_ids"], labels=golden.inputs["text_only_ids"])
+        with pytest.raises(ValueError, match="output_attentions: not supported"):
+            model(input_ids=golden.inputs["text_only_ids"], output_attentions=True)
+        with pytest.raises(ValueError, match="labels need the logits of all tokens"):
+            model(input_ids=golden.inputs["text_only_ids"], labels=golden.inputs["text_only_ids"], logits_to_keep=1)
 
 
 def test_sizes_come_from_the_config():
