@@ -7,6 +7,9 @@ writes
     data/demo_few_shot/{train,val,test}/CLASS NAME/*.jpg    20, 5 and 20 photos of each of 48 classes
     data/demo_few_shot/world.json                           version, seed, sizes and a checksum
 
+With ``--classes source-a`` or ``source-b`` it makes a world to fine-tune a ranker on: as many classes, none of them
+held out, drawn from those with the first six shapes or with the last six; no class is in two of the three worlds.
+
 which ``rar_mmdet.classification.read_folders`` reads as it is. Nothing is done when that world is already there. The
 same version and seed give the same bytes, whatever the number of workers.
 
@@ -33,7 +36,7 @@ from typing import Any
 import cv2
 import numpy as np
 from tqdm import tqdm
-from world import ATTRIBUTES, CLASS_NAMES, WORLD_VERSION, Thing, draw_photo, rare_classes
+from world import ATTRIBUTES, CLASS_NAMES, SHAPES, WORLD_VERSION, Thing, draw_photo, rare_classes
 from world_files import drawing_pool, new_world, read_manifest, write_jpeg, write_manifest
 
 WORLD, VERSION = "rar_mmdet few-shot demo", 1
@@ -44,6 +47,8 @@ WIDTH, HEIGHT = 128, 96
 SIDES = (34.0, 64.0)  # longer side of the object in pixels, log-uniform
 OFF_CENTRE = (0.04, 0.16)  # distance of its centre from that of the photo, in heights of the photo
 SPLITS = ("train", "val", "test")
+HELD_OUT = "held-out"
+SOURCES = {"source-a": SHAPES[:6], "source-b": SHAPES[6:]}  # circle and polygons; star, cross and other signs
 
 
 def held_out_classes(number: int = NUM_CLASSES) -> list[int]:
@@ -58,6 +63,19 @@ def held_out_classes(number: int = NUM_CLASSES) -> list[int]:
         may_go = (same.sum(1) > KEPT).all(1)
         left = np.delete(left, np.where(may_go, (same.sum(2) == 2).sum(1), len(left)).argmin())
     return left.tolist()
+
+
+def source_classes(source: str, number: int = NUM_CLASSES) -> list[int]:
+    """Classes (indices) of a source: of its own shapes, and none that is rare in the demo world."""
+    shapes = [SHAPES.index(shape) for shape in SOURCES[source]]
+    known = np.setdiff1d(np.flatnonzero(np.isin(ATTRIBUTES[:, 2], shapes)), rare_classes())
+    rng = np.random.default_rng([DOMAIN, VERSION, min(shapes)])
+    return sorted(rng.choice(known, number, replace=False).tolist())
+
+
+def classes_of(name: str) -> list[int]:
+    """The classes of a world, by what ``--classes`` calls them."""
+    return held_out_classes() if name == HELD_OUT else source_classes(name)
 
 
 def place(rng: np.random.Generator, class_index: int) -> Thing:
@@ -84,9 +102,9 @@ def make_photo(root: Path, seed: int, job: tuple[int, int, int]) -> str:
     return hashlib.sha256(write_jpeg(root / photo_path(job), photo)).hexdigest()
 
 
-def make_jobs(photos: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+def make_jobs(photos: tuple[int, int, int], classes: str = HELD_OUT) -> list[tuple[int, int, int]]:
     """Every photo of a world: split, class, number."""
-    return [(split, c, n) for split, count in enumerate(photos) for c in held_out_classes() for n in range(count)]
+    return [(split, c, n) for split, count in enumerate(photos) for c in classes_of(classes) for n in range(count)]
 
 
 def digest(checksums: list[str]) -> str:
@@ -94,9 +112,10 @@ def digest(checksums: list[str]) -> str:
     return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
 
 
-def identity(seed: int, photos: tuple[int, int, int]) -> dict[str, Any]:
+def identity(seed: int, photos: tuple[int, int, int], classes: str = HELD_OUT) -> dict[str, Any]:
     """What decides the bytes of a world."""
     return {
+        **({} if classes == HELD_OUT else {"classes": classes}),
         "world": WORLD,
         "version": [VERSION, WORLD_VERSION],
         "seed": seed,
@@ -104,18 +123,24 @@ def identity(seed: int, photos: tuple[int, int, int]) -> dict[str, Any]:
     }
 
 
-def is_complete(root: Path, seed: int, photos: tuple[int, int, int]) -> bool:
+def is_complete(root: Path, seed: int, photos: tuple[int, int, int], classes: str = HELD_OUT) -> bool:
     """Whether ``root`` holds exactly that world, every photo unchanged and none beside them."""
-    manifest, wanted = read_manifest(root), identity(seed, photos)
-    if {key: manifest.get(key) for key in wanted} != wanted:
+    manifest, wanted = read_manifest(root), identity(seed, photos, classes)
+    if {key: manifest.get(key) for key in manifest if key != "sha256"} != wanted:
         return False
-    paths = [root / photo_path(job) for job in make_jobs(photos)]
+    paths = [root / photo_path(job) for job in make_jobs(photos, classes)]
     if set(root.glob("*/*/*")) != set(paths):
         return False
     return manifest.get("sha256") == digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
 
 
-def make_few_shot_world(out: Path, seed: int, photos: tuple[int, int, int] = (20, 5, 20), workers: int = 2) -> bool:
+def make_few_shot_world(
+    out: Path,
+    seed: int,
+    photos: tuple[int, int, int] = (20, 5, 20),
+    workers: int = 2,
+    classes: str = HELD_OUT,
+) -> bool:
     """Make a world at ``out`` unless it is there already; a killed run leaves no half world.
 
     Args:
@@ -123,6 +148,7 @@ def make_few_shot_world(out: Path, seed: int, photos: tuple[int, int, int] = (20
         seed: Seed of every draw. The classes do not depend on it.
         photos: Photos of each class in train, val and test.
         workers: Processes that draw.
+        classes: "held-out", "source-a" or "source-b".
 
     Returns:
         Whether anything was drawn.
@@ -130,9 +156,9 @@ def make_few_shot_world(out: Path, seed: int, photos: tuple[int, int, int] = (20
     Raises:
         FileExistsError: ``out`` holds something that is not a few-shot world.
     """
-    if is_complete(out, seed, photos):
+    if is_complete(out, seed, photos, classes):
         return False
-    jobs = make_jobs(photos)
+    jobs = make_jobs(photos, classes)
     with new_world(out, WORLD, "few-shot world") as root:
         for folder in {photo_path(job).parent for job in jobs}:
             (root / folder).mkdir(parents=True)
@@ -140,7 +166,7 @@ def make_few_shot_world(out: Path, seed: int, photos: tuple[int, int, int] = (20
             drawn = pool.map(partial(make_photo, root, seed), jobs, chunksize=32)
             bar = tqdm(drawn, total=len(jobs), desc=f"few-shot world, seed {seed}", unit="photo", disable=None)
             checksums = list(bar)
-        write_manifest(root, {**identity(seed, photos), "sha256": digest(checksums)})
+        write_manifest(root, {**identity(seed, photos, classes), "sha256": digest(checksums)})
     return True
 
 
@@ -158,6 +184,9 @@ def main() -> None:
         help="photos per class (default: 20 5 20)",
     )
     parser.add_argument(
+        "--classes", choices=[HELD_OUT, *SOURCES], default=HELD_OUT, help=f"of what world (default: {HELD_OUT})"
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=min(os.cpu_count() or 1, 8),
@@ -167,7 +196,7 @@ def main() -> None:
     if args.seed < 0 or min(args.photos) < 1 or args.workers < 1:
         parser.error("--seed must not be negative; --photos and --workers must be at least 1")
     try:
-        drawn = make_few_shot_world(args.out, args.seed, tuple(args.photos), args.workers)
+        drawn = make_few_shot_world(args.out, args.seed, tuple(args.photos), args.workers, args.classes)
     except FileExistsError as error:
         sys.exit(f"make_few_shot_world: {error}")
     print(f"{args.out}: {'made' if drawn else 'already there'}, seed {args.seed}, {NUM_CLASSES} classes")

@@ -57,6 +57,18 @@ def test_no_class_was_trained_on(monkeypatch):
     assert train_image_quota()[held_out_classes()].max() <= 2
 
 
+def test_sources_share_no_class_with_each_other_or_with_what_is_held_out(tmp_path):
+    worlds = [set(script.classes_of(name)) for name in ("held-out", "source-a", "source-b")]
+    assert [len(world) for world in worlds] == [48] * 3
+    assert len(set.union(*worlds)) == 3 * 48
+    shapes = [set(ATTRIBUTES[sorted(world), 2].tolist()) for world in worlds]
+    assert (shapes[1], shapes[2]) == (set(range(6)), set(range(6, 12)))
+    assert make_few_shot_world(tmp_path / "a", seed=0, photos=(1, 1, 1), workers=1, classes="source-a")
+    assert is_complete(tmp_path / "a", 0, (1, 1, 1), "source-a")
+    assert not is_complete(tmp_path / "a", 0, (1, 1, 1))
+    assert set(read_folders(tmp_path / "a").prompt_names) == {CLASS_NAMES[c] for c in worlds[1]}
+
+
 def test_classes_are_alike_and_cover_the_vocabulary():
     chosen = ATTRIBUTES[held_out_classes()]
     assert len(chosen) == 48
