@@ -1,9 +1,13 @@
-"""Data that teaches a ranker to rank, from the train part of a data set of whole photos.
+"""Data that teaches a ranker to rank, from the train part of a data set of whole photos, or from annotated boxes.
 
     rar-mmdet finetune data configs/classification/fgvc_aircraft.py --out data/ranking
     rar-mmdet finetune data configs/classification/own_photos.py --mode ours --ask letter --formats messages
+    rar-mmdet finetune data configs/clip_lvis.py --annotations data/lvis/annotations/lvis_v1_train.json \\
+        --images data/coco --shots 20 --out data/ranking/lvis
 
-The config names a data set and an encoder, as for `rar-mmdet classify`. OUT gets records.jsonl (photo, names, truth,
+The config names a data set and an encoder, as for `rar-mmdet classify`; with --annotations it is one with a recogniser,
+whose encoder, crops and vocabulary are used. Mode `names` makes one question of each photo, for an answer that is the
+name alone: it makes a classifier of a model. OUT gets records.jsonl (photo, names, truth,
 target, similarities: no wording, so any way to ask can be made of it), a file for each format, summary.json, and
 examples.html: fifty examples to look at before anything is trained. Look at the places of the right name: a model that
 copies the order of the question must not win.
@@ -25,17 +29,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mmdet.classification.command import recipe_of
-from rar_mmdet.classification.dataset import Example, PhotoDataset
-from rar_mmdet.classification.draws import draw_seeded
-from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts
-from rar_mmdet.components import build_component, read_config
+from rar_mmdet.components import build_component
 from rar_mmdet.drawing import crop_address
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, RarError
+from rar_mmdet.files.images import read_image
 from rar_mmdet.files.pages import render_page
 from rar_mmdet.finetune.examples import MODES, NONE_OF_THESE, RankingExample, make_examples
 from rar_mmdet.finetune.exports import EXPORTS, NONE_NAME, ExportWriter, turns_of
-from rar_mmdet.memory.cache import default_cache_dir
+from rar_mmdet.finetune.sources import Source, annotated_boxes, whole_photos
 
 __all__ = ["main"]
 
@@ -55,7 +56,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", help="name of the prompt (default: the usual one of the way to ask)")
     parser.add_argument("--formats", nargs="*", default=["llava"], choices=list(EXPORTS), help="default: llava")
-    parser.add_argument("--shots", type=int, help="only so many photos of each class, a seeded draw")
+    parser.add_argument("--shots", type=int, help="only so many photos or boxes of each class, a seeded draw")
+    parser.add_argument("--annotations", type=Path, help="boxes of this COCO, LVIS or V3Det file, in place of photos")
+    parser.add_argument("--images", type=Path, help="folder that the file names of --annotations start from")
     parser.add_argument("--seed", type=int, default=0, help="of draws, halves, names and orders (default: 0)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config")
@@ -68,35 +71,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RarError: something is missing or wrong.
     """
-    config = {**read_config(args.config, args.cfg_options), "ranker": None}
-    recipe = recipe_of(config, args.out)
     ask = build_component({"type": ASKS[args.ask], "prompt": args.prompt}, "ask")
     if args.mode == "ours" and args.ask == "generate" and ask.wording.has_letters:
         raise ConfigError("--ask generate takes a prompt that lists names, not letters")
-    dataset = recipe.dataset
-    photos = dataset.train if args.shots is None else draw_seeded(dataset, args.shots, args.seed).examples
-    photos = tuple(dict.fromkeys(photos))
-    if not photos:
-        raise ConfigError(f"{dataset.name} has no train part to make questions of")
-    missing = recipe.encoder.missing_assets()
-    if missing:
-        raise MissingAssetError("; ".join(missing))
-    recipe.encoder.load(torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    vectors = PhotoVectors(recipe.encoder, recipe.cropper, default_cache_dir().parent / "photos")(photos)
-    text = encode_class_texts(recipe.encoder, dataset)
-    labels = torch.tensor([example.label for example in photos])
-    examples = make_examples(args.mode, vectors, labels, text, seed=args.seed)
+    source = _source(args)
+    examples = make_examples(
+        args.mode, source.vectors, source.labels, source.text, seed=args.seed, groups=source.groups
+    )
     args.out.mkdir(parents=True, exist_ok=True)
-    summary, shown = _write(args, examples, photos, dataset, ask)
-    summary |= {"mode": args.mode, "ask": args.ask, "seed": args.seed, "data": dataset.describe()}
+    summary, shown = _write(args, examples, source, ask)
+    summary |= {"mode": args.mode, "ask": args.ask, "seed": args.seed, "data": source.described}
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _write_page(args.out / "examples.html", shown, photos, dataset, summary)
+    _write_page(args.out / "examples.html", shown, source, summary)
     _tell(args, summary)
     return summary
 
 
+def _source(args: argparse.Namespace) -> Source:
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.annotations is None:
+        return whole_photos(args.config, args.cfg_options, args.out, device, args.shots, args.seed)
+    if args.images is None:
+        raise ConfigError("--annotations needs --images, the folder that its file names start from")
+    return annotated_boxes(args.config, args.cfg_options, args.annotations, args.images, device, args.shots, args.seed)
+
+
 def _write(
-    args: argparse.Namespace, examples: Any, photos: Sequence[Example], dataset: PhotoDataset, ask: Any
+    args: argparse.Namespace, examples: Any, source: Source, ask: Any
 ) -> tuple[dict[str, Any], list[RankingExample]]:
     """Records and exports, streaming; counts, and examples drawn for the page (reservoir sampling)."""
     places: Counter[int] = Counter()
@@ -110,9 +111,9 @@ def _write(
         records = stack.enter_context(open(part, "w", encoding="utf-8"))
         exports = [stack.enter_context(ExportWriter(name, args.out)) for name in dict.fromkeys(args.formats)]
         for number, example in enumerate(tqdm(examples, desc="examples", unit="", disable=None), 1):
-            photo = photos[example.photo]
-            records.write(json.dumps(_record(example, photo, dataset), ensure_ascii=False) + "\n")
-            for turn in turns_of(example, number, photo.path, dataset.display_names, ask):
+            records.write(json.dumps(_record(example, source), ensure_ascii=False) + "\n")
+            box = source.boxes_xyxy[example.photo]
+            for turn in turns_of(example, number, source.paths[example.photo], source.names, ask, box):
                 turns += 1
                 for export in exports:
                     export.add(turn)
@@ -130,7 +131,7 @@ def _write(
     return {
         "examples": number,
         "entries": turns,
-        "photos": len(photos),
+        "photos": len(set(source.paths)),
         "place_of_the_right_name": dict(sorted(places.items())),
         "names_in_a_question": dict(sorted(sizes.items())),
         "none_of_these": none,
@@ -140,10 +141,12 @@ def _write(
     }, shown
 
 
-def _record(example: RankingExample, photo: Example, dataset: PhotoDataset) -> dict[str, Any]:
+def _record(example: RankingExample, source: Source) -> dict[str, Any]:
+    box = source.boxes_xyxy[example.photo]
     return {
-        "photo": photo.path,
-        "names": _names(example, dataset),
+        "photo": source.paths[example.photo],
+        **({} if box is None else {"box_xyxy": box}),
+        "names": _names(example, source),
         "labels": example.labels,
         "truth": example.truth,
         "target": example.target,
@@ -151,30 +154,30 @@ def _record(example: RankingExample, photo: Example, dataset: PhotoDataset) -> d
     }
 
 
-def _names(example: RankingExample, dataset: PhotoDataset) -> list[str]:
-    return [NONE_NAME if label == NONE_OF_THESE else dataset.display_names[label] for label in example.labels]
+def _names(example: RankingExample, source: Source) -> list[str]:
+    return [NONE_NAME if label == NONE_OF_THESE else source.names[label] for label in example.labels]
 
 
 def _write_page(
     file: Path,
     shown: Sequence[RankingExample],
-    photos: Sequence[Example],
-    dataset: PhotoDataset,
+    source: Source,
     summary: dict[str, Any],
 ) -> None:
     cards = []
     for example in shown:
-        pixels = photos[example.photo].read()
+        pixels = read_image(source.paths[example.photo])
         height, width = pixels.shape[:2]
+        box = source.boxes_xyxy[example.photo] or (0.0, 0.0, float(width), float(height))
         cards.append(
             {
-                "picture": crop_address(pixels, (0, 0, width, height), side=160, context=0.0),
-                "names": list(zip(_names(example, dataset), example.similarities, strict=True)),
+                "picture": crop_address(pixels, box, side=160, context=0.0),
+                "names": list(zip(_names(example, source), example.similarities, strict=True)),
                 "truth": example.truth,
-                "answer": [_names(example, dataset)[place] for place in example.target],
+                "answer": [_names(example, source)[place] for place in example.target],
             }
         )
-    page = render_page(TEMPLATE, name=dataset.name, cards=cards, summary=summary)
+    page = render_page(TEMPLATE, name=source.name, cards=cards, summary=summary)
     file.write_text(page, encoding="utf-8")
 
 

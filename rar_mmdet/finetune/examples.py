@@ -1,6 +1,6 @@
 """Questions whose answer is known: a photo, names to tell apart, the right one. From stored vectors, streaming.
 
-Three modes, by name:
+Modes, by name:
 
 - `released`: what RAR's notebook makes (finetune/build_finetuning_data.ipynb): all photos are memory and queries at
   once, so that each is its own first neighbour; the 16 windows of 5 consecutive neighbours of 20 that hold the true
@@ -10,6 +10,8 @@ Three modes, by name:
   class, each name once, shuffled; the answer is the order of similarity.
 - `ours`: neighbours among other photos; k names at random from 3 to 10, hard ones by image and by text, each once,
   shuffled; the answer begins with the true name; in a share of questions it is "none of these".
+- `names`: one question a photo, the true name among random ones; for a way to ask that shows no names, which makes a
+  classifier of the model (the baseline "LLaVA1.5 Finetuning" of the paper's Tables 2 and 8).
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ __all__ = [
     "RankingExample",
     "halves",
     "make_examples",
+    "name_examples",
     "our_examples",
     "paper_examples",
     "released_examples",
 ]
 
-MODES = ("ours", "paper", "released")
+MODES = ("ours", "paper", "released", "names")
 NONE_OF_THESE = -1  # label of the answer that no name is right
 NEIGHBOURS, WINDOW = 20, 5  # the paper's section 4.1, and the notebook: 16 windows of 5
 FEWEST, MOST = 3, 10  # names of a question in `ours`
@@ -86,7 +89,13 @@ def released_examples(
 
 
 def paper_examples(
-    vectors: Tensor, labels: Tensor, *, seed: int = 0, neighbours: int = NEIGHBOURS, window: int = WINDOW
+    vectors: Tensor,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    neighbours: int = NEIGHBOURS,
+    window: int = WINDOW,
 ) -> Iterator[RankingExample]:
     """See the module: mode `paper`. A name that repeats within a window is shown once.
 
@@ -94,11 +103,12 @@ def paper_examples(
         vectors: (N, D) unit vectors of the photos.
         labels: (N,) int64.
         seed: of the halves and of the orders.
+        groups: N names of photos, where rows are regions of them: a photo is then in one half alone.
         neighbours: of each query in the other half.
         window: consecutive neighbours of one question.
     """
     _check(vectors, labels)
-    memory, queries = halves(labels, seed)
+    memory, queries = halves(labels, seed, groups)
     for rows, similarity in _similar(vectors[queries], vectors[memory]):
         best = similarity.topk(min(neighbours, len(memory)), dim=1)
         known = labels[memory][best.indices].tolist()
@@ -194,9 +204,32 @@ def _shuffled(
     )
 
 
-def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of two disjoint halves, each with half of every class; of an odd one out the memory has it."""
+def name_examples(labels: Tensor, classes: int, *, seed: int = 0) -> Iterator[RankingExample]:
+    """See the module: mode `names`.
+
+    Args:
+        labels: (N,) int64.
+        classes: C; up to `MOST` of them are in a question.
+        seed: of the names and of the orders.
+    """
+    for photo, truth in enumerate(labels.tolist()):
+        rng = np.random.default_rng([seed, photo])
+        others = np.setdiff1d(np.arange(classes), [truth])
+        wrong = rng.choice(others, size=min(MOST - 1, len(others)), replace=False).tolist()
+        names = [truth, *wrong]
+        yield _shuffled(photo, names, [0.0] * len(names), names, truth, rng)
+
+
+def halves(labels: Tensor, seed: int, groups: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of two disjoint halves, each with half of every class; of an odd one out the memory has it.
+
+    With groups, whole groups are drawn, and classes are as even as chance makes them.
+    """
     rng = np.random.default_rng(seed)
+    if groups is not None:
+        unique, own = np.unique(np.array(groups), return_inverse=True)
+        is_query = np.isin(own, rng.permutation(len(unique))[(len(unique) + 1) // 2 :])
+        return torch.from_numpy(np.flatnonzero(~is_query)), torch.from_numpy(np.flatnonzero(is_query))
     memory: list[int] = []
     queries: list[int] = []
     for label in labels.unique().tolist():
@@ -232,6 +265,12 @@ def make_examples(
     """
     if mode not in MODES:
         raise FewShotError(f"there is no mode {mode!r}; known are {', '.join(MODES)}")
+    if mode == "names":
+        return name_examples(labels, text.shape[1], seed=seed)
     if mode == "ours":
         return our_examples(vectors, labels, text, seed=seed, groups=groups)
-    return paper_examples(vectors, labels, seed=seed) if mode == "paper" else released_examples(vectors, labels)
+    return (
+        paper_examples(vectors, labels, seed=seed, groups=groups)
+        if mode == "paper"
+        else released_examples(vectors, labels)
+    )

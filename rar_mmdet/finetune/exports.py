@@ -27,9 +27,22 @@ class Turn:
     photo: str
     text: str
     answer: str
+    box_xyxy: tuple[float, float, float, float] | None = None  # what of the photo; None: all of it
+
+    @property
+    def box(self) -> dict[str, Any]:
+        """For an entry: trainers that read these formats know no boxes, so cut the crops first."""
+        return {} if self.box_xyxy is None else {"box_xyxy": self.box_xyxy}
 
 
-def turns_of(example: RankingExample, number: int, photo: str, names: Sequence[str], ask: Ask) -> Iterator[Turn]:
+def turns_of(
+    example: RankingExample,
+    number: int,
+    photo: str,
+    names: Sequence[str],
+    ask: Ask,
+    box_xyxy: tuple[float, float, float, float] | None = None,
+) -> Iterator[Turn]:
     """What a model is shown and should say: one turn for each text of the way to ask.
 
     Args:
@@ -38,6 +51,7 @@ def turns_of(example: RankingExample, number: int, photo: str, names: Sequence[s
         photo: path of the photo.
         names: C display names, by label.
         ask: way to ask; its own order of names is kept.
+        box_xyxy: what of the photo is asked about, in pixels; `None`: all of it.
     """
     shown = [NONE_NAME if label == NONE_OF_THESE else names[label] for label in example.labels]
     order = ask.shown_order(shown)
@@ -45,7 +59,7 @@ def turns_of(example: RankingExample, number: int, photo: str, names: Sequence[s
     target = [order.index(place) for place in example.target]
     texts, answers = ask.texts(question), ask.target(question, target)
     for part, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-        yield Turn(f"{number}" if len(texts) == 1 else f"{number}-{part}", photo, text, answer)
+        yield Turn(f"{number}" if len(texts) == 1 else f"{number}-{part}", photo, text, answer, box_xyxy)
 
 
 def _llava(turn: Turn) -> dict[str, Any]:
@@ -53,6 +67,7 @@ def _llava(turn: Turn) -> dict[str, Any]:
         "id": turn.id,
         "image": turn.photo,
         "conversations": [{"from": "human", "value": f"<image>\n{turn.text}"}, {"from": "gpt", "value": turn.answer}],
+        **turn.box,
     }
 
 
@@ -63,6 +78,7 @@ def _messages(turn: Turn) -> dict[str, Any]:
             {"role": "assistant", "content": turn.answer},
         ],
         "images": [turn.photo],
+        **turn.box,
     }
 
 
@@ -74,6 +90,7 @@ def _xcomposer(turn: Turn) -> dict[str, Any]:
             {"from": "user", "value": f"<ImageHere>{turn.text}"},
             {"from": "assistant", "value": turn.answer},
         ],
+        **turn.box,
     }
 
 

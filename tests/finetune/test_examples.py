@@ -76,6 +76,10 @@ def test_halves_are_disjoint_and_have_every_class(world):
     assert torch.bincount(labels[memory]).tolist() == torch.bincount(labels[queries]).tolist() == [5] * 20
     assert halves(labels, seed=4)[0].tolist() != memory.tolist()
     assert halves(torch.tensor([0]), 0)[1].tolist() == []
+    groups = [f"photo {row // 2}" for row in range(200)]  # two regions a photo
+    memory, queries = (rows.tolist() for rows in halves(labels, 3, groups))
+    assert sorted([*memory, *queries]) == list(range(200))
+    assert {groups[row] for row in memory}.isdisjoint(groups[row] for row in queries)
 
 
 def test_paper_queries_are_never_their_own_neighbours(world):
@@ -137,6 +141,14 @@ def test_the_order_says_nothing_about_the_answer(mode):
             assert ((counts - expected) ** 2 / expected).sum() < limits[size]
 
 
+def test_names_alone_are_asked_once_a_photo(world):
+    vectors, labels, text = world
+    found = list(make_examples("names", vectors, labels, text, seed=1))
+    assert [e.photo for e in found] == list(range(200))
+    assert all(len(set(e.labels)) == 10 and e.labels[e.truth] == labels[e.photo] for e in found)
+    assert np.bincount([e.truth for e in found], minlength=10).min() > 5
+
+
 def test_none_of_these_has_its_share(world):
     vectors, labels, text = world
     found = list(our_examples(vectors, labels, text, per_photo=50, none_share=0.1))
@@ -166,7 +178,10 @@ def test_a_photos_questions_depend_on_nothing_but_the_seed(world, monkeypatch):
         (lambda v, y, t: list(released_examples(v, y[:3])), r"made of \(N, D\) vectors and \(N,\) labels"),
         (lambda v, y, t: list(our_examples(v, y, t[:, :2])), "needs at least 3 classes and a name for each label"),
         (lambda v, y, t: list(our_examples(v, y, t[:, :19])), "needs at least 3 classes and a name for each label"),
-        (lambda v, y, t: make_examples("our", v, y, t), "there is no mode 'our'; known are ours, paper, released"),
+        (
+            lambda v, y, t: make_examples("our", v, y, t),
+            "there is no mode 'our'; known are ours, paper, released, names",
+        ),
     ],
 )
 def test_what_does_not_fit(world, call, message):
@@ -254,3 +269,36 @@ def test_a_set_without_a_train_part(config, tmp_path, capsys):
     shutil.rmtree(tmp_path / "photos" / "train")
     assert rar_mmdet(["finetune", "data", str(config), "--out", str(tmp_path / "out")]) == 2
     assert "has no train part to make questions of" in capsys.readouterr().err
+
+
+def test_questions_about_annotated_boxes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    names = ["plain red star", "dotted blue heart", "striped green cross", "ringed pink drop"]
+    photos, boxes = [], []
+    for number in range(4):
+        Image.fromarray(make_image(60, 80, seed=number)).save(tmp_path / f"{number}.png")
+        photos.append({"id": number, "file_name": f"{number}.png", "height": 60, "width": 80})
+        for place in range(2):
+            box = [5 + 30 * place, 10, 25, 30]
+            boxes.append({"id": len(boxes), "image_id": number, "category_id": (number + place) % 4 + 1, "bbox": box})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({"images": photos, "annotations": boxes, "categories": categories}))
+    config = tmp_path / "recognizer.py"
+    config.write_text(
+        f"encoder = dict(type='OpenClipEncoder', model='local-dir:{ROOT}/demo/weights/clip')\n"
+        f"cropper = dict(window='pad')\nmemory = dict(type='TextMemory')\nvocabulary = {names!r}\n"
+    )
+    line = ["finetune", "data", str(config), "--annotations", str(file), "--out", str(tmp_path / "out")]
+    assert rar_mmdet([*line, "--device", "cpu"]) == 2  # without --images
+    assert rar_mmdet([*line, "--device", "cpu", "--images", str(tmp_path), "--mode", "paper"]) == 0
+    assert rar_mmdet([*line, "--device", "cpu", "--images", str(tmp_path), "--formats", "messages"]) == 0
+    records = [json.loads(text) for text in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 8 * 9
+    right = {(b["image_id"], *b["bbox"]): names[b["category_id"] - 1] for b in boxes}
+    for record in records:
+        left, top, x2, y2 = record["box_xyxy"]
+        name = right[int(Path(record["photo"]).stem), left, top, x2 - left, y2 - top]
+        assert record["names"][record["truth"]] in (name, NONE_NAME)
+    entry = json.loads((tmp_path / "out" / "messages.jsonl").read_text().splitlines()[0])
+    assert entry["box_xyxy"] == records[0]["box_xyxy"]
