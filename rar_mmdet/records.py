@@ -47,6 +47,7 @@ class RegionRecord:
     truth: int | None = None  # label of the annotated object, if known
     truth_name: str | None = None
     file: str | None = None  # the image's file, if known
+    outline: tuple[Any, ...] | None = None  # of its mask, if known: polygons [x1, y1, ...], original, upright pixels
 
     @property
     def has_opinion(self) -> bool:

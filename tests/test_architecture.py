@@ -55,7 +55,18 @@ ALLOWED = {
     },
     "finetune": {*STAGES, "classification", "components", "drawing", "finetune", *BASE},
     "report": {"report", "records", "scoring", "drawing", "errors", "files"},
-    "labelling": {*STAGES, "fusion", "detectors", "recognizer", "components", "records", "drawing", "labelling", *BASE},
+    "labelling": {
+        *STAGES,
+        "fusion",
+        "detectors",
+        "recognizer",
+        "components",
+        "records",
+        "drawing",
+        "scoring",
+        "labelling",
+        *BASE,
+    },
     **{
         command: {*STAGES, "recognizer", "components", command, *BASE} for command in ("build_memory", "inspect_memory")
     },

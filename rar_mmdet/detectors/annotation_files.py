@@ -18,6 +18,7 @@ from rar_mmdet.files.label_studio import read_label_studio
 from rar_mmdet.files.xml import parse, read_cvat, read_voc
 from rar_mmdet.files.yolo import NAME_FILES, read_yolo
 from rar_mmdet.scoring.annotation_table import read_table
+from rar_mmdet.scoring.masks import FORMS, find_wrong_mask
 
 __all__ = ["BoxFile", "read_box_file"]
 
@@ -113,6 +114,12 @@ def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
     ]
     if wrong:
         raise AnnotationFileError(f"{where}: annotation {wrong[0]} has score {scores[wrong[0]]!r}, expected 0 to 1")
+    segmentations = [annotation.get("segmentation") or None for annotation in dataset["annotations"]]
+    wrong_mask = find_wrong_mask(segmentations)
+    if wrong_mask is not None:
+        raise AnnotationFileError(
+            f"{where}: the segmentation of annotation {wrong_mask[0]} cannot be used: {wrong_mask[1]}; expected {FORMS}"
+        )
     corners = table.boxes_xywh.copy()
     corners[:, 2:] += corners[:, :2]
     by_image: dict[int, list[int]] = defaultdict(list)
@@ -131,6 +138,7 @@ def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
                 torch.arange(len(rows)),
                 torch.from_numpy(table.category[rows]),
                 own,
+                segmentations=_of_rows(segmentations, rows.tolist()),
             )
         )
     return BoxFile(
@@ -141,6 +149,11 @@ def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
         boxes=tuple(boxes),
         notes=tuple(table.notes),
     )
+
+
+def _of_rows(segmentations: list[Any], rows: list[int]) -> tuple[Any, ...] | None:
+    own = tuple(segmentations[row] for row in rows)
+    return own if any(one is not None for one in own) else None
 
 
 def _keys(path: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Detected:
     name_ids: Tensor = field(default_factory=_no_ids)  # (P,) int64 in [0, V)
     name_scores: Tensor = field(default_factory=lambda: torch.zeros(0))  # (P,) float32 in [0, 1]
     masks: Tensor | None = None  # (R, H, W) bool
+    # R segmentations as COCO writes them, of a file that has some; `None` for a box without.
+    segmentations: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -47,6 +49,8 @@ class Detected:
             )
         if self.masks is not None and len(self.masks) != count:
             raise DetectionError(f"a detector gave {len(self.masks)} masks for {count} boxes")
+        if self.segmentations is not None and len(self.segmentations) != count:
+            raise DetectionError(f"a detector gave {len(self.segmentations)} segmentations for {count} boxes")
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -32,8 +32,15 @@ class CocoBuilder:
         """The photo that the next boxes are of."""
         self.images.append({"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height})
 
-    def add_box(self, name: str, corners: Sequence[float], where: str, score: float | None = None) -> None:
-        """A box (x1, y1, x2, y2), in pixels, of the photo added last.
+    def add_box(
+        self,
+        name: str,
+        corners: Sequence[float],
+        where: str,
+        score: float | None = None,
+        outline: Sequence[float] | None = None,
+    ) -> None:
+        """A box (x1, y1, x2, y2), in pixels, of the photo added last; and its outline x1, y1, x2, y2, ... if known.
 
         Raises:
             AnnotationFileError: it is no box.
@@ -44,7 +51,7 @@ class CocoBuilder:
                 f"{where}: box {list(corners)} of {name!r} ends before it begins; expected x1, y1, x2, y2. Were x, y, "
                 "width, height written?"
             )
-        record = {
+        record: dict[str, Any] = {
             "id": len(self.annotations) + 1,
             "image_id": self.images[-1]["id"],
             "category_id": self._categories.setdefault(name, len(self._categories) + 1),
@@ -52,7 +59,11 @@ class CocoBuilder:
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
         }
-        self.annotations.append(record if score is None else record | {"score": score})
+        if score is not None:
+            record["score"] = score
+        if outline is not None:
+            record["segmentation"] = [list(outline)]
+        self.annotations.append(record)
 
     def result(self) -> dict[str, Any]:
         """The dictionary."""
@@ -97,7 +108,7 @@ def read_voc(place: str | Path) -> dict[str, Any]:
 
 
 def read_cvat(file: str | Path) -> dict[str, Any]:
-    """The boxes, and the bounding boxes of the polygons, of a file "CVAT for images".
+    """The boxes, and the polygons with the boxes around them, of a file "CVAT for images".
 
     Raises:
         AnnotationFileError: it is not of this format.
@@ -113,7 +124,7 @@ def read_cvat(file: str | Path) -> dict[str, Any]:
         name = image.get("name") or ""
         found.add_photo(name, int(image.get("width") or 0), int(image.get("height") or 0))
         for shape in image:
-            where = f"{file}, image {name!r}, {shape.tag}"
+            where, outline = f"{file}, image {name!r}, {shape.tag}", None
             if shape.tag == "box":
                 corners = [_attribute(shape, key, where) for key in ("xtl", "ytl", "xbr", "ybr")]
                 corners = turned_box(corners, float(shape.get("rotation") or 0.0))
@@ -123,9 +134,10 @@ def read_cvat(file: str | Path) -> dict[str, Any]:
                     raise AnnotationFileError(f"{where} has no points")
                 xs, ys = zip(*points, strict=True)
                 corners = [min(xs), min(ys), max(xs), max(ys)]
+                outline = [value for point in points for value in point] if len(points) > 2 else None
             else:
                 continue  # tags, points, lines: nothing that is a box
-            found.add_box(shape.get("label") or "", corners, where)
+            found.add_box(shape.get("label") or "", corners, where, outline=outline)
     return found.result()
 
 

@@ -33,7 +33,7 @@ def read_yolo(
 
     Returns:
         `images` (file_name relative to `folder`), `annotations` (bbox in pixels: x, y, width, height; `score` where a
-        line has one), `categories` (ids from 1, in the order of the class numbers).
+        line has one, `segmentation` where it is an outline), `categories` (ids from 1, in the order of class numbers).
 
     Raises:
         AnnotationFileError: names or photos are missing, or a line is no object; file and line are named.
@@ -52,7 +52,7 @@ def read_yolo(
         width, height = _upright_wh(photo)
         name = photo.relative_to(root).as_posix() if photo.is_relative_to(root) else photo.as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for category, box, score in _objects(_label_file(photo), len(names), (width, height)):
+        for category, box, score, outline in _objects(_label_file(photo), len(names), (width, height)):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -63,6 +63,7 @@ def read_yolo(
                     "iscrowd": 0,
                 }
                 | ({} if score is None else {"score": score})
+                | ({} if outline is None else {"segmentation": [outline]})
             )
     categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -133,8 +134,10 @@ def _upright_wh(photo: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _objects(file: Path, num_classes: int, image_wh: tuple[int, int]) -> list[tuple[int, list[float], float | None]]:
-    """(class number, [x, y, width, height] in pixels, confidence if there is one) of each line."""
+def _objects(
+    file: Path, num_classes: int, image_wh: tuple[int, int]
+) -> list[tuple[int, list[float], float | None, list[float] | None]]:
+    """(class number, [x, y, width, height] in pixels, confidence and outline if there are) of each line."""
     if not file.is_file():
         return []
     found = []
@@ -150,7 +153,9 @@ def _objects(file: Path, num_classes: int, image_wh: tuple[int, int]) -> list[tu
                 f"{file}, line {number}: class {category:g}, but there are {num_classes} names (0 to {num_classes - 1})"
             )
         score = values[4] if len(values) == 5 else None
-        found.append((int(category), _box(values, image_wh, f"{file}, line {number}"), score))
+        box = _box(values, image_wh, f"{file}, line {number}")
+        outline = [round(v * image_wh[i % 2], 3) for i, v in enumerate(values)] if len(values) >= 6 else None
+        found.append((int(category), box, score, outline))
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, I
 from rar_mmdet.files.images import read_image
 from rar_mmdet.fusion import NoneOfThese
 from rar_mmdet.labelling.decisions import Decision, decide
+from rar_mmdet.labelling.outlines import Outline, clipped, outline_of_mask, outline_of_segmentation
 from rar_mmdet.labelling.photos import Label, LabelledPhoto, find_photos
 from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import open_writers
@@ -91,15 +93,35 @@ class Labeller:
         """
         found = self.detector.detect([pixels for _, pixels in photos], [name for name, _ in photos])
         batch = [
-            ImageRegions(pixels, one.boxes_xyxy, one.scores, name=name)
+            ImageRegions(pixels, one.boxes_xyxy, one.scores, one.masks, name=name)
             for one, (name, pixels) in zip(found, photos, strict=True)
         ]
         recognized = self.recognizer.recognize(batch)
-        return [describe_regions(one, name) for one, (name, _) in zip(recognized, photos, strict=True)]
+        return [
+            _with_outlines(describe_regions(one, name), detected, pixels.shape[:2])
+            for one, detected, (name, pixels) in zip(recognized, found, photos, strict=True)
+        ]
 
     def decide(self, record: RegionRecord) -> Decision:
         """What a region is called."""
         return decide(record, self.words, self.min_score)
+
+
+def _with_outlines(records: list[RegionRecord], found: Detected, image_hw: tuple[int, int]) -> list[RegionRecord]:
+    """The records with the outlines of their masks. A recogniser may have skipped boxes; those are passed over."""
+    if found.masks is None and found.segmentations is None:
+        return records
+    rows = iter(range(len(found)))
+    told = []
+    for record in records:
+        row = next(r for r in rows if np.allclose(found.boxes_xyxy[r].tolist(), record.box_xyxy, atol=1e-3))
+        outline: Outline = ()
+        if found.segmentations is not None and found.segmentations[row] is not None:
+            outline = outline_of_segmentation(found.segmentations[row], image_hw)
+        elif found.masks is not None:
+            outline = outline_of_mask(found.masks[row].numpy())
+        told.append(dataclasses.replace(record, outline=outline) if outline else record)
+    return told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +135,7 @@ class PhotoState:
     regions: int
     end: int  # bytes of the records' file once its regions are written
     error: str | None = None
+    outlines: int = 0  # of its regions
 
 
 class LabelRun:
@@ -229,7 +252,8 @@ class LabelRun:
             height, width = sizes.get(name, (0, 0))
             records = found.get(name, [])
             number = len(self.done) + 1
-            yield PhotoState(number, name, width, height, len(records), 0, errors.get(name)), records
+            outlines = sum(record.outline is not None for record in records)
+            yield PhotoState(number, name, width, height, len(records), 0, errors.get(name), outlines), records
 
     def regions(self) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
         """Every photo that could be read, with its records, in the order they were done."""
@@ -251,7 +275,8 @@ class LabelRun:
     def write(self, formats: Sequence[str]) -> tuple[list[Path], Counter[str]]:
         """Write labels in these formats; where they are, and how many boxes of which kind."""
         counts: Counter[str] = Counter()
-        writers = open_writers(self.out, formats, self.labeller.words.classes)
+        outlines = any(state.outlines for state in self.done)
+        writers = open_writers(self.out, formats, self.labeller.words.classes, outlines)
         corrected = self.corrections()
         try:
             with tqdm(total=len(self.done), desc="write", unit="photo", disable=None, leave=False) as bar:
@@ -289,7 +314,9 @@ class LabelRun:
             counts["unsure" if class_id is None else "labels"] += 1
             if class_id is not None:
                 x1, y1, x2, y2 = record.box_xyxy
-                yield Label((max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)), class_id, score)
+                box = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
+                outline = tuple(tuple(part) for part in record.outline or ())
+                yield Label(box, class_id, score, clipped(outline, photo_wh))
 
 
 def read_corrections(file: Path, words: WordList) -> dict[tuple[str, int], int | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rar_mmdet.errors import ImageReadError, MissingAssetError
+from rar_mmdet.labelling.outlines import Outline
 
 __all__ = ["Label", "LabelledPhoto", "find_photos"]
 
@@ -24,6 +25,7 @@ class Label:
     box_xyxy: tuple[float, float, float, float]  # pixels of the upright photo
     class_id: int  # row of the word list's classes
     score: float  # in [0, 1]
+    outline: Outline = ()  # of its mask; none where there is no mask
 
 
 @dataclass(frozen=True)

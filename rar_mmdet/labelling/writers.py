@@ -21,6 +21,7 @@ from PIL import Image
 
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.images import read_image
+from rar_mmdet.labelling.outlines import Outline, area_of, one_line
 from rar_mmdet.labelling.photos import Label, LabelledPhoto
 
 __all__ = ["FORMATS", "Writer", "open_writers"]
@@ -34,13 +35,14 @@ class Writer(ABC):
     Args:
         folder: of all labels; the format has a file or folder of its own in it.
         classes: C names.
+        outlines: whether labels have outlines, for formats where all labels are of one kind.
     """
 
     name: str  # of the format
     place: str  # file or folder in the folder of labels
 
-    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
+    def __init__(self, folder: Path, classes: Sequence[str], outlines: bool = False) -> None:
+        self.classes, self.outlines = tuple(classes), outlines
         self.target = folder / self.place
         self._part = folder / f".{self.place}.part"
         self._files = ExitStack()
@@ -104,8 +106,19 @@ def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
+def _polygons(outline: Outline) -> str:
+    return "[" + ", ".join("[" + ", ".join(map(_number, part)) + "]" for part in outline) + "]"
+
+
+def _points(polygon: Sequence[float]) -> str:
+    return ";".join(f"{_number(x)},{_number(y)}" for x, y in zip(polygon[::2], polygon[1::2], strict=True))
+
+
 class CocoWriter(Writer):
-    """COCO JSON with `score` beside each box: images, annotations, categories with ids from 1 on."""
+    """COCO JSON with `score` beside each box: images, annotations, categories with ids from 1 on.
+
+    A label with a mask has its polygons as `segmentation`, and their area.
+    """
 
     name, place = "coco", "coco.json"
 
@@ -129,10 +142,13 @@ class CocoWriter(Writer):
             x1, y1, x2, y2 = label.box_xyxy
             width, height = x2 - x1, y2 - y1
             comma, self._count = ", " if self._count else "", self._count + 1
+            area, mask = width * height, ""
+            if label.outline:
+                area, mask = area_of(label.outline), f'"segmentation": {_polygons(label.outline)}, '
             lines.append(
                 f'{comma}{{"id": {self._count}, "image_id": {photo.id}, "category_id": {label.class_id + 1}, "bbox": '
                 f"[{_number(x1)}, {_number(y1)}, {_number(width)}, {_number(height)}], "
-                f'"area": {_number(width * height)}, "iscrowd": 0, "score": {label.score:.4f}}}'
+                f'"area": {_number(area)}, {mask}"iscrowd": 0, "score": {label.score:.4f}}}'
             )
         self._annotations.write("".join(lines))
 
@@ -144,7 +160,11 @@ class CocoWriter(Writer):
 
 
 class YoloWriter(Writer):
-    """Ultralytics' layout: images/ (links to the photos), labels/ (class, centre and size as fractions), data.yaml."""
+    """Ultralytics' layout: images/ (links to the photos), labels/ (class, centre and size as fractions), data.yaml.
+
+    Where labels have masks, lines are outlines (class, x1, y1, x2, y2, ...): its reader drops all outlines of a data
+    set in which some lines are boxes, so that a box without a mask is written by its corners.
+    """
 
     name, place = "yolo", "yolo"
 
@@ -168,9 +188,12 @@ class YoloWriter(Writer):
             shutil.copyfile(photo.path, image)
         text.write_text("".join(f"{self._line(photo, label)}\n" for label in photo.labels), encoding="utf-8")
 
-    @staticmethod
-    def _line(photo: LabelledPhoto, label: Label) -> str:
+    def _line(self, photo: LabelledPhoto, label: Label) -> str:
         x1, y1, x2, y2 = label.box_xyxy
+        if self.outlines:
+            points = one_line(label.outline or ((x1, y1, x2, y1, x2, y2, x1, y2),))
+            shares = (v / (photo.height if i % 2 else photo.width) for i, v in enumerate(points))
+            return " ".join([str(label.class_id), *(f"{share:.6f}" for share in shares)])
         values = (x1 + x2) / 2 / photo.width, (y1 + y2) / 2 / photo.height, (x2 - x1) / photo.width
         return f"{label.class_id} {values[0]:.6f} {values[1]:.6f} {values[2]:.6f} {(y2 - y1) / photo.height:.6f}"
 
@@ -207,7 +230,7 @@ class VocWriter(Writer):
 
 
 class CvatWriter(Writer):
-    """CVAT for images 1.1: one XML file."""
+    """CVAT for images 1.1: one XML file. A label with a mask is a polygon, or several in one group."""
 
     name, place = "cvat", "cvat.xml"
 
@@ -221,10 +244,20 @@ class CvatWriter(Writer):
         )
 
     def add(self, photo: LabelledPhoto) -> None:
-        boxes = "".join(self._box(label) for label in photo.labels)
+        boxes = "".join(self._shape(label, number) for number, label in enumerate(photo.labels, 1))
         self._stream.write(
             f'<image id="{photo.id - 1}" name={quoteattr(photo.name)} width="{photo.width}" height="{photo.height}">'
             f"{boxes}</image>\n"
+        )
+
+    def _shape(self, label: Label, group: int) -> str:
+        if not label.outline:
+            return self._box(label)
+        together = f' group_id="{group}"' if len(label.outline) > 1 else ""
+        return "".join(
+            f'<polygon label={self._quoted[label.class_id]} source="auto" occluded="0" '
+            f'points="{_points(part)}" z_order="0"{together}/>'
+            for part in label.outline
         )
 
     def _box(self, label: Label) -> str:
@@ -322,8 +355,8 @@ FORMATS: dict[str, type[Writer]] = {
 }
 
 
-def open_writers(folder: Path, formats: Sequence[str], classes: Sequence[str]) -> list[Writer]:
-    """A writer for each format.
+def open_writers(folder: Path, formats: Sequence[str], classes: Sequence[str], outlines: bool = False) -> list[Writer]:
+    """A writer for each format; see `Writer`.
 
     Raises:
         ConfigError: there is no such format.
@@ -331,4 +364,4 @@ def open_writers(folder: Path, formats: Sequence[str], classes: Sequence[str]) -
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
-    return [FORMATS[name](folder, classes) for name in dict.fromkeys(formats)]
+    return [FORMATS[name](folder, classes, outlines) for name in dict.fromkeys(formats)]
