@@ -29,10 +29,10 @@ from rar_mmdet.detectors import AnnotationDetector, Detector, TransformersDetect
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
 from rar_mmdet.labelling.labeller import CORRECTIONS, Labeller, LabelRun, WholePhoto, read_corrections
 from rar_mmdet.labelling.review import write_review
-from rar_mmdet.labelling.words import read_words
+from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import FORMATS
 
-__all__ = ["main"]
+__all__ = ["add_model_options", "build_labeller", "main"]
 
 # Beside rar_mmdet/ in a checkout, inside it once installed.
 PLACES = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
@@ -46,6 +46,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("photos", type=Path, help="folder of photos, also in folders below it")
     parser.add_argument("--words", type=Path, required=True, help="the words: .txt, .yaml or .csv")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="folder of the labels (default: labels)")
+    add_model_options(parser)
+    parser.add_argument(
+        "--formats", nargs="+", default=["coco"], metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: coco)"
+    )
+    parser.add_argument("--review", type=int, default=5000, help="regions on the page, doubtful first (default: 5000)")
+    parser.add_argument("--apply", type=Path, metavar="FILE", help="corrections.json of the review page")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds other labels")
+    return parser.parse_args(argv)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say where boxes and names come from, for `build_labeller`."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--detector", metavar="MODEL", help="folder or hub id of a detector of transformers finds boxes")
     where.add_argument(
@@ -55,9 +67,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", type=Path, help="config with a recogniser, such as configs/rar_lvis_qwen.py")
     which.add_argument("--embedded", action="store_true", help="the demo's models: toy shapes alone, nothing to fetch")
-    parser.add_argument(
-        "--formats", nargs="+", default=["coco"], metavar="FORMAT", help=f"of {', '.join(FORMATS)} (default: coco)"
-    )
     parser.add_argument("--prompt", help="what a detector by text looks for, such as 'object . animal . thing'")
     parser.add_argument(
         "--min-box-score",
@@ -66,11 +75,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="boxes the detector is less sure of are left out (default: 0.3)",
     )
     parser.add_argument("--min-score", type=float, default=0.5, help="labels below are not written (default: 0.5)")
-    parser.add_argument("--review", type=int, default=5000, help="regions on the page, doubtful first (default: 5000)")
-    parser.add_argument("--apply", type=Path, metavar="FILE", help="corrections.json of the review page")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds other labels")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
-    return parser.parse_args(argv)
+
+
+def build_labeller(args: argparse.Namespace, words: WordList) -> tuple[Labeller, dict[str, str]]:
+    """The labeller that `add_model_options` describe, nothing loaded yet; and what tells it from others.
+
+    Raises:
+        RarError: something is missing or wrong.
+    """
+    config = _embedded() if args.embedded else args.config
+    if not config.is_file():
+        raise MissingAssetError(f"--config {config}: there is no such file")
+    recognizer = recognizer_of(config, list(words.phrases))
+    parts = [part for part in (recognizer.encoder, recognizer.ranker) if part is not None]
+    missing = [line for part in parts for line in part.missing_assets()]
+    if missing:
+        raise MissingAssetError("this config needs what is not there:\n  " + "\n  ".join(missing))
+    if args.device:
+        recognizer.to(args.device)
+    detector, source = _boxes(args)
+    return Labeller(recognizer, words, detector, args.min_score), {"config": str(config.resolve()), "boxes": source}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,19 +108,7 @@ def run(args: argparse.Namespace) -> None:
     for name in args.formats:
         if name not in FORMATS:
             raise ConfigError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
-    config = _embedded() if args.embedded else args.config
-    if not config.is_file():
-        raise MissingAssetError(f"--config {config}: there is no such file")
-    recognizer = recognizer_of(config, list(words.phrases))
-    parts = [part for part in (recognizer.encoder, recognizer.ranker) if part is not None]
-    missing = [line for part in parts for line in part.missing_assets()]
-    if missing:
-        raise MissingAssetError("this config needs what is not there:\n  " + "\n  ".join(missing))
-    if args.device:
-        recognizer.to(args.device)
-    detector, source = _boxes(args)
-    labeller = Labeller(recognizer, words, detector, args.min_score)
-    settings = {"config": str(config.resolve()), "boxes": source}
+    labeller, settings = build_labeller(args, words)
     labels = LabelRun(labeller, args.photos, args.out, settings, overwrite=args.overwrite)
     if args.apply is not None:
         read_corrections(args.apply, words)  # refused before anything is written
