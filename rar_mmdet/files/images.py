@@ -23,7 +23,16 @@ from rar_mmdet.errors import ImageReadError
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.pixels import tensor_to_rgb, to_rgb
 
-__all__ = ["ImageSource", "as_photo", "check_complete", "check_size", "decode_image", "photo_hw", "read_image"]
+__all__ = [
+    "ImageSource",
+    "as_photo",
+    "check_complete",
+    "check_pixels",
+    "check_size",
+    "decode_image",
+    "photo_hw",
+    "read_image",
+]
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray | Tensor | Image.Image
 
@@ -116,7 +125,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         ImageReadError: there are no bytes, they are no image OpenCV knows, part of it is missing, or it is too large.
     """
     if not data:
-        raise ImageReadError(f"{name} is not an image: it has 0 bytes. A download that was stopped? Fetch it again.")
+        raise _not_an_image(data, name)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -125,17 +134,49 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             "memory; make the image smaller, or set OPENCV_IO_MAX_IMAGE_PIXELS before Python starts."
         ) from error
     if pixels is None:
-        hint = next((hint for start, hint in LOOK_ALIKES if data.lstrip().startswith(start)), None)
-        if data[4:12] in HEIC_BRANDS:
-            hint = "it is a HEIC photo; save it as JPEG"
-        elif hint is None and _looks_truncated(data):
-            hint = "its end is missing; fetch it again"
-        raise ImageReadError(
-            f"{name} is not an image OpenCV can decode, or is damaged ({len(data)} bytes)"
-            + (f": {hint}." if hint else ". If other programs show it, save it as PNG or JPEG.")
-        )
+        raise _not_an_image(data, name)
     check_complete(data, name)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def check_pixels(data: bytes, name: str, most: int) -> None:
+    """Refuse an image of too many pixels before it is decoded: a file of a few kB can hold gigabytes of them.
+
+    Args:
+        data: all bytes of the file.
+        name: what the messages call it.
+        most: width times height.
+
+    Raises:
+        ImageReadError: it has more, or its header is none that PIL knows.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageReadError(f"{name} is too large: {error}") from error
+    except PIL_ERRORS as error:
+        raise _not_an_image(data, name) from error
+    if width * height > most:
+        raise ImageReadError(
+            f"{name} is {width}x{height} px, {width * height / 1e6:.1f} megapixels; at most {most / 1e6:g} are taken. "
+            "Make it smaller"
+        )
+
+
+def _not_an_image(data: bytes, name: str) -> ImageReadError:
+    """Says what the file seems to be."""
+    if not data:
+        return ImageReadError(f"{name} is not an image: it has 0 bytes. A download that was stopped? Fetch it again.")
+    hint = next((hint for start, hint in LOOK_ALIKES if data.lstrip().startswith(start)), None)
+    if data[4:12] in HEIC_BRANDS:
+        hint = "it is a HEIC photo; save it as JPEG"
+    elif hint is None and _looks_truncated(data):
+        hint = "its end is missing; fetch it again"
+    return ImageReadError(
+        f"{name} is not an image OpenCV can decode, or is damaged ({len(data)} bytes)"
+        + (f": {hint}." if hint else ". If other programs show it, save it as PNG or JPEG.")
+    )
 
 
 def check_complete(data: bytes, name: str) -> None:

@@ -16,7 +16,15 @@ from skimage import data
 
 from rar_mmdet.errors import ImageReadError
 from rar_mmdet.files import images
-from rar_mmdet.files.images import as_photo, check_complete, check_size, decode_image, photo_hw, read_image
+from rar_mmdet.files.images import (
+    as_photo,
+    check_complete,
+    check_pixels,
+    check_size,
+    decode_image,
+    photo_hw,
+    read_image,
+)
 
 ORIENTATION = 0x0112
 
@@ -268,6 +276,8 @@ def test_other_files_are_refused(tmp_path, content, said):
         read_image(path)
     with pytest.raises(ImageReadError, match=f"image given as {len(content)} bytes is not an image.*{said}"):
         read_image(content)
+    with pytest.raises(ImageReadError, match=f"note.jpg is not an image.*{said}"):
+        check_pixels(content, "note.jpg", 1)
 
 
 def huge_png(width, height):
@@ -286,6 +296,19 @@ def test_images_beyond_opencvs_limit_are_named(tmp_path):
     path.write_bytes(huge_png(40_000, 40_000))
     with pytest.raises(ImageReadError, match=r"map.png cannot be decoded.*2\^30 pixels.*OPENCV_IO_MAX_IMAGE_PIXELS"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_pixels_are_counted_before_they_are_decoded(photo, kind):
+    content = encoded(photo, kind)  # 90x60
+    check_pixels(content[: len(content) * 9 // 10] if kind == "JPEG" else content, "photo", 90 * 60)
+    with pytest.raises(ImageReadError, match=r"photo is 90x60 px, 0.0 megapixels; at most 0.005399 .* Make it smaller"):
+        check_pixels(content, "photo", 90 * 60 - 1)
+
+
+def test_pixels_beyond_pils_limit_are_too_many():
+    with pytest.raises(ImageReadError, match="map.png is too large: .*1600000000 pixels.* exceeds limit"):
+        check_pixels(huge_png(40_000, 40_000), "map.png", 10**10)
 
 
 def test_a_cut_image_beyond_pils_limit_is_named():
