@@ -35,6 +35,7 @@ COMMANDS = {
     "label": Command(
         "rar_mmdet.labelling.command", "a folder of photos and a list of words in; labels and a review page out"
     ),
+    "web": Command("rar_mmdet.labelling.web_command", "the same for one photo in your browser, while you try words"),
     "report": Command(
         "rar_mmdet.report.command", "one page of one or several runs: numbers, figures, regions to look at"
     ),

@@ -32,7 +32,7 @@ from rar_mmdet.labelling.review import write_review
 from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import FORMATS
 
-__all__ = ["add_model_options", "build_labeller", "main"]
+__all__ = ["add_model_options", "build_labeller", "embedded_config", "main"]
 
 # Beside rar_mmdet/ in a checkout, inside it once installed.
 PLACES = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
@@ -84,7 +84,7 @@ def build_labeller(args: argparse.Namespace, words: WordList) -> tuple[Labeller,
     Raises:
         RarError: something is missing or wrong.
     """
-    config = _embedded() if args.embedded else args.config
+    config = embedded_config() if args.embedded else args.config
     if not config.is_file():
         raise MissingAssetError(f"--config {config}: there is no such file")
     recognizer = recognizer_of(config, list(words.phrases))
@@ -136,7 +136,7 @@ def _boxes(args: argparse.Namespace) -> tuple[Detector, str]:
         return WholePhoto(), "whole photos"
     if args.boxes is not None:
         return AnnotationDetector(args.boxes, missing="empty"), str(args.boxes.resolve())
-    model = args.detector or (str(_embedded().parents[2] / EMBEDDED_DETECTOR) if args.embedded else None)
+    model = args.detector or (str(embedded_config().parents[2] / EMBEDDED_DETECTOR) if args.embedded else None)
     if model is None:
         raise ConfigError("say where boxes come from: --detector MODEL, --boxes FILE, or --whole for whole photos")
     detector = TransformersDetector(
@@ -148,7 +148,8 @@ def _boxes(args: argparse.Namespace) -> tuple[Detector, str]:
     return detector, f"{detector.checkpoint.name} {args.prompt or ''} {args.min_box_score}"
 
 
-def _embedded() -> Path:
+def embedded_config() -> Path:
+    """The config of the demo's recogniser; its weights and photos lie in `demo` beside `configs`."""
     return next((place / EMBEDDED for place in PLACES if (place / EMBEDDED).is_file()), PLACES[0] / EMBEDDED)
 
 

@@ -102,9 +102,9 @@ class Labeller:
             for one, detected, (name, pixels) in zip(recognized, found, photos, strict=True)
         ]
 
-    def decide(self, record: RegionRecord) -> Decision:
-        """What a region is called."""
-        return decide(record, self.words, self.min_score)
+    def decide(self, record: RegionRecord, min_score: float | None = None) -> Decision:
+        """What a region is called, by this labeller's `min_score` unless another is given."""
+        return decide(record, self.words, self.min_score if min_score is None else min_score)
 
 
 def _with_outlines(records: list[RegionRecord], found: Detected, image_hw: tuple[int, int]) -> list[RegionRecord]:
@@ -301,8 +301,6 @@ class LabelRun:
         corrected: Mapping[tuple[str, int], int | None],
         counts: Counter[str],
     ) -> Iterator[Label]:
-        """Labels, cut at the photo's rim: tools refuse boxes that leave it."""
-        width, height = photo_wh
         for record in records:
             key = (str(record.image), record.region)
             if key in corrected:
@@ -313,10 +311,15 @@ class LabelRun:
                 class_id, score = decision.class_id, decision.score
             counts["unsure" if class_id is None else "labels"] += 1
             if class_id is not None:
-                x1, y1, x2, y2 = record.box_xyxy
-                box = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
-                outline = tuple(tuple(part) for part in record.outline or ())
-                yield Label(box, class_id, score, clipped(outline, photo_wh))
+                yield label_of(record, class_id, score, photo_wh)
+
+
+def label_of(record: RegionRecord, class_id: int, score: float, photo_wh: tuple[int, int]) -> Label:
+    """A region's label, box and outline cut at the photo's rim: tools refuse boxes that leave it."""
+    (x1, y1, x2, y2), (width, height) = record.box_xyxy, photo_wh
+    box = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
+    outline = tuple(tuple(part) for part in record.outline or ())
+    return Label(box, class_id, score, clipped(outline, photo_wh))
 
 
 def read_corrections(file: Path, words: WordList) -> dict[tuple[str, int], int | None]:
