@@ -44,6 +44,7 @@ setup(
         "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
         "openai": [f"openai{optional['openai']}"],
         "train": [f"{name}{optional[name]}" for name in ("peft", "accelerate")],
+        "web": [f"{name}{optional[name]}" for name in ("starlette", "uvicorn", "python-multipart")],
         # In an environment of its own: its pins of torch and transformers exclude the host.
         "vllm": ["vllm>=0.20"],
         "dev": [

@@ -48,12 +48,15 @@ HOST = {
     "lvis": ">=0.5.3",
     "setuptools": ">=65,<82",
 }
-# What single parts need: the extras `faiss`, `openai` and `train`.
+# What single parts need: the extras `faiss`, `openai`, `train` and `web`.
 OPTIONAL = {
     "faiss-cpu": ">=1.8",
     "openai": ">=2.25,<4",
     "peft": ">=0.19,<0.22",
     "accelerate": ">=1.10,<2",
+    "starlette": ">=0.49.1,<2",
+    "uvicorn": ">=0.34,<1",
+    "python-multipart": ">=0.0.18,<1",
 }
 # Looked at before MMDetection is used: those whose wrong version fails late and unclearly.
 CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")

@@ -29,13 +29,14 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 # Other packages that bring a module `mmcv` or `mmdet`.
 RIVALS = {"mmcv": ("mmcv-full", "mmcv-lite", "onedl-mmcv"), "mmdet": ("onedl-mmdetection",)}
 CORE_MODULES = ("numpy", "cv2", "torch", "torchvision", "numba", "pycocotools.mask", "transformers", "open_clip", "PIL")
-OPTIONAL_MODULES = ("faiss", "openai", "peft", "accelerate")
+OPTIONAL_MODULES = ("faiss", "openai", "peft", "accelerate", "starlette", "uvicorn", "python_multipart")
 HOST_MODULES = ("pkg_resources", "mmcv.ops", "mmdet")
 # Of what package a module that cannot be loaded is.
 PACKAGE_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",
     "faiss": "faiss-cpu",
+    "python_multipart": "python-multipart",
     "pycocotools.mask": "pycocotools",
     "open_clip": "open_clip_torch",
     "pkg_resources": "setuptools",

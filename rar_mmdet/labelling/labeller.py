@@ -28,7 +28,7 @@ from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.records import RegionRecord, describe_regions
 from rar_mmdet.structures import ImageRegions
 
-__all__ = ["LabelRun", "Labeller", "WholePhoto"]
+__all__ = ["LabelRun", "Labeller", "WholePhoto", "label_of", "read_corrections"]
 
 PHOTOS_AT_ONCE = 8  # recognised together (ours): fills the batches of encoder and ranker
 RECORDS, PHOTOS, SETTINGS, CORRECTIONS = "records.jsonl", "photos.jsonl", "run.json", "corrections.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,6 @@ class Label:
     class_id: int  # row of the word list's classes
     score: float  # in [0, 1]
     outline: Outline = ()  # of its mask; none where there is no mask
-
-    @staticmethod
-    def inside(box_xyxy: Sequence[float], class_id: int, score: float, photo_wh: tuple[int, int]) -> Label:
-        """One with its box cut at the photo's rim: tools refuse boxes that leave it."""
-        (x1, y1, x2, y2), (width, height) = box_xyxy, photo_wh
-        return Label((max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)), class_id, score)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.files.images import check_pixels, decode_image, read_image
 from rar_mmdet.files.pages import render_page
-from rar_mmdet.labelling.labeller import Labeller
-from rar_mmdet.labelling.photos import Label, LabelledPhoto
+from rar_mmdet.labelling.labeller import Labeller, label_of
+from rar_mmdet.labelling.photos import LabelledPhoto
 from rar_mmdet.labelling.words import read_words
 from rar_mmdet.labelling.writers import FORMATS, open_writers
 from rar_mmdet.records import RegionRecord
@@ -171,7 +171,7 @@ class LabelService:
         for record in records:
             decision = labeller.decide(record, min_score)
             if decision.class_id is not None and record.box_score >= min_box_score:
-                labels.append(Label.inside(record.box_xyxy, decision.class_id, decision.score, (width, height)))
+                labels.append(label_of(record, decision.class_id, decision.score, (width, height)))
         with tempfile.TemporaryDirectory() as folder:
             file, out = Path(folder, "photos", name), Path(folder, "labels")
             file.parent.mkdir()
