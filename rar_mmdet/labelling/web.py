@@ -67,10 +67,16 @@ class Limits:
 
 
 class _Recent:
-    """The values of the keys that were asked for last. Safe in threads; nobody waits while another makes a value."""
+    """The values of the keys that were asked for last. Safe in threads; nobody waits while another makes a value.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._values, self._lock = most, OrderedDict[Hashable, Any](), threading.Lock()
+    Args:
+        most: values that are kept.
+        keeps: whether one is kept at all.
+    """
+
+    def __init__(self, most: int, keeps: Callable[[Any], bool] = lambda value: True) -> None:
+        self._most, self._keeps = most, keeps
+        self._values, self._lock = OrderedDict[Hashable, Any](), threading.Lock()
 
     def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -78,6 +84,8 @@ class _Recent:
                 self._values.move_to_end(key)
                 return self._values[key]
         value = make()
+        if not self._keeps(value):
+            return value
         with self._lock:
             value = self._values.setdefault(key, value)
             while len(self._values) > self._most:
@@ -89,7 +97,8 @@ class _AskedOnce:
     """A detector that looks once at a photo, however often its words change."""
 
     def __init__(self, detector: Detector) -> None:
-        self._detector, self._found = detector, _Recent(PHOTOS)
+        self._detector = detector
+        self._found = _Recent(PHOTOS, lambda found: found.masks is None)  # the masks of one photo can be gigabytes
 
     def detect(self, images: Sequence[Any], paths: Sequence[str | None] | None = None) -> list[Detected]:
         """See `Detector`."""

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     with _listen(args.host, args.port) as listener:  # before models are loaded: that takes a while
         print("loading models ...", flush=True)
         labeller.recognizer.load()
-        labeller.detector.detect([np.full((64, 64, 3), 127, np.uint8)], [None])
+        labeller.detector.detect([np.full((64, 64, 3), 127, np.uint8)], ["a grey photo"])
         app = build_app(
             LabelService(labeller, int(args.max_megapixels * 1e6)),
             Limits(args.max_mb, args.max_megapixels),

@@ -14,6 +14,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from starlette.routing import Route  # noqa: E402
 
 from rar_mmdet.labelling import web  # noqa: E402
 
+PHOTOS = Path(__file__).parents[2] / "demo" / "photos"
 WORDS = "animal\n  cat | kitten\n  dog\n! shadow\nłoś"
 
 
@@ -112,6 +114,8 @@ def test_the_last_ones_are_remembered():
     for key in "abacab":  # c drives out b
         recent(key, lambda key=key: made.append(key))
     assert "".join(made) == "abcb"
+    choosy = web._Recent(2, keeps=bool)
+    assert [choosy("a", lambda value=value: value) for value in (0, 1, 2)] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
@@ -370,8 +374,8 @@ def test_in_a_real_browser(embedded, tmp_path):
 
 
 def test_the_command_serves_until_it_is_stopped():
-    line = [sys.executable, "-m", "rar_mmdet", "web", "--embedded", "--whole", "--port", "0"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    line = [sys.executable, "-m", "rar_mmdet", "web", "--embedded", "--boxes", str(PHOTOS / "boxes.json")]
+    with subprocess.Popen([*line, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             said = [server.stdout.readline(), server.stdout.readline()]
             assert said[0] == "loading models ...\n"
@@ -382,6 +386,13 @@ def test_the_command_serves_until_it_is_stopped():
                 assert "default-src 'none'" in policy
                 assert "connect-src 'self'" in policy
                 assert b"striped red hexagon" in page.read()  # the demo's words
+            fields = {
+                "words": "ringed red drop\nblue star",
+                "photo": ("photo1.jpg", (PHOTOS / "photo1.jpg").read_bytes()),
+            }
+            boxes = json.loads(post(f"{address}labels", fields)[1])["boxes"]
+            assert [89, 17, 129, 87] in [[round(value) for value in box["box"]] for box in boxes]
+            assert post(f"{address}labels", {**fields, "photo": ("other.jpg", fields["photo"][1])})[0] == 200
             with pytest.raises(urllib.error.HTTPError, match="405"):
                 urllib.request.urlopen(f"{address}labels", timeout=30)
         finally:
