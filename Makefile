@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo classify-demo label-demo names-demo test lint bench
+.PHONY: help install demo classify-demo label-demo names-demo test lint docs bench
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ lint: install  ## ruff (lint and format) and mypy, pinned
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+
+docs: install  ## the pages and the API as a site: build/docs/index.html
+	@$(PY) -m sphinx -q -W --keep-going docs build/docs
+	@echo "site      build/docs/index.html"
 
 bench: install  ## run every benchmark; each prints ratios against a named baseline of the same run
 	@for b in benchmarks/*.py; do echo "== $$b"; $(PY) $$b || exit 1; done

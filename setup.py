@@ -28,6 +28,7 @@ def requirements(table: str) -> list[str]:
 
 
 optional = read_constant("rar_mmdet/_host.py", "OPTIONAL")
+docs = ["sphinx>=9,<10", "myst-parser>=5,<6", "furo"]  # `make docs`
 setup(
     name="rar_mmdet",
     version=read_constant("rar_mmdet/__init__.py", "__version__"),
@@ -47,8 +48,10 @@ setup(
         "web": [f"{name}{optional[name]}" for name in ("starlette", "uvicorn", "python-multipart")],
         # In an environment of its own: its pins of torch and transformers exclude the host.
         "vllm": ["vllm>=0.20"],
+        "docs": docs,
         "dev": [
             *requirements("OPTIONAL"),
+            *docs,
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "num2words", "scikit-image", "faster-coco-eval"),
         ],
     },

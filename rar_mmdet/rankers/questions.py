@@ -29,13 +29,14 @@ class Question:
 class Answer:
     """What a model said, before any interpretation, so that a better reading needs no new question.
 
-    scores: one row for each text that was shown (`Ask.texts`): 'likelihood' one row of K summed log-probabilities of
-        the names; 'letter' K label log-probabilities for each of S orders; 'yesno' log p(yes) and log p(no) for each of
-        K candidates; 'decide' K log-probabilities that are shared out among the candidates. Empty for text.
-    lengths: 'likelihood': tokens of each name.
-    reply: the text of 'generate', and of servers that give no log-probabilities.
-    masses: one for each row of scores, where these do not say it: the probability, in [0, 1], of any of the labels
-        (servers that list some tokens, or that share it out themselves); `None` for a row of which it is not known.
+    Attributes:
+        scores: one row for each text that was shown (`Ask.texts`): 'likelihood' one row of K summed log-probabilities
+            of the names; 'letter' K label log-probabilities for each of S orders; 'yesno' log p(yes) and log p(no) for
+            each of K candidates; 'decide' K log-probabilities that are shared out among the candidates. Empty for text.
+        lengths: 'likelihood': tokens of each name.
+        reply: the text of 'generate', and of servers that give no log-probabilities.
+        masses: one for each row of scores, where these do not say it: the probability, in [0, 1], of any of the labels
+            (servers that list some tokens, or that share it out themselves); `None` for a row of which it is not known.
     """
 
     scores: tuple[tuple[float, ...], ...] = ()
@@ -95,10 +96,11 @@ class Reading:
 class Ask(Protocol):
     """A way to put one question to a model.
 
-    name: as in reports; the short form of `ask=`.
-    wants: what a model has to give: the likelihood of each candidate's name behind the text ('names'), that of a few
-        labels as the next token ('labels'), that of the candidates as options ('options'), or a text of its own
-        ('text').
+    Attributes:
+        name: as in reports; the short form of `ask=`.
+        wants: what a model has to give: the likelihood of each candidate's name behind the text ('names'), that of a
+            few labels as the next token ('labels'), that of the candidates as options ('options'), or a text of its
+            own ('text').
     """
 
     name: ClassVar[str]
