@@ -83,7 +83,10 @@ class Candidates:
             log_probs = own - log_share[:, None]
             said = torch.where(ranking.has_opinion, log_share.exp(), torch.nan)
             presence = said if presence is None else torch.where(presence.isnan(), said, presence * log_share.exp())
-        return replace(ranking, order=order, log_probs=log_probs, presence=presence)
+        preferred = ranking.preferred
+        if preferred is not None:
+            preferred = torch.where(preferred < 0, -1, column.gather(1, preferred.clamp_min(0)))
+        return replace(ranking, order=order, log_probs=log_probs, presence=presence, preferred=preferred)
 
 
 def show_background(

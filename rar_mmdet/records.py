@@ -43,6 +43,7 @@ class RegionRecord:
     log_probs: tuple[float, ...] | None = None  # of the K candidates, as the ranker sees them
     label_mass: float | None = None  # probability the model gave to any label
     presence: float | None = None  # that any of the candidates is right, as the model sees it
+    preferred: tuple[int, ...] | None = None  # column the ranker put first in each order of the prompt; -1: none
     reply: str | None = None  # what the model wrote
     truth: int | None = None  # label of the annotated object, if known
     truth_name: str | None = None
@@ -98,6 +99,10 @@ def _known(values: torch.Tensor | None, count: int) -> list[float | None]:
     return [None] * count if values is None else [v if v == v else None for v in values.tolist()]
 
 
+def _any_column(columns: list[int]) -> tuple[int, ...] | None:
+    return tuple(columns) if max(columns) >= 0 else None
+
+
 def describe_regions(
     recognition: Recognition,
     image: str | int,
@@ -121,6 +126,7 @@ def describe_regions(
     boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
     log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
     mass, presence = _known(ranking.label_mass, len(recognition)), _known(ranking.presence, len(recognition))
+    preferred = None if ranking.preferred is None else ranking.preferred.tolist()
     names = recognition.category_names
     scored = (ranking.has_opinion & ranking.has_log_probs).tolist()
     records = []
@@ -142,6 +148,7 @@ def describe_regions(
                 log_probs=tuple(log_probs[region]) if log_probs and scored[region] else None,
                 label_mass=mass[region],
                 presence=presence[region],
+                preferred=_any_column(preferred[region]) if preferred else None,
                 reply=ranking.replies[region] if ranking.replies else None,
                 truth=label,
                 truth_name=None if label is None else names[label],

@@ -85,6 +85,7 @@ class Ranking:
     presence: Tensor | None = (
         None  # (R,) float32 in [0, 1]: that any of the K is right, as the model sees it; NaN: unknown
     )
+    preferred: Tensor | None = None  # (R, S) int64: the best column by each of S orders of the prompt; -1: none
 
     def __post_init__(self) -> None:
         if self.order.ndim != 2 or self.order.dtype != torch.int64:
@@ -102,6 +103,8 @@ class Ranking:
         for name, values in (("label_mass", self.label_mass), ("presence", self.presence)):
             if self._length(values) not in (None, num_regions):
                 raise ValueError(f"Ranking.{name} must be ({num_regions},), got {values}")
+        if self._length(self.preferred) not in (None, num_regions):
+            raise ValueError(f"Ranking.preferred must be ({num_regions}, S), got {self.preferred}")
 
     @staticmethod
     def _length(values: Any) -> int | None:
@@ -120,6 +123,7 @@ class Ranking:
             None if self.replies is None else tuple(self.replies[row] for row in rows),
             None if self.label_mass is None else self.label_mass[regions],
             None if self.presence is None else self.presence[regions],
+            None if self.preferred is None else self.preferred[regions],
         )
 
     @property
@@ -158,7 +162,11 @@ class Ranking:
         if self.replies is not None:
             by_row = dict(zip(rows.tolist(), self.replies, strict=True))
             replies = tuple(by_row.get(row) for row in range(len(asked)))
-        return Ranking(whole.order, log_probs, whole.status, replies, *known)
+        preferred = None
+        if self.preferred is not None:
+            preferred = torch.full((len(asked), self.preferred.shape[1]), -1, dtype=torch.int64)
+            preferred[rows] = self.preferred.cpu()
+        return Ranking(whole.order, log_probs, whole.status, replies, known[0], known[1], preferred)
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,15 @@ def test_a_ranking_without_its_background_is_the_ranking_of_the_names():
     both = show_background(make_shortlist(20, 21, seed=2), 12, depth=10, num_candidates=4, num_background=3)
     log_probs = torch.log_softmax(torch.randn(20, 7, generator=torch.Generator().manual_seed(0)), 1)
     status = torch.zeros(20, dtype=torch.int64)
-    shown = Ranking(log_probs.argsort(1, descending=True), log_probs, status, presence=torch.full((20,), 0.8))
+    each = torch.arange(-1, 7).expand(20, 8)  # every column that was shown, and none
+    shown = Ranking(
+        log_probs.argsort(1, descending=True), log_probs, status, presence=torch.full((20,), 0.8), preferred=each
+    )
     ranking = both.ranking_of(shown)
+    assert (ranking.preferred[:, 0] == -1).all()
+    back = torch.where(ranking.preferred < 0, -1, both.place.gather(1, ranking.preferred.clamp_min(0)))
+    names = torch.zeros(20, 7, dtype=torch.bool).scatter_(1, both.place, True)
+    assert torch.equal(back[:, 1:], torch.where(names, torch.arange(7).expand(20, 7), -1))
     own = log_probs.gather(1, both.place)
     torch.testing.assert_close(ranking.log_probs, torch.log_softmax(own, 1))
     assert torch.equal(ranking.order, own.argsort(1, descending=True))

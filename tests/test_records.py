@@ -73,7 +73,7 @@ def test_a_text_beside_scores_has_an_order_and_no_log_probabilities(recognition,
 def test_replies_masses_and_unasked_regions(recognition):
     two = Ranking(
         recognition.ranking.order[:2], None, torch.tensor([0, 2]), ("a, b", None), torch.tensor([0.9, 0.1]),
-        torch.tensor([0.5, torch.nan]),
+        torch.tensor([0.5, torch.nan]), torch.tensor([[1, 0, -1], [-1, -1, -1]]),
     )  # fmt: skip
     asked = torch.tensor([True, False, True, False, False])
     records = describe_regions(replace(recognition, ranking=two.spread(asked)), "a.jpg")
@@ -83,6 +83,7 @@ def test_replies_masses_and_unasked_regions(recognition):
     assert records[0].label_mass == pytest.approx(0.9)
     assert records[1].label_mass is None
     assert [r.presence for r in records[:3]] == [0.5, None, None]
+    assert [r.preferred for r in records[:3]] == [(1, 0, -1), None, None]
     assert RankStatus.FALLBACK.name.lower() == records[2].status
 
 

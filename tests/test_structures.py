@@ -64,6 +64,8 @@ def test_ranking_refuses_replies_and_masses_of_another_number():
         Ranking(order, None, status, label_mass=torch.zeros(2))
     with pytest.raises(ValueError, match=r"presence must be \(1,\)"):
         Ranking(order, None, status, presence=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"preferred must be \(1, S\)"):
+        Ranking(order, None, status, preferred=torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("asked", [[], [False], [True, False, True], [False, False, True, True]], ids=str)
@@ -78,6 +80,7 @@ def test_spread_is_the_inverse_of_taking_rows(asked):
         tuple(f"reply {i}" for i in range(n)),
         torch.rand(n),
         torch.rand(n),
+        torch.randint(0, 3, (n, 2)),
     )
     whole = ranking.spread(asked)
     assert len(whole) == len(asked)
@@ -87,6 +90,8 @@ def test_spread_is_the_inverse_of_taking_rows(asked):
     assert again.replies == ranking.replies
     assert torch.equal(again.label_mass, ranking.label_mass)
     assert torch.equal(again.presence, ranking.presence)
+    assert torch.equal(again.preferred, ranking.preferred)
+    assert (whole[~asked].preferred == -1).all()
     assert not whole[~asked].has_opinion.any()
     assert whole[~asked].label_mass.isnan().all()
     assert whole[~asked].replies == (None,) * (len(asked) - n)

@@ -332,6 +332,8 @@ def _assemble(
     status[rows] = int(RankStatus.FALLBACK)
     log_probs = torch.full((num_regions, k), -torch.log(torch.tensor(float(max(k, 1)))).item())
     masses, presence = torch.full((2, num_regions), float("nan"))
+    num_orders = max((len(reading.preferred) for reading in readings if reading is not None), default=0)
+    preferred = torch.full((num_regions, num_orders), -1, dtype=torch.int64)
     replies: list[str | None] = [None] * num_regions
     scored = [i for i, reading in enumerate(readings) if reading is not None and reading.scores is not None]
     if scored:
@@ -349,6 +351,8 @@ def _assemble(
             masses[rows[i]] = reading.label_mass
         if reading.presence is not None:
             presence[rows[i]] = reading.presence
+        if reading.preferred:
+            preferred[rows[i]] = torch.tensor([shown[i][place] for place in reading.preferred])
         if reading.scores is None:
             order[rows[i]] = torch.tensor([shown[i][column] for column in reading.order], dtype=torch.int64)
             status[rows[i]] = int(reading.status)
@@ -361,4 +365,5 @@ def _assemble(
         replies=tuple(replies) if any(reply is not None for reply in replies) else None,
         label_mass=masses if bool(masses.isfinite().any()) else None,
         presence=presence if bool(presence.isfinite().any()) else None,
+        preferred=preferred if num_orders > 1 else None,
     )

@@ -240,14 +240,18 @@ class Letter(_Way):
             return Reading(
                 parsed.order, parsed.status, letters=chosen, reply=answer.reply, problem=_unread(parsed, answer, names)
             )
-        totals, letters = [0.0] * k, []
+        totals, letters, preferred = [0.0] * k, [], []
         for shift, row in zip(self.shifts(k), answer.scores, strict=True):
             # Each order is normalised over its letters first: it counts as much as any other.
             for candidate, log_prob in zip(shift, _log_softmax(row), strict=True):
                 totals[candidate] += log_prob
-            letters.append(LETTERS[max(range(k), key=row.__getitem__)])
+            place = max(range(k), key=row.__getitem__)
+            letters.append(LETTERS[place])
+            preferred.append(shift[place])
         scores, mass = [total / len(answer.scores) for total in totals], _label_mass(answer)
-        return Reading.of_scores(scores, names, label_mass=mass, presence=mass, letters=tuple(letters))
+        return Reading.of_scores(
+            scores, names, label_mass=mass, presence=mass, letters=tuple(letters), preferred=tuple(preferred)
+        )
 
 
 @dataclass(frozen=True)

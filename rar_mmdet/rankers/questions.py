@@ -75,6 +75,7 @@ class Reading:
     )
     reply: str | None = None  # the text, where the answer is one
     letters: tuple[str, ...] = ()  # the preferred letter for each text, in which candidates stand at other letters
+    preferred: tuple[int, ...] = ()  # the best place by each text, where texts show the candidates in several orders
     problem: str | None = None  # why nothing of it can be used
 
     @staticmethod

@@ -98,6 +98,17 @@ def test_permuting_the_shortlist_permutes_the_answer(ask):
         assert torch.equal(one[:, permutation], other)
 
 
+def test_what_each_order_of_the_prompt_prefers_is_kept():
+    class Stubborn(NoisyRanker):
+        def one(self, question, noise):
+            return Answer(scores=((0.0, 2.0, 1.0),) * len(self.ask.shifts(3)))  # always the letter B
+
+    ranking = Stubborn(ask=Letter()).rank(crops(2), make_shortlist(2, 3, 8), NAMES)
+    assert ranking.preferred.tolist() == [[1, 2, 0]] * 2
+    assert Stubborn(ask=Letter(num_shifts=1)).rank(crops(2), make_shortlist(2, 3, 8), NAMES).preferred is None
+    assert NoisyRanker(ask="yesno").rank(crops(2), make_shortlist(2, 3, 8), NAMES).preferred is None
+
+
 def test_a_region_alone_gets_what_it_gets_among_others():
     shortlist, ask = make_shortlist(8, 4, 8), torch.tensor([True, False] * 4)
     everyone = NoisyRanker(batch_size=1).rank(crops(8), shortlist, NAMES)

@@ -110,6 +110,8 @@ def test_all_shifts_cancel_any_label_prior(k):
     question = Question(CROP, tuple(f"thing {i}" for i in range(k)))
     reading = Letter().read(Answer(scores=scores), question)
     assert torch.allclose(log_softmax(reading.scores), torch.log_softmax(truth.double(), 0), atol=1e-5)
+    by_order = [shift[int((truth[shift] + prior).argmax())] for shift in cyclic_shifts(k, k)]
+    assert reading.preferred == tuple(by_order)
 
 
 def test_every_candidate_visits_every_position_once():
