@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rar_mmdet.report.ranking import QUANTILES, change_by, margin_groups
+from rar_mmdet.report.ranking import QUANTILES, change_by, margin_groups, order_effect, size_groups
 from rar_mmdet.report.runs import Run
-from rar_mmdet.report.sureness import reliability, risk_coverage
+from rar_mmdet.report.sureness import risk_coverage, roc
 
 __all__ = ["Figure", "Line", "figures_of", "label", "write_figure"]
 
 PLACES = 20  # names of a shortlist that a record keeps
 MARKED = 40  # points of a line that still get a dot
-CURVE_POINTS = 200  # of a risk-coverage curve, as many as a page can show
+CURVE_POINTS = 200  # of a long curve, as many as a page can show
+# TIDE's errors of boxes as `rar-mmdet score --errors` names them, and what a page calls them.
+BOX_ERRORS = {
+    "cls": "name",
+    "loc": "place",
+    "both": "both",
+    "dupe": "duplicate",
+    "bkg": "background",
+    "miss": "missed",
+    "fp": "all false",
+    "fn": "all missed",
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,24 @@ class Figure:
     lines: tuple[Line, ...]
     diagonal: bool = False  # with the line of equal x and y
     whole: bool = False  # x are whole numbers
-    ticks: tuple[str, ...] = ()  # texts instead of numbers on the x axis
+    ticks: tuple[str, ...] = ()  # texts instead of the numbers 1, 2, ... on the x axis
+    bars: bool = False  # a bar for each point
 
 
 def figures_of(runs: Sequence[Run]) -> list[Figure]:
     """Every figure that the runs have data for."""
-    return [figure for make in (_recall, _reliability, _risk_coverage, _gain_by_margin) if (figure := make(runs)).lines]
+    makers = (
+        _recall,
+        _ranker_by_k,
+        _crop_scale,
+        _reliability,
+        _risk_coverage,
+        _nothing_there,
+        _gain_by_margin,
+        _order_effect,
+        _box_errors,
+    )
+    return [figure for make in makers if (figure := make(runs)).lines]
 
 
 def label(run: Run, stage: str, runs: Sequence[Run]) -> str:
@@ -76,22 +100,95 @@ def _recall(runs: Sequence[Run]) -> Figure:
     )
 
 
-def _judged(run: Run) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Stage, confidence and correctness of the objects it speaks of, where its confidence is one."""
-    found = []
-    for name, stage in run.stages.items():
-        rows = run.has_truth & stage.spoke
-        if rows.any() and (stage.confidence[rows] <= 1 + 1e-6).all():
-            found.append((name, np.clip(stage.confidence[rows], 0, 1), stage.correct[rows]))
-    return found
+def _ranker_by_k(runs: Sequence[Run]) -> Figure:
+    lines = []
+    for group, members in _series(runs, ("num_candidates",), lambda run: int(run.offered.max(initial=0)) or None):
+        ks = tuple(k for k, _ in members)
+        for name in ("ranker", "fused"):
+            lines.append(Line(f"{group}{name}", ks, tuple(_right(run, name) for _, run in members)))
+        lines += _average_precision(group, members)
+    return Figure(
+        "ranker_k",
+        "How many names the ranker is asked about",
+        "Runs that differ in the number of candidates alone (the paper's Figure 10).",
+        "K, candidates",
+        "share of objects; AP",
+        tuple(lines),
+        whole=True,
+    )
+
+
+def _crop_scale(runs: Sequence[Run]) -> Figure:
+    def factor(run: Run) -> float | None:
+        scale = run.recognizer.get("cropper", {}).get("scale") or {}
+        return float(scale.get("factor", 1.0)) if str(scale.get("type", "")).endswith("FixedScale") else None
+
+    lines = []
+    for group, members in _series(runs, ("cropper", "scale"), factor):
+        factors = tuple(x for x, _ in members)
+        for size in ("small", "medium", "large"):
+            shares = [change_by(run, {size: size_groups(run)[size]}) for _, run in members]
+            if all(shares):
+                lines.append(Line(f"{group}{size}", factors, tuple(of_run[0].before for of_run in shares)))
+        lines.append(Line(f"{group}all", factors, tuple(_right(run, "retrieval") for _, run in members)))
+        lines += _average_precision(group, members)
+    return Figure(
+        "crop_scale",
+        "How much larger than the object its crop is",
+        "Runs that differ in a fixed crop scale alone: first names by retrieval, by the size of the object (the "
+        "paper's Figure 11).",
+        "crop scale",
+        "share of objects; AP",
+        tuple(lines),
+    )
+
+
+def _series(
+    runs: Sequence[Run], free: tuple[str, ...], value: Callable[[Run], float | None]
+) -> list[tuple[str, list[tuple[float, Run]]]]:
+    """Runs that differ in one setting alone, by its value: (text before the labels of its lines, (value, run)...).
+
+    Args:
+        runs: those of a page.
+        free: the setting that may differ, and where it stands.
+        value: its value in a run; `None` where the run has none.
+    """
+    groups: dict[str, dict[float, Run]] = {}
+    for run in runs:
+        settings, x = run.recognizer, value(run)
+        if settings and x is not None and run.has_truth.any():
+            same = json.dumps(_without(settings, *free), sort_keys=True)
+            groups.setdefault(same, {}).setdefault(x, run)
+    long = [sorted(members.items()) for members in groups.values() if len(members) > 1]
+    return [("" if len(long) == 1 else f"{members[0][1].name} ...: ", members) for members in long]
+
+
+def _without(settings: dict[str, Any], key: str, *deeper: str) -> dict[str, Any]:
+    """The settings without the one at `key`, or at what lies deeper in it."""
+    if not deeper:
+        return {name: value for name, value in settings.items() if name != key}
+    return settings | {key: _without(settings.get(key) or {}, *deeper)}
+
+
+def _right(run: Run, stage: str) -> float:
+    return float(run.stages.get(stage, run.retrieval).correct[run.has_truth].mean())
+
+
+def _average_precision(group: str, members: Sequence[tuple[float, Run]]) -> list[Line]:
+    """AP over the values, where every run has one of the same name."""
+    for key in members[0][1].summary.get("metrics", {}):
+        found = [run.summary.get("metrics", {}).get(key) for _, run in members]
+        if key.endswith(("bbox_AP", "bbox_mAP")) and all(isinstance(number, float) for number in found):
+            return [Line(f"{group}AP", tuple(x for x, _ in members), tuple(found))]
+    return []
 
 
 def _reliability(runs: Sequence[Run]) -> Figure:
     lines = []
     for run in runs:
-        for name, confidence, correct in _judged(run):
-            bins = reliability(confidence, correct)
-            lines.append(Line(label(run, name, runs), tuple(bins.confidence), tuple(bins.accuracy)))
+        for judged in run.judged:
+            bins = judged.reliability
+            lines.append(Line(label(run, judged.stage, runs), tuple(bins.confidence), tuple(bins.accuracy)))
     return Figure(
         "reliability",
         "Does confidence keep its promise?",
@@ -106,10 +203,10 @@ def _reliability(runs: Sequence[Run]) -> Figure:
 def _risk_coverage(runs: Sequence[Run]) -> Figure:
     lines = []
     for run in runs:
-        for name, confidence, correct in _judged(run):
-            curve = risk_coverage(confidence, correct)
-            kept = np.unique(np.linspace(0, len(curve.risk) - 1, CURVE_POINTS).round().astype(int))
-            lines.append(Line(label(run, name, runs), tuple(curve.coverage[kept]), tuple(curve.risk[kept])))
+        for judged in run.judged:
+            curve = risk_coverage(judged.confidence, judged.correct)
+            kept = _spaced(len(curve.risk))
+            lines.append(Line(label(run, judged.stage, runs), tuple(curve.coverage[kept]), tuple(curve.risk[kept])))
     return Figure(
         "risk_coverage",
         "Errors among the surest answers",
@@ -117,6 +214,29 @@ def _risk_coverage(runs: Sequence[Run]) -> Figure:
         "share of objects that are kept",
         "share of them that is wrong",
         tuple(lines),
+    )
+
+
+def _spaced(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, CURVE_POINTS).round().astype(int))
+
+
+def _nothing_there(runs: Sequence[Run]) -> Figure:
+    lines = []
+    for run in runs:
+        for name, scores, there in run.presence_scores():
+            empty, objects = roc(scores, there)
+            kept = _spaced(len(empty))
+            lines.append(Line(label(run, name, runs), tuple(empty[kept]), tuple(objects[kept])))
+    return Figure(
+        "none_of_these",
+        "None of these: objects and regions without one",
+        "Each point is a threshold on the score: how many regions without an object keep a name (x), and how many "
+        "objects keep theirs (y).",
+        "share of regions without an object that is named",
+        "share of objects that is named",
+        tuple(lines),
+        diagonal=True,
     )
 
 
@@ -139,6 +259,44 @@ def _gain_by_margin(runs: Sequence[Run]) -> Figure:
     )
 
 
+def _order_effect(runs: Sequence[Run]) -> Figure:
+    lines = []
+    for run in runs:
+        effect = order_effect(run)
+        if effect is not None:
+            x = tuple(range(1, len(effect.right) + 1))
+            lines.append(Line(label(run, "right", runs), x, effect.right))
+            lines.append(Line(label(run, "keeps retrieval's first name", runs), x, effect.first))
+    return Figure(
+        "order_effect",
+        "What the order of the prompt does",
+        "Each order of the candidates by itself; the first is retrieval's. Level lines: no effect.",
+        "order of the prompt",
+        "share of objects",
+        tuple(lines),
+        whole=True,
+    )
+
+
+def _box_errors(runs: Sequence[Run]) -> Figure:
+    lines = []
+    for run in runs:
+        metrics = run.summary.get("metrics", {})
+        costs = [metrics.get(f"bbox_dAP_{kind}") for kind in BOX_ERRORS]
+        if all(isinstance(cost, float | int) for cost in costs):
+            lines.append(Line(run.name, tuple(range(1, len(costs) + 1)), tuple(map(float, costs))))
+    return Figure(
+        "box_errors",
+        "What went wrong with boxes",
+        "What AP at IoU 0.5 would gain if all errors of one kind were mended (TIDE).",
+        "error",
+        "gain in AP, of 1",
+        tuple(lines),
+        ticks=tuple(BOX_ERRORS.values()),
+        bars=True,
+    )
+
+
 def write_figure(figure: Figure, folder: Path) -> Path:
     """Write `NAME.csv`, `.png` and `.svg`; the path of the last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +314,12 @@ def write_figure(figure: Figure, folder: Path) -> Path:
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": figure.name}  # text stays text; the same bytes each time
     with plt.rc_context(settings):
         canvas, panel = plt.subplots(figsize=(6, 4), layout="constrained")
-        for line in figure.lines:
+        for number, line in enumerate(figure.lines):
+            if figure.bars:
+                width = 0.8 / len(figure.lines)
+                left = (number - (len(figure.lines) - 1) / 2) * width
+                panel.bar([x + left for x in line.x], line.y, width, label=line.label)
+                continue
             panel.plot(line.x, line.y, "o-" if len(line.x) <= MARKED else "-", markersize=3, label=line.label)
         if figure.diagonal:
             panel.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from rar_mmdet.files.pages import render_page
+from rar_mmdet.report.confusions import NameTree, classes_of, confusions, roll_up
 from rar_mmdet.report.figures import Figure, label
 from rar_mmdet.report.panels import Pictures, choose, panel_of
-from rar_mmdet.report.ranking import Change, change_by, confusions, losses, margin_groups, size_groups
+from rar_mmdet.report.ranking import Change, change_by, losses, margin_groups, order_effect, size_groups
 from rar_mmdet.report.runs import Run
-from rar_mmdet.report.sureness import auroc, brier, fit_temperature, reliability, risk_coverage
+from rar_mmdet.report.sureness import auroc, brier, calibration_error, fit_temperature, risk_coverage, roc, tempered
 from rar_mmdet.scoring.accuracy import accuracy, compare_accuracy
 
 __all__ = ["Table", "render", "tables_of"]
@@ -25,6 +26,7 @@ __all__ = ["Table", "render", "tables_of"]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 PICTURED_PAIRS = 200  # of names taken for others
 PRECISION = 0.95
+SHOWN_CLASSES = 2000  # most mistakes first; more are too many for a browser, and in the CSV
 # Endings of metrics of a group of objects, as `RecognitionMetric` writes them.
 GROUPS = {"r": "rare", "c": "common", "f": "frequent", "s": "small", "m": "medium", "l": "large"}
 
@@ -40,15 +42,18 @@ class Table:
     folded: bool = False  # shown when asked for
 
 
-def tables_of(runs: Sequence[Run]) -> list[Table]:
-    """Every table that the runs have data for."""
-    tables = [_accuracy(runs), _pairs(runs), _losses(runs), _sureness(runs), _nothing_there(runs)]
+def tables_of(runs: Sequence[Run], tree: NameTree | None = None) -> list[Table]:
+    """Every table that the runs have data for; with a tree, also of where names are taken for others along it."""
+    tables = [_accuracy(runs), _pairs(runs), _losses(runs), _sureness(runs), _nothing_there(runs), _order(runs)]
     for run in runs:
         if run.is_ranked:
             of_run = f" ({run.name})" if len(runs) > 1 else ""
             tables.append(_changes(f"What ranking changed, by size{of_run}", "size", change_by(run, size_groups(run))))
             by_margin = change_by(run, margin_groups(run))
             tables.append(_changes(f"What ranking changed, by retrieval's margin{of_run}", "margin", by_margin))
+            tables.append(_changes_by_frequency(run, of_run))
+    if tree is not None:
+        tables += _along_the_tree(runs, tree)
     tables += [_metrics(runs), *_grouped(runs)]
     return [table for table in tables if table.rows]
 
@@ -145,28 +150,26 @@ def _losses(runs: Sequence[Run]) -> Table:
 def _sureness(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
-        for name, stage in run.stages.items():
-            known = run.has_truth & stage.spoke
-            confidence, correct = stage.confidence[known], stage.correct[known]
-            if not len(confidence) or confidence.max() > 1 + 1e-6:
-                continue
-            bins, curve = reliability(confidence, correct), risk_coverage(confidence, correct)
+        for judged in run.judged:
+            confidence, correct, bins = judged.confidence, judged.correct, judged.reliability
+            curve, temperature = risk_coverage(confidence, correct), fit_temperature(confidence, correct)
             rows.append(
                 (
-                    label(run, name, runs),
+                    label(run, judged.stage, runs),
                     f"{_percent(bins.error)} ({_percent(bins.low)} to {_percent(bins.high)})",
                     _decimal(brier(confidence, correct)),
                     _decimal(auroc(confidence, correct)),
                     _decimal(curve.area),
                     _percent(curve.coverage_at(PRECISION)),
-                    _decimal(fit_temperature(confidence, correct)),
+                    f"{temperature:.2f}",
+                    _percent(calibration_error(tempered(confidence, temperature), correct)),
                 )
             )
-    head = ("", "ECE, %", "Brier", "AUROC", "AURC", f"coverage at {PRECISION:.0%}", "T")
+    head = ("", "ECE, %", "Brier", "AUROC", "AURC", f"coverage at {PRECISION:.0%}", "T", "ECE with T, %")
     note = (
         "ECE in bins of equal mass with its 95 % interval. AUROC: of right against wrong. Coverage: share of the "
         "surest answers of which 95 % are right. T: the temperature that logit(confidence) must be divided by to fit; "
-        "above 1 the stage is too sure."
+        "above 1 the stage is too sure. Beside it what it would mend: it was fitted on the same objects."
     )
     return Table("How sure, and rightly so?", head, tuple(rows), note)
 
@@ -174,12 +177,95 @@ def _sureness(runs: Sequence[Run]) -> Table:
 def _nothing_there(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
-        if 0 < run.has_truth.sum() < len(run):
-            for name, stage in run.stages.items():
-                value = auroc(stage.confidence[stage.spoke], run.has_truth[stage.spoke])
-                rows.append((label(run, name, runs), _decimal(value), str(int((~run.has_truth).sum()))))
-    note = "Does confidence tell regions with an annotated object from regions without one?"
-    return Table("None of these", ("", "AUROC", "regions without an object"), tuple(rows), note)
+        for name, scores, there in run.presence_scores():
+            empty, objects = roc(scores, there)
+            at = int(np.searchsorted(objects, PRECISION))
+            medians = [f"{np.median(scores[kind]):.2f}" for kind in (there, ~there)]
+            numbers = (_decimal(auroc(scores, there)), _percent(empty[at]), *medians, str(int((~there).sum())))
+            rows.append((label(run, name, runs), *numbers))
+    head = ("", "AUROC", f"named at {PRECISION:.0%}, %", "median, object", "median, none", "regions without an object")
+    note = (
+        "Does a score tell regions with an annotated object from regions without one? Named: share of the latter that "
+        "still get a name when the threshold keeps 95 % of the objects."
+    )
+    return Table("None of these", head, tuple(rows), note)
+
+
+def _order(runs: Sequence[Run]) -> Table:
+    rows = []
+    for run in runs:
+        effect = order_effect(run)
+        if effect is not None:
+            cells = (effect.agree, effect.right_agreed, effect.right_disputed, min(effect.right), max(effect.right))
+            shares = (*map(_percent, cells), _percent(effect.together), _percent(effect.first[0]))
+            rows.append((label(run, f"{len(effect.right)} orders", runs), *shares, str(effect.count)))
+    head = (
+        "",
+        "all agree",
+        "right if so",
+        "right if not",
+        "worst order",
+        "best order",
+        "mean of all",
+        "first keeps retrieval's",
+        "objects",
+    )
+    note = (
+        "Percent of the objects the ranker was asked about in several orders of its candidates. Right if so, if not: "
+        "by the mean of all orders. The first order is retrieval's own: how often its first name stays first there."
+    )
+    return Table("What the order of the prompt does", head, tuple(rows), note)
+
+
+def _along_the_tree(runs: Sequence[Run], tree: NameTree) -> list[Table]:
+    found = [(run, roll_up(run, tree)) for run in runs if run.has_truth.any()]
+    if not found:
+        return []
+    rows = [
+        (
+            relation,
+            *(
+                f"{r.relations[relation]} ({_share(r.relations[relation], sum(r.relations.values()))})"
+                for _, r in found
+            ),
+        )
+        for relation in found[0][1].relations
+    ]
+    note = "How the given name stands to the annotated one in the tree."
+    tables = [Table("Wrong names along the tree", ("", *(run.name for run, _ in found)), tuple(rows), note)]
+    for run, rolled in found:
+        meetings = tuple(
+            (
+                m.name,
+                str(m.mistakes),
+                str(m.objects),
+                _share(m.mistakes, m.objects),
+                f"{' as '.join(m.pair)} ({m.times})",
+            )
+            for m in rolled.meetings
+        )
+        title = "Where they meet" + (f" ({run.name})" if len(runs) > 1 else "")
+        head = ("nearest node above both", "mistakes", "objects below", "share", "most frequent")
+        tables.append(Table(title, head, meetings, "Mistakes by the nearest node of the tree above both names."))
+    return tables
+
+
+def _share(part: int, whole: int) -> str:
+    return _percent(part / whole) + " %" if whole else "-"
+
+
+def _changes_by_frequency(run: Run, of_run: str) -> Table:
+    """From the metrics, as records do not know how frequent a category is."""
+    metrics = run.summary.get("metrics", {})
+    parts = ("retrieval_top1", "top1", "improved", "harmed", "asked")
+    rows = []
+    for group in ("r", "c", "f"):
+        values = [metrics.get(f"recognition/{part}_{group}") for part in parts]
+        if all(isinstance(value, float) and value >= 0 for value in values):
+            rows.append((GROUPS[group], *(_percent(value) for value in values)))
+    head = ("frequency", "right before", "right after", "improved", "harmed", "asked")
+    note = "In percent of the objects of each line; after: by the ranker's own order (RecognitionMetric)."
+    return Table(f"What ranking changed, by frequency{of_run}", head, tuple(rows), note)
 
 
 def _changes(title: str, by: str, changes: Sequence[Change]) -> Table:
@@ -192,7 +278,14 @@ def _changes(title: str, by: str, changes: Sequence[Change]) -> Table:
 
 
 def render(
-    runs: Sequence[Run], figures: Sequence[tuple[Figure, Path]], *, title: str, panels: int, seed: int, beside: Path
+    runs: Sequence[Run],
+    figures: Sequence[tuple[Figure, Path]],
+    *,
+    title: str,
+    panels: int,
+    seed: int,
+    beside: Path,
+    tree: NameTree | None = None,
 ) -> str:
     """The page as text.
 
@@ -203,12 +296,13 @@ def render(
         panels: regions of each kind to show.
         seed: of those at random.
         beside: folder of the page, which the paths it names are relative to.
+        tree: of the names.
     """
     return render_page(
         TEMPLATE,
         title=title,
         runs=[_run_of(run, panels, seed) for run in runs],
-        tables=tables_of(runs),
+        tables=tables_of(runs, tree),
         figures=[
             {
                 "title": figure.title,
@@ -226,7 +320,8 @@ def _run_of(run: Run, panels: int, seed: int) -> dict[str, Any]:
     chosen = choose(run, panels, seed)
     pairs = confusions(run)
     wanted = [*chosen.values(), np.array([pair["row"] for pair in pairs[:PICTURED_PAIRS]], np.int64)]
-    rows = np.unique(np.concatenate(wanted)) if wanted else np.zeros(0, np.int64)
+    rows = np.unique(np.concatenate(wanted))
+    classes = classes_of(run)
     shown = dict(zip(rows.tolist(), (panel_of(r, pictures) for r in run.records(rows)), strict=True))
     return {
         "name": run.name,
@@ -236,6 +331,17 @@ def _run_of(run: Run, panels: int, seed: int) -> dict[str, Any]:
         "protocol": _protocol_lines(run.summary),
         "settings": json.dumps(run.summary["protocol"], indent=2) if "protocol" in run.summary else "",
         "panels": [{"title": t, "panels": [shown[row] for row in found.tolist()]} for t, found in chosen.items()],
+        "classes": [
+            {
+                "name": row.name,
+                "objects": row.objects,
+                "before": _percent(row.before),
+                "after": _percent(row.after),
+                "taken_for": f"{row.taken_for} ({row.times})" if row.times else "",
+            }
+            for row in classes[:SHOWN_CLASSES]
+        ],
+        "all_classes": len(classes),
         "confusions": [pair | {"picture": shown[pair["row"]].picture} for pair in pairs],
     }
 

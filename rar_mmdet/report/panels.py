@@ -42,10 +42,11 @@ class Panel:
 
 
 def choose(run: Run, count: int, seed: int = 0) -> dict[str, IntArray]:
-    """Rows of regions with an annotated object, by rule: at most `count` of each kind.
+    """Rows of regions by rule: at most `count` of each kind, all but one kind with an annotated object.
 
     'improved most': ranking made them right, retrieval having been surest of the wrong name; 'harmed most': ranking
-    made them wrong, being surest; 'at random': drawn with the seed among all.
+    made them wrong, being surest; 'surest where nothing is annotated': of the others; 'at random': drawn with the seed
+    among all.
     """
     before, after = run.retrieval.correct, run.fused.correct
     found = {}
@@ -55,6 +56,11 @@ def choose(run: Run, count: int, seed: int = 0) -> dict[str, IntArray]:
     ):
         rows = np.flatnonzero(members & run.has_truth)
         found[title] = rows[np.argsort(-sure[rows], kind="stable")[:count]]
+    if run.has_truth.any():
+        rows = np.flatnonzero(~run.has_truth & run.fused.spoke)
+        found["surest where nothing is annotated"] = rows[
+            np.argsort(-run.fused.confidence[rows], kind="stable")[:count]
+        ]
     rows = np.flatnonzero(run.has_truth)
     found["at random"] = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
     return {title: rows for title, rows in found.items() if len(rows)}

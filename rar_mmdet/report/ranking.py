@@ -1,17 +1,15 @@
-"""Where ranking helps and where it harms, what was lost at which stage, and which names are taken for which."""
+"""Where ranking helps and where it harms, what was lost at which stage, and what the order of a prompt does."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rar_mmdet.report.runs import Run
 
-__all__ = ["Change", "change_by", "confusions", "losses", "margin_groups", "size_groups"]
+__all__ = ["Change", "OrderEffect", "change_by", "losses", "margin_groups", "order_effect", "size_groups"]
 
 BoolArray = NDArray[np.bool_]
 # COCO's areas, square pixels.
@@ -94,22 +92,32 @@ def losses(run: Run) -> dict[str, int]:
     return {name: int((members & run.has_truth).sum()) for name, members in kinds.items()}
 
 
-def confusions(run: Run, most: int = 200) -> list[dict[str, Any]]:
-    """The pairs (annotated name, given name) that occur most often: labels, names, count and an example's row."""
-    rows = np.flatnonzero(run.has_truth & ~run.fused.correct)
-    pairs = list(zip(run.truth[rows].tolist(), run.named[rows].tolist(), strict=True))
-    first: dict[tuple[int, int], int] = {}
-    for pair, row in zip(pairs, rows.tolist(), strict=True):
-        first.setdefault(pair, row)
-    ranked = sorted(Counter(pairs).items(), key=lambda item: (-item[1], item[0]))[:most]
-    return [
-        {
-            "truth": truth,
-            "named": named,
-            "truth_name": run.names.get(truth, str(truth)),
-            "named_name": run.names.get(named, str(named)),
-            "count": count,
-            "row": first[truth, named],
-        }
-        for (truth, named), count in ranked
-    ]
+@dataclass(frozen=True)
+class OrderEffect:
+    """What the order in which a prompt shows the candidates does to a ranker that was asked in S orders."""
+
+    count: int  # regions with an annotated object that were asked in all orders
+    agree: float  # share in which every order prefers the same name
+    right_agreed: float  # share of these that is right; NaN of none
+    right_disputed: float  # of the others, by the mean over the orders; NaN of none
+    right: tuple[float, ...]  # S shares that are right by each order alone, retrieval's own first
+    first: tuple[float, ...]  # S shares that keep retrieval's first name
+    together: float  # share that is right by the mean over the orders
+
+
+def order_effect(run: Run) -> OrderEffect | None:
+    """The effect, over regions with an annotated object; `None` where no region was asked in several orders."""
+    rows = run.has_truth & (run.preferred >= 0).all(axis=1) if run.preferred.shape[1] > 1 else np.zeros(len(run), bool)
+    if not rows.any():
+        return None
+    preferred, correct = run.preferred[rows], run.ranker.correct[rows]
+    agree = (preferred == preferred[:, :1]).all(axis=1)
+    return OrderEffect(
+        int(rows.sum()),
+        float(agree.mean()),
+        float(correct[agree].mean()) if agree.any() else float("nan"),
+        float(correct[~agree].mean()) if (~agree).any() else float("nan"),
+        tuple((preferred == run.retrieval.place[rows, None]).mean(axis=0).tolist()),
+        tuple((preferred == 0).mean(axis=0).tolist()),
+        float(correct.mean()),
+    )

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from rar_mmdet.errors import RecordFileError
 from rar_mmdet.records import RegionRecord, read_records
+from rar_mmdet.report.sureness import Reliability, reliability
 
-__all__ = ["Run", "Stage", "read_run"]
+__all__ = ["Judged", "Run", "Stage", "read_run"]
 
 RECORDS, SUMMARY = "regions.jsonl", "summary.json"
+SCORES = "scores.json"  # what `rar-mmdet score RESULTS --errors --json` wrote there, if it was asked to
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -43,6 +45,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a stage said of M annotated objects, where its confidence is a probability."""
+
+    stage: str
+    confidence: FloatArray  # (M,) in [0, 1]
+    correct: BoolArray  # (M,)
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
 class Run:
     """N regions of a run."""
 
@@ -58,6 +70,8 @@ class Run:
     fused: Stage
     margin: FloatArray  # (N,) retrieval's first probability less its second
     area: FloatArray  # (N,) square pixels
+    presence: FloatArray  # (N,) that any offered name is right, as the ranker sees it; NaN: unknown
+    preferred: IntArray  # (N, S) the same in each of S orders of the prompt; -1: unknown; S is 0 where it was one order
     names: dict[int, str]  # label -> name, of all labels that occur
 
     def __len__(self) -> int:
@@ -69,6 +83,16 @@ class Run:
         return self.truth >= 0
 
     @property
+    def recognizer(self) -> dict[str, Any]:
+        """The settings of the run's only recogniser; empty where they are not known."""
+        found = list(self.summary.get("protocol", {}).get("recognizers", {}).values())
+        return found[0] if len(found) == 1 else {}
+
+    def name_of(self, label: int) -> str:
+        """The name of a label that occurs; its number, of another one."""
+        return self.names.get(label, str(label))
+
+    @property
     def is_ranked(self) -> bool:
         """Whether a ranker had a say in any region."""
         return bool(self.ranker.spoke.any())
@@ -78,6 +102,33 @@ class Run:
         """By the name a page gives them; without those that said nothing."""
         ranked = {"ranker": self.ranker, "fused": self.fused} if self.is_ranked else {}
         return {"retrieval": self.retrieval, **ranked}
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """Of each stage whose confidence is one; made once, for intervals take a while."""
+        found = []
+        for name, stage in self.stages.items():
+            rows = self.has_truth & stage.spoke
+            confidence, correct = stage.confidence[rows], stage.correct[rows]
+            if len(confidence) and confidence.max() <= 1 + 1e-6:
+                confidence = np.clip(confidence, 0, 1)
+                found.append(Judged(name, confidence, correct, reliability(confidence, correct)))
+        return found
+
+    def presence_scores(self) -> list[tuple[str, FloatArray, BoolArray]]:
+        """What may tell regions with an annotated object from those without, where there are both.
+
+        Returns:
+            Name, (M,) scores of the regions that have one, (M,) whether an object is there: of each stage its
+            confidence, and what the ranker says of any offered name being right.
+        """
+        scores = {name: stage.confidence for name, stage in self.stages.items()} | {"ranker, any name": self.presence}
+        found = []
+        for name, values in scores.items():
+            rows = ~np.isnan(values)
+            if 0 < self.has_truth[rows].sum() < rows.sum():
+                found.append((name, values[rows], self.has_truth[rows]))
+        return found
 
     def records(self, rows: IntArray) -> Iterator[RegionRecord]:
         """The records of these rows, in file order; the file is read again."""
@@ -103,20 +154,26 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         raise RecordFileError(
             f"{path} holds no {RECORDS}: give the folder of a run of tools/test.py (--work-dir), or a file of records"
         )
-    summary = _read_summary(file.parent / SUMMARY) if path.is_dir() else {}
+    summary = _read_object(file.parent / SUMMARY) if path.is_dir() else {}
+    scores = _read_object(file.parent / SCORES) if path.is_dir() else {}
+    if scores:
+        summary["metrics"] = {**summary.get("metrics", {}), **scores}
     rows: list[tuple[float, ...]] = []
     keys: list[tuple[str, int]] = []
     names: dict[int, str] = {}
+    preferred: list[tuple[int, ...]] = []
     with tqdm(desc=f"read {file.parent.name}", unit="region", disable=None, leave=False) as bar:
         for record in read_records(file):
             rows.append(_row(record))
             keys.append((str(record.image), record.region))
+            preferred.append(record.preferred or ())
             names.update(zip(record.category_ids, record.names, strict=True))
             if record.truth is not None and record.truth_name is not None:
                 names[record.truth] = record.truth_name
             bar.update()
-    table = np.array(rows, np.float64).reshape(-1, 11)
+    table = np.array(rows, np.float64).reshape(-1, 12)
     whole = table[:, :6].astype(np.int64)
+    width = max(map(len, preferred), default=0)
     return Run(
         name=name or (path.resolve().name if path.is_dir() else path.stem),
         file=file,
@@ -130,6 +187,10 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         fused=Stage(whole[:, 4], table[:, 7]),
         margin=table[:, 9],
         area=table[:, 10],
+        presence=table[:, 11],
+        preferred=np.array([(*row, *[-1] * (width - len(row))) for row in preferred], np.int64).reshape(
+            len(rows), width
+        ),
         names=names,
     )
 
@@ -151,6 +212,7 @@ def _row(record: RegionRecord) -> tuple[float, ...]:
         _ranker_confidence(record),
         probs[0] - probs[1],
         (x2 - x1) * (y2 - y1),
+        np.nan if record.presence is None else record.presence,
     )
 
 
@@ -164,7 +226,7 @@ def _ranker_confidence(record: RegionRecord) -> float:
     return float(values[record.order[0]] / values.sum())
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:

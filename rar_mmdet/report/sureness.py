@@ -7,13 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reliability", "RiskCoverage", "auroc", "brier", "fit_temperature", "reliability", "risk_coverage"]
+__all__ = [
+    "Reliability",
+    "RiskCoverage",
+    "auroc",
+    "brier",
+    "calibration_error",
+    "fit_temperature",
+    "reliability",
+    "risk_coverage",
+    "roc",
+    "tempered",
+]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 BINS = 15  # of equal mass; the number in common use since Guo et al., ICML 2017
-RESAMPLES = 1000
+RESAMPLES, FEWEST = 1000, 200  # for an interval; fewer where there are many answers, which vary little
+RESAMPLED = 50_000_000  # answers in all
 TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10), 401))  # searched for the best one (ours)
 TINY = 1e-6
 
@@ -55,36 +67,55 @@ def reliability(confidence: FloatArray, correct: BoolArray, bins: int = BINS, se
         confidence: (N,) in [0, 1].
         correct: (N,).
         bins: at most so many; fewer where there are fewer answers.
-        seed: of the resamples of the interval. Resampled answers are binned anew.
+        seed: of the resamples of the interval. They are binned anew. Resampling adds noise, which can only enlarge an
+            error, so the interval is that of the resamples around their mean, put around the error.
     """
     order = np.argsort(confidence, kind="stable")
+    apart = (confidence - correct)[order]
     parts = np.array_split(order, max(1, min(bins, len(order))))
     rng = np.random.default_rng(seed)
-    draws = [
-        _error(confidence[rows], correct[rows], bins)
-        for rows in (rng.integers(0, len(order), len(order)) for _ in range(RESAMPLES if len(order) else 0))
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
+    error = _error(apart, bins, np.ones(len(order), np.int64))
+    draws = np.array(
+        [
+            _error(apart, bins, np.bincount(rng.integers(0, len(order), len(order)), minlength=len(order)))
+            for _ in range(min(RESAMPLES, max(FEWEST, RESAMPLED // len(order))) if len(order) else 0)
+        ]
+    )
+    low, high = error + np.quantile(draws - draws.mean(), [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return Reliability(
         np.array([confidence[p].mean() if len(p) else np.nan for p in parts]),
         np.array([correct[p].mean() if len(p) else np.nan for p in parts]),
         np.array([len(p) for p in parts]),
-        _error(confidence, correct, bins),
-        float(low),
+        error,
+        max(float(low), 0.0),
         float(high),
     )
 
 
-def _error(confidence: FloatArray, correct: BoolArray, bins: int) -> float:
-    count = len(confidence)
+def calibration_error(confidence: FloatArray, correct: BoolArray, bins: int = BINS) -> float:
+    """The expected calibration error alone, without its interval; NaN of nothing."""
+    order = np.argsort(confidence, kind="stable")
+    return _error((confidence - correct)[order], bins, np.ones(len(order), np.int64))
+
+
+def _error(apart: FloatArray, bins: int, times: NDArray[np.int64]) -> float:
+    """The error of answers in order of confidence, the i-th of them taken `times[i]` times.
+
+    Args:
+        apart: (N,) confidence less being right.
+        bins: at most so many, as `np.array_split` makes them.
+        times: (N,) whole numbers; of a resample their sum is N.
+    """
+    count = len(apart)
     if not count:
         return float("nan")
-    order = np.argsort(confidence, kind="stable")
-    apart = (confidence - correct)[order]
-    # The parts of np.array_split: the first ones have one more.
+    # Sums of the first n answers, n being where a bin ends; an answer taken several times may stand on both sides.
     size, extra = divmod(count, min(bins, count))
-    starts = np.cumsum([0, *([size + 1] * extra), *([size] * (min(bins, count) - extra))])[:-1]
-    return float(np.abs(np.add.reduceat(apart, starts)).sum() / count)
+    ends = np.cumsum([*([size + 1] * extra), *([size] * (min(bins, count) - extra))])
+    taken, total = np.cumsum(times), np.cumsum(times * apart)
+    row = np.searchsorted(taken, ends)
+    sums = total[row] - (taken[row] - ends) * apart[row]
+    return float(np.abs(np.diff(sums, prepend=0.0)).sum() / count)
 
 
 def brier(confidence: FloatArray, correct: BoolArray) -> float:
@@ -122,8 +153,29 @@ def fit_temperature(confidence: FloatArray, correct: BoolArray) -> float:
     """
     if not len(confidence):
         return float("nan")
-    clipped = np.clip(confidence, TINY, 1 - TINY)
-    logit = np.log(clipped / (1 - clipped))
+    logit = _logit(confidence)
     sign = np.where(correct, 1.0, -1.0)
     losses = [float(np.logaddexp(0, -sign * logit / t).sum()) for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
+
+
+def tempered(confidence: FloatArray, temperature: float) -> FloatArray:
+    """What the confidences are once their logits are divided by a temperature."""
+    return 1 / (1 + np.exp(-_logit(confidence) / temperature))
+
+
+def _logit(confidence: FloatArray) -> FloatArray:
+    clipped = np.clip(confidence, TINY, 1 - TINY)
+    return np.log(clipped / (1 - clipped))
+
+
+def roc(scores: FloatArray, positive: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Share of negatives and share of positives at or above each score, from the highest score down, beginning at 0, 0.
+
+    Args:
+        scores: (N,).
+        positive: (N,) both kinds must be there.
+    """
+    values, inverse = np.unique(-scores, return_inverse=True)
+    above = [np.cumsum(np.bincount(inverse, weights=kind, minlength=len(values))) for kind in (~positive, positive)]
+    return tuple(np.concatenate([[0.0], part / part[-1]]) for part in above)  # type: ignore[return-value]

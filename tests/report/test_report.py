@@ -1,6 +1,7 @@
 """The page of a run: numbers by hand, odd runs, names that are markup, and a real browser."""
 
 import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -15,9 +16,10 @@ from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.errors import RecordFileError
 from rar_mmdet.records import RegionRecord, write_records
 from rar_mmdet.report.command import write_report
+from rar_mmdet.report.confusions import ClassRow, classes_of, confusions, read_name_tree, roll_up
 from rar_mmdet.report.figures import figures_of
 from rar_mmdet.report.panels import choose
-from rar_mmdet.report.ranking import change_by, confusions, losses, margin_groups, size_groups
+from rar_mmdet.report.ranking import change_by, losses, margin_groups, order_effect, size_groups
 from rar_mmdet.report.runs import read_run
 from rar_mmdet.testing import make_image
 
@@ -93,12 +95,16 @@ def test_the_numbers_by_hand(folder):
     chosen = choose(run, 3)
     assert chosen["improved most"].tolist() == [1]
     assert chosen["harmed most"].tolist() == [2]
+    assert chosen["surest where nothing is annotated"].tolist() == [6]
+    classes = {row.name: row for row in classes_of(run)}
+    assert classes[NAMES[3]] == ClassRow(NAMES[3], 1, 0.0, 0.0, NAMES[0], 1)
+    assert classes[NAMES[0]] == ClassRow(NAMES[0], 2, 1.0, 0.5, NAMES[1], 1)
     assert choose(run, 3)["at random"].tolist() == chosen["at random"].tolist()
 
 
 def test_figures_hold_the_numbers(folder, tmp_path):
     figures = {figure.name: figure for figure in figures_of([read_run(folder)])}
-    assert set(figures) == {"recall", "reliability", "risk_coverage", "gain_by_margin"}
+    assert set(figures) == {"recall", "reliability", "risk_coverage", "none_of_these", "gain_by_margin"}
     recall = {line.label: line.y for line in figures["recall"].lines}
     assert recall["retrieval"][:4] == pytest.approx((2 / 6, 4 / 6, 5 / 6, 5 / 6))
     assert recall["fused"][:3] == pytest.approx((2 / 6, 4 / 6, 5 / 6))
@@ -108,6 +114,182 @@ def test_figures_hold_the_numbers(folder, tmp_path):
     assert rows[0] == ["line", "k, names", "share of objects"]
     assert [float(row[2]) for row in rows[1:5]] == pytest.approx(recall["retrieval"][:4])
     assert Image.open(tmp_path / "page" / "recall.png").size[0] > 300
+
+
+def make_run(folder, records, **summary):
+    folder.mkdir(parents=True)
+    write_records(folder / "regions.jsonl", records)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_what_the_order_of_the_prompt_does(tmp_path):
+    def asked(truth, preferred, order):
+        return record("a", (0, 1, 2), (0.5, 0.3, 0.2), order=order, truth=truth, preferred=preferred)
+
+    records = [
+        asked(1, (1, 1, 1), (1, 0, 2)),  # all agree, and are right
+        asked(0, (0, 1, 1), (1, 0, 2)),  # they do not, and their mean is wrong
+        asked(2, (0, 2, 2), (2, 0, 1)),  # they do not, and it is right
+        asked(None, (0, 0, 0), (0, 1, 2)),
+        record("b", (0, 1), (0.9, 0.1), truth=0),  # nobody was asked
+    ]
+    run = read_run(make_run(tmp_path / "run", records))
+    effect = order_effect(run)
+    assert (effect.count, effect.agree, effect.right_agreed, effect.right_disputed) == (3, 1 / 3, 1.0, 0.5)
+    assert effect.right == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert effect.first == pytest.approx((2 / 3, 0, 0))
+    assert effect.together == pytest.approx(2 / 3)
+    lines = {
+        line.label: line.y for figure in figures_of([run]) for line in figure.lines if figure.name == "order_effect"
+    }
+    assert lines == {"right": effect.right, "keeps retrieval's first name": effect.first}
+    page = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "What the order of the prompt does" in page
+    assert order_effect(read_run(make_run(tmp_path / "other", RECORDS))) is None
+
+
+def settings(**more):
+    return {"protocol": {"recognizers": {"model.recognizer": {"encoder": {"type": "E"}, **more}}}}
+
+
+def test_runs_that_differ_in_one_setting_make_a_figure_of_it(tmp_path):
+    def run(name, records, **more):
+        return read_run(make_run(tmp_path / name, records, **more))
+
+    fixed = [
+        run(f"s{factor}", RECORDS, **settings(cropper={"scale": {"type": "FixedScale", "factor": factor}, "size": 8}),
+            metrics={"lvis/bbox_AP": factor / 10})
+        for factor in (2.0, 1.0)
+    ]  # fmt: skip
+    other = run("s3", RECORDS, **settings(cropper={"scale": {"type": "FixedScale", "factor": 3.0}, "size": 9}))
+    adaptive = run("area", RECORDS, **settings(cropper={"scale": {"type": "AreaScale"}, "size": 8}))
+    figures = {figure.name: figure for figure in figures_of([*fixed, other, adaptive])}
+    lines = {line.label: (line.x, line.y) for line in figures["crop_scale"].lines}
+    assert set(lines) == {"small", "medium", "large", "all", "AP"}
+    assert lines["all"] == ((1.0, 2.0), pytest.approx((2 / 6, 2 / 6)))
+    assert lines["AP"] == ((1.0, 2.0), (0.1, 0.2))
+    assert "ranker_k" not in figures
+
+    three = [RegionRecord(**{**vars(r), "order": (*r.order, 2)}) for r in RECORDS]
+    by_k = [run("k3", three, **settings(num_candidates=3)), run("k2", RECORDS, **settings())]
+    lines = {line.label: (line.x, line.y) for f in figures_of(by_k) if f.name == "ranker_k" for line in f.lines}
+    assert lines["ranker"] == ((2, 3), pytest.approx((3 / 6, 3 / 6)))
+    assert lines["fused"] == ((2, 3), pytest.approx((2 / 6, 2 / 6)))
+
+
+def test_errors_of_boxes_and_frequencies_come_from_the_numbers_beside_the_records(tmp_path):
+    metrics = {f"recognition/{part}_r": 0.25 for part in ("retrieval_top1", "top1", "improved", "harmed", "asked")}
+    folder = make_run(tmp_path / "run", RECORDS, metrics=metrics)
+    kinds = ("cls", "loc", "both", "dupe", "bkg", "miss", "fp", "fn")
+    (folder / "scores.json").write_text(json.dumps({f"bbox_dAP_{kind}": i / 8 for i, kind in enumerate(kinds)}))
+    run = read_run(folder)
+    (figure,) = [figure for figure in figures_of([run]) if figure.name == "box_errors"]
+    assert figure.lines[0].y == tuple(i / 8 for i in range(8))
+    page = Text()
+    page.feed(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.cells[page.cells.index("rare") : page.cells.index("rare") + 6] == ["rare", *["25.0"] * 5]
+    assert (tmp_path / "page" / "box_errors.png").is_file()
+
+
+def test_none_of_these_by_hand(tmp_path):
+    records = [
+        record("a", (0, 1), (0.9, 0.1), order=(0, 1), truth=0, presence=0.9),
+        record("b", (0, 1), (0.6, 0.4), order=(0, 1), truth=1, presence=0.8),
+        record("c", (0, 1), (0.7, 0.3), order=(0, 1), presence=0.2),
+        record("d", (0, 1), (0.5, 0.5), order=(0, 1), presence=0.1),
+    ]
+    page = Text()
+    page.feed(write_report([read_run(make_run(tmp_path / "r", records))], tmp_path / "p.html").read_text("utf-8"))
+    at = page.cells.index("ranker, any name")
+    assert page.cells[at + 1 : at + 6] == ["1.000", "0.0", "0.85", "0.15", "2"]
+    at = page.cells.index("retrieval", page.cells.index("regions without an object"))
+    assert page.cells[at + 1 : at + 6] == ["0.750", "50.0", "0.75", "0.60", "2"]
+
+
+TREE = {"cat": "pet", "dog": "pet", "puppy": "dog", "pet": "animal", "fish": "animal", "car": None}
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """Wrong names of every relation, in the words of `TREE`, where "pet" and "animal" are no categories."""
+    names = ("cat", "dog", "puppy", "fish", "car")
+
+    def named(truth, label):
+        return RegionRecord(
+            image="a", region=0, box_xyxy=(0.0, 0.0, 9.0, 9.0), box_score=1.0, category_ids=(label,),
+            names=(names[label],), probs=(0.9,), fused=(0.9,), status="skipped", truth=truth, truth_name=names[truth],
+        )  # fmt: skip
+
+    pairs = [(0, 1), (0, 1), (1, 2), (2, 1), (2, 3), (0, 4), (0, 0)]
+    (tmp_path / "tree.json").write_text(json.dumps(TREE))
+    (tmp_path / "words.txt").write_text("\n".join(names))
+    categories = [{"id": 10 + label, "name": name} for label, name in enumerate(names)]
+    (tmp_path / "annotations.json").write_text(json.dumps({"categories": categories}))
+    by_id = {"categoryid2treeid": {"10": 1, "11": 2, "12": 3, "13": 4}, "ancestor2descendant": {"2": [3]}}
+    (tmp_path / "v3det.json").write_text(json.dumps(by_id))
+    return make_run(tmp_path / "animals", [named(*pair) for pair in pairs], **settings(vocabulary=list(names)))
+
+
+def test_wrong_names_along_a_tree(animals, tmp_path):
+    run = read_run(animals)
+    rolled = roll_up(run, read_name_tree(tmp_path / "tree.json", tmp_path / "words.txt"))
+    assert rolled.relations == {
+        "more general": 1, "more special": 1, "under one parent": 2, "further apart": 1, "nothing in common": 1
+    }  # fmt: skip
+    assert [(m.name, m.mistakes, m.objects, m.pair, m.times) for m in rolled.meetings] == [
+        ("dog", 2, 3, ("dog", "puppy"), 1),
+        ("pet", 2, 7, ("cat", "dog"), 2),
+        ("animal", 1, 7, ("puppy", "fish"), 1),
+    ]
+    official = roll_up(run, read_name_tree(tmp_path / "v3det.json", tmp_path / "annotations.json"))
+    assert official.relations == {
+        "more general": 1, "more special": 1, "under one parent": 0, "further apart": 0, "nothing in common": 4
+    }  # fmt: skip
+
+
+def test_a_tree_on_the_page(animals, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    command = ["report", str(animals), "--out", str(out), "--tree", str(tmp_path / "tree.json")]
+    assert rar_mmdet([*command, "--csv"]) == 0
+    page = Text()
+    page.feed(out.read_text(encoding="utf-8"))
+    at = page.cells.index("under one parent")
+    assert page.cells[at + 1] == "2 (33.3 %)"
+    with open(tmp_path / "page" / "confusions_1.csv", newline="") as stream:
+        assert [row["count"] for row in csv.DictReader(stream)] == ["2", "1", "1", "1", "1"]
+    with open(tmp_path / "page" / "classes_1.csv", newline="") as stream:
+        assert next(csv.DictReader(stream)) == {
+            "name": "cat", "objects": "4", "before": "0.25", "after": "0.25", "taken_for": "dog", "times": "2"
+        }  # fmt: skip
+    (animals / "summary.json").write_text("{}")
+    assert rar_mmdet(command) == 2
+    assert "--tree needs the names in label order" in capsys.readouterr().err
+    (tmp_path / "tree.json").write_text(json.dumps({"cta": "pet"}))
+    assert rar_mmdet([*command, "--vocabulary", str(tmp_path / "words.txt")]) == 2
+    assert "'cta' is no category id or name" in capsys.readouterr().err
+
+
+def test_a_script_for_fiftyone(folder, tmp_path):
+    out = tmp_path / "page.html"
+    assert rar_mmdet(["report", str(folder), "--out", str(out), "--fiftyone"]) == 0
+    spec = importlib.util.spec_from_file_location("script", tmp_path / "page" / "load_in_fiftyone.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert dict(script.RUNS) == {"run": str(folder / "regions.jsonl")}
+    ((photo, regions),) = script.regions_by_photo(script.RUNS["run"]).items()
+    assert script.upright_wh(photo) == (100, 100)
+    changes = [dict(script.labels_of(region, (100, 100))).get("named")["change"] for region in regions]
+    assert changes == ["right", "improved", "harmed", "wrong", "wrong", "wrong", None]
+    found = dict(script.labels_of(regions[1], (100, 200)))
+    assert found["ground_truth"] == {"label": NAMES[1], "bounding_box": [0.04, 0.02, 0.2, 0.1], "region": 0}
+    assert (found["retrieval"]["label"], found["named"]["label"]) == NAMES[:2]
+    assert found["named"]["confidence"] == 0.7
+    turned = Image.new("RGB", (30, 20))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert script.upright_wh(tmp_path / "turned.jpg") == (20, 30)
 
 
 class Text(HTMLParser):
@@ -217,7 +399,7 @@ const head = [...document.querySelectorAll("th[data-sort]")].at(-1), body = head
 const names = () => [...body.rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
 head.click(); head.click();
 const sorted = [...body.rows].map(row => row.cells[2].textContent);
-const input = document.querySelector("input[type=search]");
+const input = [...document.querySelectorAll("input[type=search]")].at(-1);
 input.value = "FISH"; input.dispatchEvent(new Event("input"));
 document.body.dataset.probe = JSON.stringify({sorted, left: names()});
 </script>

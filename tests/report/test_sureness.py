@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from rar_mmdet.report.sureness import BINS, auroc, brier, fit_temperature, reliability, risk_coverage
+from rar_mmdet.report.sureness import (
+    BINS,
+    _error,
+    auroc,
+    brier,
+    calibration_error,
+    fit_temperature,
+    reliability,
+    risk_coverage,
+    roc,
+    tempered,
+)
 
 
 def forecasts(count, seed=0, temperature=1.0):
@@ -21,7 +32,7 @@ def test_the_error_of_a_calibrated_forecaster_is_its_sampling_error():
     sampling = np.mean([0.8 * np.sqrt(p.mean() * (1 - p.mean()) / len(p)) for p in
         np.array_split(np.sort(confidence), BINS)])  # fmt: skip
     assert found.error < 2 * sampling
-    assert found.low <= found.error <= found.high + sampling
+    assert 0 <= found.low <= found.error <= found.high
     sure = reliability(*forecasts(20_000, temperature=3.0))
     assert sure.error > 10 * sampling
     assert sure.low > found.high
@@ -39,6 +50,29 @@ def test_the_error_equals_a_slow_loop(count):
     assert found.error == pytest.approx(expected, abs=1e-12)
     assert found.count.sum() == count
     assert found.count.max() - found.count.min() <= 1
+
+
+def test_an_answer_taken_twice_is_two_answers():
+    confidence, correct = forecasts(100, seed=5)
+    order, rows = np.argsort(confidence), np.random.default_rng(0).integers(0, 100, 100)
+    times = np.bincount(np.argsort(order)[rows], minlength=100)
+    expected = calibration_error(confidence[rows], correct[rows])
+    assert _error((confidence - correct)[order], BINS, times) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_curve_of_kept_objects_and_empty_regions():
+    scores, there = np.array([0.9, 0.8, 0.8, 0.3]), np.array([True, True, False, False])
+    empty, objects = roc(scores, there)
+    assert empty.tolist() == [0, 0, 0.5, 1]
+    assert objects.tolist() == [0, 0.5, 1, 1]
+    assert np.trapezoid(objects, empty) == pytest.approx(auroc(scores, there))
+
+
+def test_a_temperature_mends_what_it_was_fitted_on():
+    confidence, correct = forecasts(50_000, temperature=2.0)
+    assert tempered(confidence, 1.0) == pytest.approx(confidence, abs=1e-5)
+    mended = tempered(confidence, fit_temperature(confidence, correct))
+    assert calibration_error(mended, correct) < 0.3 * calibration_error(confidence, correct)
 
 
 def test_brier_by_hand():
