@@ -13,6 +13,8 @@ demo         where the demo world is (`make demo` makes it): the test photos rec
              on the card in float32 and bfloat16; regions that get the same name, the largest difference of scores
 per ranker   crops/s of the four ways to ask at K = 5 and of the released script's way (one `generate` at batch 1);
              share of the matrix limit by letters (2 x parameters of the decoder x tokens); peak memory
+training     LLaVA-1.5-7B with LoRA as `rar-mmdet finetune train` lays it: samples/s and peak memory of a step (forward,
+             backward, AdamW) with activation checkpointing, per batch
 
 The inputs are token ids and pixels, drawn at random in the lengths of a real question: what is timed is the model and
 this project's two passes behind it, not tokenizers and servers. Replies have a fixed length, for random weights never
@@ -110,6 +112,7 @@ def qwen3_config(hidden: int, inner: int, layers: int, heads: int, vision: dict[
 
 SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
 LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
+LLAVA = Shape("LLaVA-1.5-7B", llava_config, 576, 16)
 SHAPES = (
     # 384 px: 24 x 24 patches of 16 px, merged 2 x 2 into 144 tokens.
     Shape(
@@ -122,7 +125,7 @@ SHAPES = (
         lambda: qwen3_config(4096, 12288, 36, 32, {**LARGE_TOWER, "deepstack_visual_indexes": [8, 16, 24]}),  # type: ignore[dict-item]
         144, 32, (24, 24),
     ),
-    Shape("LLaVA-1.5-7B", llava_config, 576, 16),
+    LLAVA,
     Shape("InternLM-XComposer2-7B", xcomposer_config, 1225, 8, side=490),
 )  # fmt: skip
 
@@ -309,6 +312,43 @@ def measure_ranker(shape: Shape, clock: Clock, dtype: torch.dtype, limit: float,
     return row
 
 
+def measure_training(shape: Shape, clock: Clock, dtype: torch.dtype, batches: Sequence[int]) -> dict[str, Any]:
+    """Samples/s and peak memory (GiB) of a training step with LoRA, per batch."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        return {"left_out": "peft is not installed: pip install 'rar_mmdet[train]'"}
+    from rar_mmdet.finetune.settings import LoraSettings
+    from rar_mmdet.finetune.training import with_lora
+
+    if clock.device.type == "cuda":
+        torch.cuda.empty_cache()
+    settings = LoraSettings()
+    model = with_lora(build(shape.config(), clock.device, dtype), settings, shape.name, seed=0).train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.config.use_cache = False
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-5)
+    result: dict[str, Any] = {"rank": settings.rank, "learned": sum(p.numel() for p in learned)}
+    for batch in batches:
+        inputs = make_inputs(shape, model, batch)
+        labels = inputs["input_ids"].clone()
+        labels[:, :-NAME_TOKENS] = -100  # the loss is on the answer alone
+
+        def step(inputs: dict[str, Tensor] = inputs, labels: Tensor = labels) -> None:
+            model(**inputs, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if clock.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(clock.device)
+        result[f"batch {batch}"] = row = {"samples_per_s": batch / clock.seconds(step)}
+        if clock.device.type == "cuda":
+            row["peak_gib"] = torch.cuda.max_memory_allocated(clock.device) / 2**30
+    return result
+
+
 def measure(
     device: torch.device,
     dtype: torch.dtype,
@@ -318,6 +358,8 @@ def measure(
     encoder: tuple[str, int] = ("ViT-B-16", 512),
     demo_photos: int | None = None,
     reply: int = REPLY_TOKENS,
+    trained: Shape = LLAVA,
+    batches: Sequence[int] = (1, 4, 16),
 ) -> dict[str, Any]:
     """All figures; those of a model that does not fit are the reason."""
     register_native_models()
@@ -341,6 +383,9 @@ def measure(
         except torch.OutOfMemoryError as error:
             rankers[shape.name] = {"left_out": f"out of memory: {error}"}
         print(f"{shape.name}: {json.dumps(rankers[shape.name], default=float)}", flush=True)
+    if not clock.is_over:
+        result["training"] = measure_training(trained, clock, dtype, batches)
+        print(json.dumps(result["training"], default=float), flush=True)
     result["seconds"] = time.perf_counter() - clock.started
     return result
 

@@ -56,13 +56,14 @@ def test_every_figure_comes_out(gpu):
     ]
     result = gpu.measure(
         torch.device("cpu"), torch.float32, shapes, side=64, photo=(120, 160, 5), encoder=("ViT-B-32", 2), reply=3,
-        demo_photos=2,
+        demo_photos=2, trained=shapes[0], batches=(1, 2),
     )  # fmt: skip
     assert result["cut_grey_levels_most"] == 0  # both are the CPU's
     assert result["encode_images_per_s"] > 0
     assert result["encode_bf16_cosine_least"] > 0.999
     assert result["encode_gflops_per_image"] == pytest.approx(8.8, rel=0.03)  # 4.4 GMACs as published for ViT-B/32
     assert set(result["rankers"]) == {"tiny LLaVA", "tiny Qwen3-VL"}
+    assert result["training"]["batch 2"]["samples_per_s"] > 0
     for row in result["rankers"].values():
         assert row["share_of_limit"] > 0
         assert all(
