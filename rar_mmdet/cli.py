@@ -39,6 +39,9 @@ COMMANDS = {
     "report": Command(
         "rar_mmdet.report.command", "one page of one or several runs: numbers, figures, regions to look at"
     ),
+    "table": Command(
+        "rar_mmdet.tables.command", "the paper's tables: ours, as far as they can run here, beside its own"
+    ),
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
     "finetune data": Command(
         "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,9 +20,20 @@ import open_clip
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 
+from rar_mmdet.components import find_recognizers
+
 TESTS = Path(__file__).parent
 # What a published ranker is replaced by, by a part of its name.
 FAMILIES = {"llava": "llava", "Qwen2.5": "qwen2_5_vl", "InternVL3": "internvl", "internlm": "internvl"}
+# Detectors by hub id -> the kind of tiny model that stands in for them.
+DETECTORS = {
+    "iSEE-Laboratory/llmdet_tiny": "mm-grounding-dino",
+    "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit": "mm-grounding-dino",
+    "google/owlv2-base-patch16-ensemble": "owlv2",
+    "ustc-community/dfine-large-coco": "d_fine",
+    "PekingU/rtdetr_r50vd_coco_o365": "rt_detr",
+}
+NUM_NAMES = 12  # of the world of `write_lvis_world`
 
 
 def _helper(path: str) -> ModuleType:
@@ -65,6 +77,63 @@ def ranker_folder(root: Path, model: str) -> Path:
     if not folder.is_dir():
         _helper("rankers/conftest.py").save_tiny_model(family, folder)
     return folder
+
+
+def fgclip2_folder(root: Path) -> Path:
+    """A random FG-CLIP 2 in the published layout, written once."""
+    folder = root / "fgclip2"
+    if not folder.is_dir():
+        _helper("encoders/fgclip2_world.py").write_folder(folder)
+    return folder
+
+
+def recognizer_of(config):
+    ((_, settings),) = find_recognizers(config.model)
+    return settings
+
+
+def on_tiny_world(config, ann_file):
+    """The config with data and image sizes that a CPU can have in a second."""
+    dataset = config.test_dataloader.dataset
+    dataset.data_root, dataset.ann_file = str(ann_file.parents[1]), str(ann_file)
+    side = 320 if "dino" in config.filename else 96  # DINO wants as many pixels as it has queries
+    for transform in dataset.pipeline:
+        if transform.type == "Resize":
+            transform.scale = (side, side)
+        if transform.type == "Pad":
+            transform.size = (96, 96)
+    for metric in config.test_evaluator:
+        metric.ann_file = str(ann_file)
+    recognizer_of(config).vocabulary = str(ann_file)
+    if "mask_head" in config.model.get("roi_head", {}):
+        config.model.roi_head.mask_head.num_classes = NUM_NAMES  # its masks are those of the vocabulary
+    return config
+
+
+def on_tiny_models(config, root, server):
+    """Published weights by random ones of the same kind; those that ship with the project stay."""
+    recognizer = recognizer_of(config)
+    encoder, ranker = recognizer.encoder, recognizer.get("ranker")
+    if encoder.type == "RegionClipEncoder":
+        encoder.checkpoint = str(regionclip_file(root))
+    elif encoder.type == "FGCLIP2RegionEncoder":
+        encoder.model = str(fgclip2_folder(root))
+    elif encoder.get("pretrained"):
+        del encoder["pretrained"]
+        encoder.model = f"local-dir:{clip_folder(root, recognizer.cropper.get('size', 32))}"
+    detector = config.model.get("detector")
+    if isinstance(detector, dict) and detector.get("model") in DETECTORS:
+        kind = DETECTORS[detector.model]
+        detector.model, detector.score_threshold = str(root / kind), 0.0
+        if not (root / kind).is_dir():
+            _helper("detectors/tiny_detectors.py").write_detector(root / kind, kind)
+    if ranker and "base_url" in ranker:
+        ranker.base_url = server.url
+        if key := ranker.get("server", {}).get("api_key_env"):
+            os.environ[key] = "no-key"  # of the loopback server
+    elif ranker and not Path(ranker.model).is_dir():
+        ranker.model = str(ranker_folder(root, ranker.model))
+    return config
 
 
 class LetterServer:

@@ -55,6 +55,8 @@ ALLOWED = {
     },
     "finetune": {*STAGES, "classification", "components", "drawing", "finetune", *BASE},
     "report": {"report", "records", "scoring", "drawing", "errors", "files"},
+    # classification and calibration for what their commands would find missing; engine on demand, for the same.
+    "tables": {"tables", "report", "classification", "calibration", "encoders", "components", "engine", *BASE},
     "labelling": {
         *STAGES,
         "fusion",

@@ -1,7 +1,6 @@
 """Every config parses, names only what exists, and predicts two images with its own parts on tiny models."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from rar_mmdet.components import build_component, find_recognizers
+from rar_mmdet.components import build_component
 from rar_mmdet.engine.preflight import check_config, check_vocabulary
 from rar_mmdet.models.testing import write_lvis_world
 
@@ -31,7 +30,6 @@ PROMISED = {
     "regionclip_lvis.py",
     *(f"demo/rar_demo_{way}.py" for way in ("generate", "likelihood", "letter", "yesno")),
 }
-NUM_NAMES = 12
 
 
 def _helper(path):
@@ -42,15 +40,6 @@ def _helper(path):
 
 
 worlds = _helper(Path(__file__).with_name("config_worlds.py"))
-tiny_detectors = _helper(Path(__file__).parent / "detectors" / "tiny_detectors.py")
-# Detectors by hub id -> the kind of tiny model that stands in for them.
-DETECTORS = {
-    "iSEE-Laboratory/llmdet_tiny": "mm-grounding-dino",
-    "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit": "mm-grounding-dino",
-    "google/owlv2-base-patch16-ensemble": "owlv2",
-    "ustc-community/dfine-large-coco": "d_fine",
-    "PekingU/rtdetr_r50vd_coco_o365": "rt_detr",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -76,53 +65,6 @@ def server():
     running.close()
 
 
-def recognizer_of(config):
-    ((_, settings),) = find_recognizers(config.model)
-    return settings
-
-
-def on_tiny_world(config, ann_file):
-    """The config with data and image sizes that a CPU can have in a second."""
-    dataset = config.test_dataloader.dataset
-    dataset.data_root, dataset.ann_file = str(ann_file.parents[1]), str(ann_file)
-    side = 320 if "dino" in config.filename else 96  # DINO wants as many pixels as it has queries
-    for transform in dataset.pipeline:
-        if transform.type == "Resize":
-            transform.scale = (side, side)
-        if transform.type == "Pad":
-            transform.size = (96, 96)
-    for metric in config.test_evaluator:
-        metric.ann_file = str(ann_file)
-    recognizer_of(config).vocabulary = str(ann_file)
-    if "mask_head" in config.model.get("roi_head", {}):
-        config.model.roi_head.mask_head.num_classes = NUM_NAMES  # its masks are those of the vocabulary
-    return config
-
-
-def on_tiny_models(config, root, server):
-    """Published weights by random ones of the same kind; those that ship with the project stay."""
-    recognizer = recognizer_of(config)
-    encoder, ranker = recognizer.encoder, recognizer.get("ranker")
-    if encoder.type == "RegionClipEncoder":
-        encoder.checkpoint = str(worlds.regionclip_file(root))
-    elif encoder.get("pretrained"):
-        del encoder["pretrained"]
-        encoder.model = f"local-dir:{worlds.clip_folder(root, recognizer.cropper.get('size', 32))}"
-    detector = config.model.get("detector")
-    if isinstance(detector, dict) and detector.get("model") in DETECTORS:
-        kind = DETECTORS[detector.model]
-        detector.model, detector.score_threshold = str(root / kind), 0.0
-        if not (root / kind).is_dir():
-            tiny_detectors.write_detector(root / kind, kind)
-    if ranker and "base_url" in ranker:
-        ranker.base_url = server.url
-        if key := ranker.get("server", {}).get("api_key_env"):
-            os.environ[key] = "no-key"  # of the loopback server
-    elif ranker and not Path(ranker.model).is_dir():
-        ranker.model = str(worlds.ranker_folder(root, ranker.model))
-    return config
-
-
 def test_no_link_leads_into_the_download_site_that_is_gone():
     """OpenMMLab's domain expired in June 2026: checkpoints are named by hub id, or by the config of the zoo."""
     root = ROOT.parent
@@ -137,7 +79,7 @@ def test_promised_configs_are_there():
 
 
 def test_masks_are_used_where_they_are_promised(world):
-    config = on_tiny_world(Config.fromfile(ROOT / "clip_lvis_mask.py"), world)
+    config = worlds.on_tiny_world(Config.fromfile(ROOT / "clip_lvis_mask.py"), world)
     crops = DATASETS.build(config.test_dataloader.dataset)[0]["data_samples"].region_crops
     own = build_component(config.model.recognizer.cropper, "cropper", default_type="RegionCropper")
     assert crops.encoder_cropper == own
@@ -148,7 +90,7 @@ def test_masks_are_used_where_they_are_promised(world):
 def test_parts_and_keys_exist(name):
     config = Config.fromfile(ROOT / name)
     check_config(config)
-    recognizer = recognizer_of(config)
+    recognizer = worlds.recognizer_of(config)
     for part in ("cropper", "ranker_cropper", "encoder", "memory", "ranker", "fusion", "emission"):
         if recognizer.get(part):
             build_component(recognizer[part], part, default_type={"emission": "TopPairs"}.get(part))
@@ -164,7 +106,7 @@ def test_all_images_of_the_annotations_are_scored(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_predicts_two_images(name, world, weights, server):
     torch.manual_seed(0)
-    config = on_tiny_models(on_tiny_world(Config.fromfile(ROOT / name), world), weights, server)
+    config = worlds.on_tiny_models(worlds.on_tiny_world(Config.fromfile(ROOT / name), world), weights, server)
     check_vocabulary(config)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     model = MODELS.build(config.model).eval()
@@ -181,6 +123,6 @@ def test_predicts_two_images(name, world, weights, server):
         assert 0 < len(sample.pred_instances.scores) <= 300
         assert sample.pred_instances.bboxes.shape == (len(sample.pred_instances.scores), 4)
         assert sample.recognition.ranked_ids.shape[1] == 5
-        if "ranker" in recognizer_of(config):
+        if "ranker" in worlds.recognizer_of(config):
             assert sample.recognition.asked.any()
     assert VISUALIZERS.get(config.visualizer.type) is not None

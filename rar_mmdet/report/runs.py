@@ -17,7 +17,7 @@ from rar_mmdet.errors import RecordFileError
 from rar_mmdet.records import RegionRecord, read_records
 from rar_mmdet.report.sureness import Reliability, reliability
 
-__all__ = ["Judged", "Run", "Stage", "read_run"]
+__all__ = ["Judged", "Run", "Stage", "read_run", "read_summary"]
 
 RECORDS, SUMMARY = "regions.jsonl", "summary.json"
 SCORES = "scores.json"  # what `rar-mmdet score RESULTS --errors --json` wrote there, if it was asked to
@@ -154,10 +154,7 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         raise RecordFileError(
             f"{path} holds no {RECORDS}: give the folder of a run of tools/test.py (--work-dir), or a file of records"
         )
-    summary = _read_object(file.parent / SUMMARY) if path.is_dir() else {}
-    scores = _read_object(file.parent / SCORES) if path.is_dir() else {}
-    if scores:
-        summary["metrics"] = {**summary.get("metrics", {}), **scores}
+    summary = read_summary(path) if path.is_dir() else {}
     rows: list[tuple[float, ...]] = []
     keys: list[tuple[str, int]] = []
     names: dict[int, str] = {}
@@ -224,6 +221,18 @@ def _ranker_confidence(record: RegionRecord) -> float:
         return 1.0
     values = np.exp(np.array(record.log_probs) - max(record.log_probs))
     return float(values[record.order[0]] / values.sum())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json of a run holds, with the numbers of scores.json among its metrics; empty where neither is.
+
+    Raises:
+        RecordFileError: a file is not one JSON object.
+    """
+    summary, scores = _read_object(folder / SUMMARY), _read_object(folder / SCORES)
+    if scores:
+        summary["metrics"] = {**summary.get("metrics", {}), **scores}
+    return summary
 
 
 def _read_object(file: Path) -> dict[str, Any]:
