@@ -42,6 +42,7 @@ COMMANDS = {
     "table": Command(
         "rar_mmdet.tables.command", "the paper's tables: ours, as far as they can run here, beside its own"
     ),
+    "table encoders": Command("rar_mmdet.tables.encoders_command", "encoders side by side on the boxes of a config"),
     "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
     "finetune data": Command(
         "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"

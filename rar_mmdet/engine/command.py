@@ -29,10 +29,12 @@ from rar_mmdet.engine.check import check_run
 from rar_mmdet.engine.console import QuietRunner
 from rar_mmdet.engine.peers import PeerWatch
 from rar_mmdet.engine.preflight import check_config, check_vocabulary, inner_dataset, missing_assets
-from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
+from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports, find_branches
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.errors import CheckpointError, ConfigError, MissingAssetError, RarError
 from rar_mmdet.files.checkpoints import file_sha256
+from rar_mmdet.memory import CategoryMemory
+from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.terminal import show
 
 __all__ = ["EXIT_STOPPED", "EXIT_USER_ERROR", "load_config", "main", "parse_args"]
@@ -240,7 +242,7 @@ def _summarise(runner: Runner, config: Config, metrics: dict[str, Any], seconds:
         "seconds_per_image": timing if timing is not None else seconds / max(num_images, 1),
         "metrics": metrics,
         "report": report,
-        "protocol": _protocol(config),
+        "protocol": {**_protocol(config), "used": [_used(branch.recognizer) for branch in find_branches(runner.model)]},
     }
 
 
@@ -256,6 +258,16 @@ def _protocol(config: Config) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
     }
     return json.loads(json.dumps(protocol, default=str))
+
+
+def _used(recognizer: RegionRecognizer) -> dict[str, Any]:
+    """What a recogniser used where its config is silent: emission, fusion, and the temperature of its softmax."""
+    used: dict[str, Any] = {"emission": repr(recognizer.emission)}
+    if recognizer.ranker is not None:
+        used |= {"fusion": repr(recognizer.fusion), "num_candidates": recognizer.num_candidates}
+    if recognizer.counts["regions"] and isinstance(recognizer.memory, CategoryMemory):
+        used["temperature"] = 1 / recognizer.memory.scale
+    return used
 
 
 def _where_things_are(summary: Path, runner: Runner, args: argparse.Namespace) -> list[str]:

@@ -24,8 +24,18 @@ from rar_mmdet.tables.jobs import Launch, Look, launch, look, run_jobs
 from rar_mmdet.tables.rows import Options, Plan, default_configs, plan, sheet_of
 from rar_mmdet.tables.sheet import FORMATS, Sheet
 
-__all__ = ["add_running_options", "main", "make_table", "show", "tell", "write_sheet"]
+__all__ = [
+    "add_running_options",
+    "check_running_options",
+    "finish",
+    "main",
+    "make_table",
+    "show",
+    "tell",
+    "write_sheet",
+]
 
+ENCODERS = "encoders"  # a command of its own
 EXIT_FAILED = 1  # a row was started and failed
 
 
@@ -43,12 +53,19 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=list(FORMATS), default="text", help="of what is printed (default: text)")
 
 
+def check_running_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Counts are at least 1; ends the process where argparse does."""
+    for name in ("gpus", "num_images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    names = read_definitions()
+    names = {name: one for name, one in read_definitions().items() if name != ENCODERS}
     listed = "\n".join(f"  {name:<13} {one.paper}. {one.title}" for name, one in names.items())
     parser = argparse.ArgumentParser(
-        description=f"{__doc__}\ntables:\n{listed}\n  encoders      `rar-mmdet table encoders --help`",
+        description=f"{__doc__}\ntables:\n{listed}\n  {ENCODERS:<13} `rar-mmdet table {ENCODERS} --help`",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", help="of those below")
@@ -63,9 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise ConfigError(
             f"there is no table {args.table!r}{nearest(args.table, list(names))} Known: {known}, encoders"
         )
-    for name in ("gpus", "num_images"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    check_running_options(parser, args)
     return args
 
 

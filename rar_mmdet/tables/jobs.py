@@ -173,7 +173,6 @@ class TestJob:
         needs_gpu: whether it is of no use without a GPU.
         num_images: only the first so many images.
         gpus: processes, one for each GPU.
-        options: overrides of the config, KEY=VALUE.
     """
 
     config: Path
@@ -181,7 +180,6 @@ class TestJob:
     needs_gpu: bool = False
     num_images: int | None = None
     gpus: int = 1
-    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -191,8 +189,7 @@ class TestJob:
     @property
     def _argv(self) -> tuple[str, ...]:
         subset = () if self.num_images is None else ("--num-images", str(self.num_images))
-        options = ("--cfg-options", *self.options) if self.options else ()
-        return (str(self.config), "--work-dir", str(self.folder), *subset, *options)
+        return (str(self.config), "--work-dir", str(self.folder), *subset)
 
     def commands(self) -> list[Command]:
         """The test."""
@@ -207,7 +204,7 @@ class TestJob:
         summary = read_summary(self.folder)
         if "num_images" not in summary:
             return None
-        config = read_config(self.config, self.options)
+        config = read_config(self.config)
         wanted, found = _settings(dict(find_recognizers(config["model"]))), _settings(_recognizers(summary))
         other = sorted(key for key in {**wanted, **found} if wanted.get(key) != found.get(key))
         if summary.get("first_images_only") != self.num_images:

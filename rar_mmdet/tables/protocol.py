@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rar_mmdet.components import build_component
-
 __all__ = ["protocol_lines", "protocol_of"]
 
 SHOWN_HASH = 12  # hex digits of a file's SHA-256
 
 
 def protocol_of(summary: Mapping[str, Any]) -> str:
-    """Emission, templates, temperature, fusion, evaluator, photos, annotations, versions and device of a test.
+    """Emission, templates, temperature, fusion, evaluator, photos, boxes, annotations, versions and device of a test.
 
     Args:
         summary: its summary.json.
     """
     protocol = summary.get("protocol") or {}
     told: list[str] = []
-    for recognizer in (protocol.get("recognizers") or {}).values():
-        told += _recognizer(recognizer)
+    used = protocol.get("used") or []
+    for settings, one in zip((protocol.get("recognizers") or {}).values(), used, strict=False):
+        told += [one["emission"], f"templates {_templates(settings.get('memory') or {})}"]
+        told += [f"temperature {one['temperature']:.4g}"] if "temperature" in one else []
+        told += [one["fusion"], f"K = {one['num_candidates']}"] if "fusion" in one else []
     told.append(" and ".join(str(one.get("type", "")).removeprefix("rar_mmdet.") for one in _evaluators(protocol)))
     subset = " (the first ones alone)" if summary.get("first_images_only") else ""
-    told.append(f"{summary.get('num_images', '?')} photos{subset}")
+    boxes = summary.get("metrics", {}).get("recognition/objects")
+    told.append(f"{summary.get('num_images', '?')} photos{subset}{'' if boxes is None else f', {boxes:.0f} boxes'}")
     told += [f"{_name(file)} {sha[:SHOWN_HASH]}" for file, sha in (protocol.get("annotations_sha256") or {}).items()]
     versions = protocol.get("versions") or {}
     told.append(", ".join(f"{name} {versions[name]}" for name in ("rar_mmdet", "torch", "mmdet") if name in versions))
@@ -44,22 +46,6 @@ def protocol_lines(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
     if len(rows) == 1:
         return tuple(rows)
     return tuple(f"{', '.join(names)}: {protocol}" for protocol, names in rows.items())
-
-
-def _recognizer(settings: Mapping[str, Any]) -> list[str]:
-    memory = settings.get("memory") or {}
-    temperature = memory.get("temperature")
-    emission = settings.get("emission")
-    told = [
-        repr(build_component(emission, "emission", "TopPairs")) if emission else "the model's own emission",
-        f"templates {_templates(memory)}",
-        "the encoder's own temperature" if temperature is None else f"temperature {temperature:g}",
-    ]
-    if settings.get("ranker"):
-        fusion = settings.get("fusion")
-        told.append(repr(build_component(fusion, "fusion")) if fusion else "LogLikFusion() by default")
-        told.append(f"K = {settings.get('num_candidates', 5)}")
-    return told
 
 
 def _templates(memory: Mapping[str, Any]) -> str:

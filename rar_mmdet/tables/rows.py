@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rar_mmdet.tables.jobs import Job, Look, TestJob
 from rar_mmdet.tables.protocol import protocol_lines
 from rar_mmdet.tables.sheet import OURS, Line, Sheet
 
-__all__ = ["Options", "Part", "Plan", "Row", "default_configs", "plan", "sheet_of"]
+__all__ = ["Options", "Part", "Plan", "Row", "box_cells", "default_configs", "plan", "sheet_of"]
 
 Cells = Mapping[str, float]
 
@@ -65,20 +66,26 @@ class Plan:
         return list({part.job.name: part.job for row in self.rows for part in row.parts}.values())
 
 
+def box_cells(columns: Mapping[str, str | Sequence[str]], summary: Mapping[str, Any]) -> Cells:
+    """Metrics of a test by column, in percent; of several keys of a column the first that is there."""
+    metrics = summary["metrics"]
+    cells = {}
+    for column, keys in columns.items():
+        found = [metrics[key] for key in ([keys] if isinstance(keys, str) else keys) if key in metrics]
+        if found:
+            cells[column] = 100 * found[0]
+    return cells
+
+
 def plan_boxes(definition: Definition, options: Options) -> Plan:
     """Tests of configs; each row has a job of its own."""
     columns = definition.settings["columns"]
-
-    def read(summary: Mapping[str, Any]) -> Cells:
-        metrics = summary["metrics"]
-        return {column: 100 * metrics[key] for column, key in columns.items() if key in metrics}
-
     rows = []
     for row in definition.rows:
         config = options.configs / row.settings["config"]
         folder = options.work_dirs / config.stem
         job = TestJob(config, folder, row.needs_gpu, options.num_images, options.gpus)
-        rows.append(Row(row.name, (Part(job, read),)))
+        rows.append(Row(row.name, (Part(job, partial(box_cells, columns)),)))
     return Plan(tuple(columns), tuple(rows))
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,44 +22,8 @@ from rar_mmdet.tables.sheet import OURS
 ROOT = Path(__file__).parents[2]
 
 
-def _helper(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _helper(ROOT / "tests" / "config_worlds.py")
-
-
-class InThisProcess:
-    """A launcher that saves the seconds an interpreter takes to start; counts what it runs."""
-
-    def __init__(self):
-        self.ran = []
-
-    def __call__(self, started, log):
-        self.ran.append(started)
-        argv, sys.argv = sys.argv, ["command", *started.argv]
-        try:
-            runpy.run_module(started.module, run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0)
-        finally:
-            sys.argv = argv
-        return 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plain_configs():
-    """MMEngine lays out each config it writes or logs by yapf: most of the time of a run of three photos."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, True))
-        yield
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, worlds):
     """A folder of configs with the names of the project's, on a tiny world and tiny models; and the world's file."""
     root = tmp_path_factory.mktemp("tables")
     ann_file = write_lvis_world(root / "world", num_images=3, empty_image=None)
@@ -76,21 +37,13 @@ def world(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch, tmp_path, tmp_path_factory):
-    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path_factory.getbasetemp() / "rar_cache"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
-def made(world):
+def made(world, in_this_process):
     """Table 3 as the command makes it, with its plan and how its rows stand."""
     definition = read_definitions()["lvis"]
     options = Options(world / "configs", world / "work_dirs")
     planned = plan(definition, options)
-    start = InThisProcess()
+    start = in_this_process()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAR_MMDET_CACHE", str(world / "cache"))
         sheet, looks = command.make_table(definition, planned, dry=False, on_cpu=True, start=start)
@@ -119,10 +72,10 @@ def test_numbers_are_those_of_the_runs(made):
     assert line.cells["recall@5"] == 100 * metrics["recognition/recall@5"]
 
 
-def test_a_row_that_is_there_is_read_and_not_made_again(world, made):
+def test_a_row_that_is_there_is_read_and_not_made_again(world, made, in_this_process):
     definition = read_definitions()["lvis"]
     planned = plan(definition, Options(world / "configs", world / "work_dirs"))
-    start = InThisProcess()
+    start = in_this_process()
     sheet, _ = command.make_table(definition, planned, dry=False, on_cpu=True, start=start)
     assert start.ran == []
     assert sheet == made[1]
