@@ -17,7 +17,7 @@ from rar_mmdet.errors import RecordFileError
 from rar_mmdet.records import RegionRecord, read_records
 from rar_mmdet.report.sureness import Reliability, reliability
 
-__all__ = ["Judged", "Run", "Stage", "read_run", "read_summary"]
+__all__ = ["Judged", "Run", "Stage", "read_object", "read_run", "read_summary"]
 
 RECORDS, SUMMARY = "regions.jsonl", "summary.json"
 SCORES = "scores.json"  # what `rar-mmdet score RESULTS --errors --json` wrote there, if it was asked to
@@ -229,13 +229,18 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         RecordFileError: a file is not one JSON object.
     """
-    summary, scores = _read_object(folder / SUMMARY), _read_object(folder / SCORES)
+    summary, scores = read_object(folder / SUMMARY), read_object(folder / SCORES)
     if scores:
         summary["metrics"] = {**summary.get("metrics", {}), **scores}
     return summary
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where there is none.
+
+    Raises:
+        RecordFileError: it is not one JSON object.
+    """
     if not file.is_file():
         return {}
     try:

@@ -17,11 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rar_mmdet.classification.experiment import WHOLE_TRAIN
 from rar_mmdet.components import nearest
 from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.tables.definitions import Definition, read_definitions
 from rar_mmdet.tables.jobs import Launch, Look, launch, look, run_jobs
-from rar_mmdet.tables.rows import Options, Plan, default_configs, plan, sheet_of
+from rar_mmdet.tables.kinds import plan
+from rar_mmdet.tables.rows import Options, Plan, default_configs, sheet_of
 from rar_mmdet.tables.sheet import FORMATS, Sheet
 
 __all__ = [
@@ -73,6 +75,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--configs", type=Path, default=default_configs(), help="folder of the configs (default: those of the project)"
     )
+    parser.add_argument(
+        "--add",
+        nargs="+",
+        default=[],
+        type=_given,
+        metavar="NAME=PATH",
+        help="tables of boxes: a row of your own, of a run's folder or a file of `rar-mmdet score ... --json FILE`",
+    )
+    photos = parser.add_argument_group("tables of whole photos")
+    photos.add_argument(
+        "--shots",
+        nargs="+",
+        default=["4"],
+        help=f"exemplars a class, or {WHOLE_TRAIN} for the whole train part (default: 4)",
+    )
+    photos.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of the draws (default: 1 2 3)")
+    photos.add_argument("--limit", type=int, help="only so many test photos of a set, a stratified sample")
+    photos.add_argument("--wordnet", type=Path, metavar="FOLDER", help="dictionary, for names found by WordNet")
+    photos.add_argument(
+        "--guesses", type=Path, metavar="FOLDER", help="FineR's guessed names as SET.json, for RAR's row"
+    )
     add_running_options(parser)
     args = parser.parse_args(argv)
     if args.table not in names:
@@ -81,7 +104,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"there is no table {args.table!r}{nearest(args.table, list(names))} Known: {known}, encoders"
         )
     check_running_options(parser, args)
+    odd = [shots for shots in args.shots if shots != WHOLE_TRAIN and not (shots.isdigit() and int(shots))]
+    if odd:
+        parser.error(f"--shots must be whole numbers of at least 1, or {WHOLE_TRAIN}; got {odd[0]}")
     return args
+
+
+def _given(text: str) -> tuple[str, Path]:
+    """A row's name, and where its numbers are."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, Path(path)
 
 
 def make_table(
@@ -145,7 +179,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     definition = read_definitions()[args.table]
     if args.rows:
         definition = definition.choose(args.rows)
-    options = Options(args.configs, args.work_dirs, args.num_images, args.gpus)
+    options = Options(
+        configs=args.configs,
+        work_dirs=args.work_dirs,
+        num_images=args.num_images,
+        gpus=args.gpus,
+        given=tuple(args.add),
+        shots=tuple(args.shots),
+        seeds=tuple(args.seeds),
+        limit=args.limit,
+        wordnet=args.wordnet,
+        guesses=args.guesses,
+    )
     planned = plan(definition, options)
     return finish(args, definition, planned, args.work_dirs / "tables" / args.table)
 

@@ -25,7 +25,8 @@ from rar_mmdet.errors import ConfigError
 from rar_mmdet.tables.command import ENCODERS, add_running_options, check_running_options, finish
 from rar_mmdet.tables.definitions import Definition, read_definitions
 from rar_mmdet.tables.jobs import TestJob
-from rar_mmdet.tables.rows import Options, Part, Plan, Row, box_cells
+from rar_mmdet.tables.kinds import box_cells
+from rar_mmdet.tables.rows import Options, Part, Plan, Row
 
 __all__ = ["main", "plan_encoders"]
 

@@ -19,28 +19,29 @@ import torch
 
 from rar_mmdet.components import find_recognizers, read_config
 from rar_mmdet.errors import ConfigError, RarError
-from rar_mmdet.report.runs import read_summary
+from rar_mmdet.report.runs import read_object, read_summary
 
-__all__ = ["Command", "Job", "Launch", "Look", "TestJob", "launch", "look", "run_jobs"]
+__all__ = ["Command", "GivenJob", "Job", "Launch", "Look", "TestJob", "launch", "look", "run_jobs"]
 
 LOG = "table.log"  # what a command printed, in its folder
 
 
 @dataclass(frozen=True)
 class Command:
-    """A module with a `main(argv)`, and its arguments."""
+    """A module that runs by `python -m`, or a script, and its arguments."""
 
-    module: str
+    program: str  # a script ends in .py
     argv: tuple[str, ...]
-    processes: int = 1  # one for each GPU; more than one by torch's launcher
+    processes: int = 1  # one for each GPU; more than one by torch's launcher, for programs that know --launcher
 
     @property
     def words(self) -> list[str]:
         """To start it in a process of its own."""
+        program = [self.program] if self.program.endswith(".py") else ["-m", self.program]
         if self.processes == 1:
-            return [sys.executable, "-m", self.module, *self.argv]
+            return [sys.executable, *program, *self.argv]
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.processes}"]
-        return [sys.executable, *several, "-m", self.module, *self.argv, "--launcher", "pytorch"]
+        return [sys.executable, *several, *program, *self.argv, "--launcher", "pytorch"]
 
     def __str__(self) -> str:
         return shlex.join(["python", *self.words[1:]])
@@ -226,6 +227,43 @@ class TestJob:
         from rar_mmdet.engine.command import load_config, parse_args
 
         return missing_assets(load_config(parse_args(list(self._argv))))
+
+
+@dataclass(frozen=True)
+class GivenJob:
+    """Numbers that the user has: nothing is run.
+
+    Args:
+        name: of the row.
+        folder: folder of a run of tools/test.py, or a file of `rar-mmdet score ... --json FILE`.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def needs_gpu(self) -> bool:
+        """It runs nothing."""
+        return False
+
+    def commands(self) -> list[Command]:
+        """None."""
+        return []
+
+    def result(self) -> Mapping[str, Any] | None:
+        """As a summary.
+
+        Raises:
+            RecordFileError: the file is not one JSON object.
+        """
+        if self.folder.is_dir():
+            return read_summary(self.folder) or None
+        return {"metrics": read_object(self.folder)} if self.folder.is_file() else None
+
+    def missing(self) -> list[str]:
+        """The numbers."""
+        what = "a folder with summary.json, or a file of `rar-mmdet score RESULTS ANNOTATIONS --json FILE`"
+        return [f"{self.folder} holds no numbers: give {what}"]
 
 
 def _recognizers(summary: Mapping[str, Any]) -> Mapping[str, Any]:

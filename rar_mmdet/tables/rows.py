@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rar_mmdet.tables.definitions import Definition
-from rar_mmdet.tables.jobs import Job, Look, TestJob
+from rar_mmdet.tables.jobs import Job, Look
 from rar_mmdet.tables.protocol import protocol_lines
 from rar_mmdet.tables.sheet import OURS, Line, Sheet
 
-__all__ = ["Options", "Part", "Plan", "Row", "box_cells", "default_configs", "plan", "sheet_of"]
+__all__ = ["Cells", "Options", "Part", "Plan", "Row", "default_configs", "sheet_of"]
 
 Cells = Mapping[str, float]
 
@@ -31,8 +30,14 @@ class Options:
 
     configs: Path = field(default_factory=default_configs)
     work_dirs: Path = Path("work_dirs")
-    num_images: int | None = None
+    num_images: int | None = None  # of boxes
     gpus: int = 1
+    given: tuple[tuple[str, Path], ...] = ()  # rows of the user's own: name, and where its numbers are
+    shots: tuple[str, ...] = ("4",)  # exemplars of each class of whole photos, or WHOLE_TRAIN
+    seeds: tuple[int, ...] = (1, 2, 3)  # of the draws of exemplars and of photos whose names are found
+    limit: int | None = None  # of whole photos
+    wordnet: Path | None = None  # dictionary folder
+    guesses: Path | None = None  # folder of files of guessed names, one for each set
 
 
 @dataclass(frozen=True)
@@ -64,37 +69,6 @@ class Plan:
     def jobs(self) -> list[Job]:
         """All of them, in the order of the rows."""
         return list({part.job.name: part.job for row in self.rows for part in row.parts}.values())
-
-
-def box_cells(columns: Mapping[str, str | Sequence[str]], summary: Mapping[str, Any]) -> Cells:
-    """Metrics of a test by column, in percent; of several keys of a column the first that is there."""
-    metrics = summary["metrics"]
-    cells = {}
-    for column, keys in columns.items():
-        found = [metrics[key] for key in ([keys] if isinstance(keys, str) else keys) if key in metrics]
-        if found:
-            cells[column] = 100 * found[0]
-    return cells
-
-
-def plan_boxes(definition: Definition, options: Options) -> Plan:
-    """Tests of configs; each row has a job of its own."""
-    columns = definition.settings["columns"]
-    rows = []
-    for row in definition.rows:
-        config = options.configs / row.settings["config"]
-        folder = options.work_dirs / config.stem
-        job = TestJob(config, folder, row.needs_gpu, options.num_images, options.gpus)
-        rows.append(Row(row.name, (Part(job, partial(box_cells, columns)),)))
-    return Plan(tuple(columns), tuple(rows))
-
-
-KINDS: dict[str, Callable[[Definition, Options], Plan]] = {"boxes": plan_boxes}
-
-
-def plan(definition: Definition, options: Options) -> Plan:
-    """The rows of a table."""
-    return KINDS[definition.kind](definition, options)
 
 
 def sheet_of(definition: Definition, planned: Plan, looks: Mapping[str, Look]) -> Sheet:
@@ -145,8 +119,10 @@ def _lacks(row: Row, looks: Mapping[str, Look]) -> list[str]:
 
 
 def _with_published(definition: Definition, ours: Sequence[Line]) -> list[Line]:
-    """What others printed, below our line of the same row and section; sections in the order of both."""
-    theirs = [Line(one.row, one.source, one.cells, one.section, tuple(one.remarks)) for one in definition.published]
+    """What others printed, below our line of the same row; of the sections that ours have."""
+    asked = {line.section for line in ours}
+    published = [one for one in definition.published if one.section in asked or not ours]
+    theirs = [Line(one.row, one.source, one.cells, one.section, tuple(one.remarks)) for one in published]
     sections = list(dict.fromkeys(line.section for line in [*ours, *theirs]))
     lines: list[Line] = []
     for section in sections:

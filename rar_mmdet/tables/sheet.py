@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ __all__ = ["FORMATS", "OURS", "Line", "Sheet"]
 
 OURS = "ours"
 ABSENT = "-"
+LONG = 8  # letters of a heading that stands in one line
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,21 @@ class Sheet:
     def as_text(self) -> str:
         """For a terminal."""
         marks = self._marks()
-        rows = [("", "", *self.columns, "")]
-        rows += [(*self._heads(line), *self._cells(line), _marked(line, marks)) for line in self.lines]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        printed: list[str] = []
+        headings = [_wrapped(column) for column in self.columns]
+        depth = max(map(len, headings), default=1)
+        heads = [
+            ("", "", *(([""] * (depth - len(words)) + words)[level] for words in headings), "")
+            for level in range(depth)
+        ]
+        rows = [(*self._heads(line), *self._cells(line), _marked(line, marks)) for line in self.lines]
+        widths = [max(len(row[i]) for row in [*heads, *rows]) for i in range(len(heads[0]))]
+        printed = [_joined(row, widths) for row in heads]
         section = ""
-        for row, line in zip(rows, (None, *self.lines), strict=True):
-            if line is not None and line.section != section:
+        for row, line in zip(rows, self.lines, strict=True):
+            if line.section != section:
                 section = line.section
                 printed += ["", section]
-            heads = [row[i].ljust(widths[i]) for i in (0, 1)]
-            cells = [row[i].rjust(widths[i]) for i in range(2, len(row) - 1)]
-            printed.append("  ".join([*heads, *cells, row[-1]]).rstrip())
+            printed.append(_joined(row, widths))
         return "\n".join([self.title, "", *printed, *self._below(marks, "")])
 
     def as_markdown(self) -> str:
@@ -128,11 +132,16 @@ class Sheet:
                 lines += ["", f"{head}:", *gap, *(f"{bullet or '  '}{text}" for text in texts)]
         return lines
 
+    def _ours(self) -> set[str]:
+        return {line.row for line in self.lines if line.whose == OURS}
+
     def _not_here(self) -> list[tuple[str, list[str]]]:
         """A line for each row that has not run, and below these a line for each thing that is missing."""
         lacks = list(dict.fromkeys(lack for row in self.not_here.values() for lack in row))
         letters = {lack: f"({_letter(number)})" for number, lack in enumerate(lacks)}
         rows = [f"{row}: {' '.join(letters[lack] for lack in row_lacks)}" for row, row_lacks in self.not_here.items()]
+        if len(rows) > 1 and len(set(self.not_here.values())) == 1 and len(self.not_here) == len(self._ours()):
+            rows = [f"each row: {' '.join(letters.values())}"]
         return [("Not run here", rows), ("What these lack", [f"{letter} {lack}" for lack, letter in letters.items()])]
 
 
@@ -153,6 +162,22 @@ def _number(value: float | None, as_printed: bool) -> str:
     if value is None or value < 0:
         return ABSENT
     return f"{value:.2f}" if as_printed and round(value, 1) != value else f"{value:.1f}"
+
+
+def _wrapped(column: str) -> list[str]:
+    """The lines of a heading: at spaces, and long ones at underscores.
+
+    >>> _wrapped("AP_r"), _wrapped("stanford_cars cACC")
+    (['AP_r'], ['stanford', 'cars', 'cACC'])
+    """
+    return column.replace("_", " ").split() if len(column) > LONG else column.split()
+
+
+def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Heads to the left, numbers to the right, marks behind."""
+    heads = [row[i].ljust(widths[i]) for i in (0, 1)]
+    cells = [row[i].rjust(widths[i]) for i in range(2, len(row) - 1)]
+    return "  ".join([*heads, *cells, row[-1]]).rstrip()
 
 
 def _letter(number: int) -> str:

@@ -35,7 +35,7 @@ class InThisProcess:
         self.ran.append(started)
         argv, sys.argv = sys.argv, ["command", *started.argv]
         try:
-            runpy.run_module(started.module, run_name="__main__")
+            runpy.run_module(started.program, run_name="__main__")
         except SystemExit as end:
             return int(end.code or 0)
         finally:

@@ -16,7 +16,8 @@ from rar_mmdet.tables import command
 from rar_mmdet.tables.definitions import read_definitions
 from rar_mmdet.tables.jobs import TestJob as BoxTest
 from rar_mmdet.tables.jobs import launch, look, run_jobs
-from rar_mmdet.tables.rows import Options, plan, sheet_of
+from rar_mmdet.tables.kinds import plan
+from rar_mmdet.tables.rows import Options, sheet_of
 from rar_mmdet.tables.sheet import OURS
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +161,27 @@ def test_v3det_has_the_keys_of_its_metric(tmp_path):
     metrics = {"coco/bbox_mAP": 0.1, "coco/bbox_mAP_50": 0.2, "recognition/top1": 0.3, "recognition/recall@5": 0.4}
     cells = planned.rows[0].parts[0].read({"metrics": metrics})
     assert cells == pytest.approx({"AP": 10.0, "AP50": 20.0, "top-1": 30.0, "recall@5": 40.0})
+
+
+def test_rows_of_the_users_own(world, made, tmp_path):
+    """A run by hand, and the file of `rar-mmdet score --json`, whose numbers have no evaluator's name before them."""
+    metrics = made[2]["clip_lvis"].result["metrics"]
+    (tmp_path / "scores.json").write_text(json.dumps({"bbox_AP": 0.25, "bbox_APr": 0.5}))
+    given = (
+        ("mine", world / "work_dirs" / "clip_lvis"),
+        ("theirs", tmp_path / "scores.json"),
+        ("gone", tmp_path / "x"),
+    )
+    definition = read_definitions()["lvis"].choose(["w/ box"])
+    planned = plan(definition, Options(world / "configs", world / "work_dirs", given=given))
+    sheet, _ = command.make_table(definition, planned, dry=False)
+    cells = {line.row: line.cells for line in sheet.lines if line.whose == OURS}
+    assert cells["mine"] == cells["CLIP w/ box"]
+    assert cells["mine"]["AP"] == 100 * metrics["lvis/bbox_AP"]
+    assert cells["theirs"] == {"AP": 25.0, "AP_r": 50.0}
+    assert (
+        "holds no numbers: give a folder with summary.json, or a file of `rar-mmdet score" in sheet.not_here["gone"][0]
+    )
 
 
 @pytest.mark.parametrize(
