@@ -5,5 +5,6 @@ from rar_mmdet.engine.console import ProgressHook
 from rar_mmdet.engine.preflight import missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
+from rar_mmdet.engine.report_hook import ReportHook
 
-__all__ = ["ProgressHook", "RecognitionHook", "RegionRecordHook", "collect_reports", "missing_assets"]
+__all__ = ["ProgressHook", "RecognitionHook", "RegionRecordHook", "ReportHook", "collect_reports", "missing_assets"]
