@@ -147,11 +147,11 @@ def _write_regions(run: Run, file: Path) -> None:
     with open(file, "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(head)
-        for row, (image, region) in enumerate(run.keys):
-            truth, named = int(run.truth[row]), int(run.named[row])
-            right = [int(stage.correct[row]) for stage in (run.retrieval, run.ranker, run.fused)]
-            known = [run.names.get(truth, ""), run.names.get(named, "")]
-            table.writerow([image, region, *known, *right, f"{run.fused.confidence[row]:.6g}"])
+        truth, named = ([run.names.get(label, "") for label in column.tolist()] for column in (run.truth, run.named))
+        right = [stage.correct.astype(int).tolist() for stage in (run.retrieval, run.ranker, run.fused)]
+        sure = [f"{value:.6g}" for value in run.fused.confidence.tolist()]
+        columns = zip(run.keys, truth, named, *right, sure, strict=True)
+        table.writerows([*key, *cells] for key, *cells in columns)
 
 
 def _named(paths: Sequence[Path]) -> list[Run]:

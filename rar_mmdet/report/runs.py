@@ -33,12 +33,12 @@ class Stage:
     place: IntArray  # (N,) of the truth, 0 first; NEVER where it is not in the list or there is no truth
     confidence: FloatArray  # (N,) of its first name; NaN where it said nothing
 
-    @property
+    @cached_property
     def correct(self) -> BoolArray:
         """(N,) its first name is the true one."""
         return self.place == 0
 
-    @property
+    @cached_property
     def spoke(self) -> BoolArray:
         """(N,) it said something."""
         return ~np.isnan(self.confidence)
@@ -133,9 +133,10 @@ class Run:
     def records(self, rows: IntArray) -> Iterator[RegionRecord]:
         """The records of these rows, in file order; the file is read again."""
         wanted = set(rows.tolist())
-        for row, record in enumerate(read_records(self.file)):
-            if row in wanted:
-                yield record
+        with open(self.file, encoding="utf-8") as lines:
+            for row, line in enumerate(lines):
+                if row in wanted:
+                    yield RegionRecord.from_json(line)
 
 
 def read_run(path: str | Path, name: str | None = None) -> Run:

@@ -401,7 +401,11 @@ head.click(); head.click();
 const sorted = [...body.rows].map(row => row.cells[2].textContent);
 const input = [...document.querySelectorAll("input[type=search]")].at(-1);
 input.value = "FISH"; input.dispatchEvent(new Event("input"));
-document.body.dataset.probe = JSON.stringify({sorted, left: names()});
+const classes = document.querySelector("input[type=search]");
+classes.value = "owl"; classes.dispatchEvent(new Event("input"));
+const rows = classes.closest("p").nextElementSibling.querySelector("table").tBodies[0].rows;
+const owls = [...rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
+document.body.dataset.probe = JSON.stringify({sorted, left: names(), owls});
 </script>
 """
 
@@ -424,4 +428,4 @@ def test_in_a_real_browser(folder, tmp_path):
     parsed = Text()
     parsed.feed(done.stdout)
     (probe,) = [attributes["data-probe"] for tag, attributes in parsed.tags if "data-probe" in attributes]
-    assert json.loads(probe) == {"sorted": ["2", "1", "1", "1"], "left": ["fish"]}
+    assert json.loads(probe) == {"sorted": ["2", "1", "1", "1"], "left": ["fish"], "owls": ["$x$ owl"]}
