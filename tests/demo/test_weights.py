@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 from ranker_data import PROMPTS, render_any, render_prompt
+from safetensors.torch import load_file
 from torch.nn import functional
 from train_clip import render_uniform
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -171,3 +172,13 @@ def test_cards_report_what_was_measured(demo_dir):
     ranker = json.loads((demo_dir / "weights" / "ranker" / "measured.json").read_text())
     assert str(clip["all"]["top1"])[1:4] in (demo_dir / "weights" / "clip" / "README.md").read_text()
     assert str(ranker["ranker"][-1]["ranked"])[1:4] in (demo_dir / "weights" / "ranker" / "README.md").read_text()
+    base = json.loads((demo_dir / "weights" / "base_ranker" / "measured.json").read_text())["base"][-1]
+    card = (demo_dir / "weights" / "base_ranker" / "README.md").read_text()
+    assert all(str(base[key])[1:] in card for key in ("name", "name, last wording"))
+
+
+def test_the_base_shares_the_rankers_tower(demo_dir):
+    base, ranker = (load_file(demo_dir / "weights" / name / "model.safetensors") for name in ("base_ranker", "ranker"))
+    assert base.keys() == ranker.keys()
+    for name, tensor in base.items():
+        assert torch.equal(tensor, ranker[name]) == ("vision_tower" in name), name
