@@ -25,7 +25,7 @@ from rar_mmdet.finetune.rows import RankingRow, TaughtQuestions, hold_out, read_
 from rar_mmdet.finetune.settings import LoraSettings, Schedule, TrainingRecipe
 from rar_mmdet.rankers.adapters import Adapter, import_peft
 
-__all__ = ["lora_targets", "train_ranker", "with_lora"]
+__all__ = ["last_state", "lora_targets", "train_ranker", "trainer_class", "training_arguments", "with_lora"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def train_ranker(
     if missing := ranker.missing_assets():
         raise MissingAssetError("; ".join(missing))
     rows, held = _rows(recipe)
-    settings = _arguments(schedule, out, device)
+    settings = training_arguments(schedule, out, device)
     ranker.load(settings.device)
     loaded = ranker.loaded
     cropper = recipe.cropper.with_size(ranker.crop_size)
@@ -100,7 +100,7 @@ def train_ranker(
     # What is computed again has to reach the adapter's layers through an input that learns.
     model.enable_input_require_grads()
     looks = _Looks(recipe, looked, tell)
-    trainer = _trainer_class()(
+    trainer = trainer_class()(
         model=model,
         args=settings,
         train_dataset=taught,
@@ -142,7 +142,12 @@ def _rows(recipe: TrainingRecipe) -> tuple[list[RankingRow], list[RankingRow]]:
     return rows, held
 
 
-def _arguments(schedule: Schedule, out: Path, device: str | None) -> Any:
+def training_arguments(schedule: Schedule, out: Path, device: str | None) -> Any:
+    """A schedule in transformers' words.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     from transformers import TrainingArguments
 
     if device not in (None, "cpu", "cuda"):
@@ -181,12 +186,11 @@ def _arguments(schedule: Schedule, out: Path, device: str | None) -> Any:
     )
 
 
-def _trainer_class() -> Any:
+def trainer_class() -> Any:
+    """transformers' `Trainer` with the loss on the answers' tokens; imported when it is wanted."""
     from transformers import Trainer
 
     class RankingTrainer(Trainer):
-        """transformers' own, with the loss on the answers' tokens."""
-
         loss_is_scaled_for_ga = True  # by the tokens of all batches of a step
 
         def compute_loss(

@@ -1,0 +1,6 @@
+# InternLM-XComposer2-VL-7B learns to rank on Stanford Cars (the paper's Table 6). The rows first:
+#   rar-mmdet finetune data configs/classification/stanford_cars.py --mode paper --out data/ranking/cars
+_base_ = ["../_base_/rankers/internlm_xc2.py", "_base_/paper.py"]
+
+ranker = dict(ask=dict(_delete_=True, type="Generate", prompt="paper"))  # how it is looked at: as it will be asked
+records = "data/ranking/cars/records.jsonl"
