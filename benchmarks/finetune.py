@@ -1,6 +1,6 @@
 """Fine-tuning: data, the training step against a loop written by hand, packed texts, memory of seven billion weights.
 
-    python benchmarks/finetune.py [--json FILE] [--threads 2] [--quick] [--gpu]
+    python benchmarks/finetune.py [--json FILE] [--threads 2] [--quick]
 
 - `data_s`, `data_mib`: 30,000 questions of 3,334 stored vectors (FGVC-Aircraft's train part), worded and written as
   records and LLaVA's JSON; the growth of the process's peak memory. Streaming: it does not grow with the questions.
@@ -10,7 +10,7 @@
 - `packed_difference`: loss of questions whose texts share a row (letters in all orders, yes or no to each) minus that
   of a row for each text; the greatest of both. `packed_speedup`: time of the latter over that of the former.
 - `memory`: GPU memory of LoRA on published models, computed (rar_mmdet/finetune/footprint.py), and the most rows of a
-  batch for each size of card. With --gpu: the peak of one step of LLaVA-1.5-7B with random weights, measured.
+  batch for each size of card. benchmarks/gpu.py measures a step of LLaVA-1.5-7B with random weights.
 """
 
 from __future__ import annotations
@@ -206,69 +206,17 @@ def computed_memory() -> dict[str, Any]:
     }
 
 
-def measure_gpu(rows: int) -> dict[str, float]:
-    """Peak of one step of LLaVA-1.5-7B with random weights, beside the computed one."""
-    from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096)
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    torch.set_default_dtype(torch.float32)
-    wrapped = with_lora(model, LoraSettings(rank=RANK, alpha=2 * RANK), "random", seed=0)
-    wrapped.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    wrapped.train()
-    ids = torch.randint(0, 31000, (rows, 576 + TEXT_TOKENS), device="cuda")
-    ids[:, 1:577] = 32000
-    labels = torch.full((rows, ANSWER_TOKENS + 1), -100, device="cuda")
-    labels[:, 1:] = ids[:, -ANSWER_TOKENS:]
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.randn(rows, 3, 336, 336, device="cuda", dtype=torch.bfloat16),
-        "labels": labels,
-        "segments": torch.zeros_like(ids),
-        "places": torch.full_like(ids, -1),
-    }
-    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad])
-    seconds = 0.0
-    for _ in range(2):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        answer_loss(wrapped, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    sizes = {"rank": RANK, "text_tokens": TEXT_TOKENS, "answer_tokens": ANSWER_TOKENS}
-    return {
-        "gpu_rows": rows,
-        "gpu_peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "gpu_computed_gb": training_bytes(SEVEN_BILLION[0], rows=rows, **sizes) / 1e9,
-        "gpu_step_s": seconds,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="small, to see that it runs")
-    parser.add_argument("--gpu", action="store_true", help="also one step of LLaVA-1.5-7B with random weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures: dict[str, Any] = measure_data(300 if args.quick else QUESTIONS)
     figures |= measure_packing(2 if args.quick else 8)
     figures |= measure_step(4, 1, 1) if args.quick else measure_step(ROWS, STEPS, TURNS)
     figures["memory"] = computed_memory()
-    if args.gpu:
-        figures["gpu"] = [measure_gpu(rows) for rows in (1, 8)]
     for name, value in figures.items():
         print(f"{name:<20} {value if isinstance(value, (dict, list)) else format(value, '.4g')}")
     if args.json:

@@ -55,11 +55,11 @@ def look_at(ranker: AskingRanker, questions: TaughtQuestions, *, is_blank: bool 
     """
     asked, rights = [], []
     for index in range(len(questions)):
-        question, target = questions.question(index, ranker.ask)
+        question, order = questions.question(index, ranker.ask)
         if is_blank:
             question = Question(torch.full_like(question.crop, BLANK), question.candidates)
         asked.append(question)
-        rights.append(target[0])
+        rights.append(order.index(questions.rows[index].truth))
     readings = _readings(ranker, asked)
     places: Counter[int] = Counter()
     names: Counter[str] = Counter()

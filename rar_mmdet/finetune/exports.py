@@ -13,7 +13,7 @@ import torch
 from rar_mmdet.finetune.examples import NONE_OF_THESE, RankingExample
 from rar_mmdet.rankers.questions import Ask, Question
 
-__all__ = ["EXPORTS", "NONE_NAME", "ExportWriter", "Turn", "turns_of"]
+__all__ = ["EXPORTS", "NONE_NAME", "ExportWriter", "Turn", "answer_places", "turns_of"]
 
 NONE_NAME = "none of these"
 _NO_CROP = torch.zeros(3, 1, 1, dtype=torch.uint8)  # questions are worded without looking
@@ -33,6 +33,13 @@ class Turn:
     def box(self) -> dict[str, Any]:
         """For an entry: trainers that read these formats know no boxes, so cut the crops first."""
         return {} if self.box_xyxy is None else {"box_xyxy": self.box_xyxy}
+
+
+def answer_places(ask: Ask, truth: int, target: Sequence[int]) -> Sequence[int]:
+    """Places of the answer, best first: an answer that lists all names follows the target, whose first need not be the
+    right one (mode `paper`); one that names one name names the right one."""
+    lists_all = ask.wants == "text" and ask.wording.mentions_candidates
+    return target if lists_all else (truth, *(place for place in target if place != truth))
 
 
 def turns_of(
@@ -56,7 +63,7 @@ def turns_of(
     shown = [NONE_NAME if label == NONE_OF_THESE else names[label] for label in example.labels]
     order = ask.shown_order(shown)
     question = Question(_NO_CROP, tuple(shown[place] for place in order))
-    target = [order.index(place) for place in example.target]
+    target = [order.index(place) for place in answer_places(ask, example.truth, example.target)]
     texts, answers = ask.texts(question), ask.target(question, target)
     for part, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         yield Turn(f"{number}" if len(texts) == 1 else f"{number}-{part}", photo, text, answer, box_xyxy)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rar_mmdet.errors import DatasetError, MissingAssetError
 from rar_mmdet.files.images import read_image
+from rar_mmdet.finetune.exports import answer_places
 from rar_mmdet.rankers.prompts import clean_candidate
 from rar_mmdet.rankers.questions import Ask, Question
 from rar_mmdet.regions import RegionCropper
@@ -131,7 +132,9 @@ class TaughtQuestions(torch.utils.data.Dataset[TaughtQuestion]):
 
     def __getitem__(self, index: int) -> TaughtQuestion:
         ask = self.ask_of(index)
-        question, target = self.question(index, ask)
+        question, order = self.question(index, ask)
+        row = self.rows[index]
+        target = [order.index(place) for place in answer_places(ask, row.truth, row.target)]
         return TaughtQuestion(question, tuple(ask.texts(question)), tuple(ask.target(question, target)))
 
     def ask_of(self, index: int) -> Ask:
@@ -141,12 +144,12 @@ class TaughtQuestions(torch.utils.data.Dataset[TaughtQuestion]):
         return self.asks[int(np.random.default_rng([self.seed, index]).integers(len(self.asks)))]
 
     def question(self, index: int, ask: Ask) -> tuple[Question, list[int]]:
-        """The question in a way's own order of names, and the places of the answer in it, best first."""
+        """The question in a way's own order of names, and that order: places of the row as they are shown."""
         row = self.rows[index]
         names = [clean_candidate(name, self._special) for name in row.names]
         order = ask.shown_order(names)
         shown = tuple(names[place] for place in order)
-        return Question(self._crop(row.photo, row.box_xyxy), shown), [order.index(place) for place in row.target]
+        return Question(self._crop(row.photo, row.box_xyxy), shown), order
 
     def _read(self, photo: str, box: tuple[float, float, float, float] | None) -> Tensor:
         """(3, S, S) uint8."""

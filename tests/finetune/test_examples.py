@@ -214,6 +214,16 @@ def test_answers_are_what_the_way_to_ask_calls_right(world, ask):
             assert all(label == NONE_OF_THESE or NAMES[label] in turns[0].text for label in example.labels)
 
 
+def test_an_answer_of_one_name_is_the_right_one_whatever_is_most_similar():
+    example = module.RankingExample(0, (3, 5, 8), truth=1, target=(2, 1, 0), similarities=(0.1, 0.5, 0.9))
+    answers = {ask.name: [t.answer for t in turns_of(example, 0, "a.jpg", NAMES, ask)] for ask in (
+        Generate(), Letter(num_shifts=1), Likelihood(), YesNo()
+    )}  # fmt: skip
+    assert answers["generate"] == ["['name 8', 'name 5', 'name 3']"]
+    assert (answers["letter"], answers["likelihood"]) == (["B"], ["name 5"])
+    assert answers["yesno"] == ["no", "yes", "no"]
+
+
 @pytest.fixture
 def config(tmp_path):
     for label, name in enumerate(("grey wolf", "oak, old", "red fox", "owl")):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,15 @@ from safetensors.torch import load_file
 
 from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.errors import ConfigError, DatasetError, MissingAssetError, RankerLoadError
-from rar_mmdet.finetune.checks import Look, describe_checks
+from rar_mmdet.finetune.checks import Look, describe_checks, look_at
 from rar_mmdet.finetune.merge_command import merge_adapter
-from rar_mmdet.finetune.rows import hold_out, read_rows
+from rar_mmdet.finetune.rows import TaughtQuestions, hold_out, read_rows
 from rar_mmdet.finetune.settings import LoraSettings, Schedule, recipe_of_training
 from rar_mmdet.finetune.training import last_state, lora_targets, with_lora
 from rar_mmdet.rankers import TransformersRanker
-from rar_mmdet.rankers.questions import Question
+from rar_mmdet.rankers.asks import Generate
+from rar_mmdet.rankers.questions import Answer, Question
+from rar_mmdet.regions import RegionCropper
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,8 +71,6 @@ def test_a_run_leaves_what_it_says(trained, capsys):
 
 def test_one_step_lowers_the_loss_of_its_batch(tiny, records):
     from rar_mmdet.finetune.batches import BatchMaker, answer_loss
-    from rar_mmdet.finetune.rows import TaughtQuestions
-    from rar_mmdet.regions import RegionCropper
 
     ranker = TransformersRanker(model=tiny("llava"), ask="likelihood", image_size=28)
     taught = TaughtQuestions(read_rows(records)[:4], [ranker.ask], RegionCropper(window="pad").with_size(28))
@@ -262,6 +263,26 @@ def test_targets_leave_the_tower_and_the_head_alone(tiny):
     assert "vision" not in lora_targets(model)
     assert "lm_head" not in lora_targets(model)
     assert "multi_modal_projector" in lora_targets(model, projector=True)
+
+
+def test_a_look_counts_the_right_name_not_the_most_similar_one(records):
+    class Copier:
+        """Answers with the list as it is shown; names of the fourth question it does not know."""
+
+        ask = Generate()
+
+        def answer(self, questions):
+            yield {i: Answer(reply=str(list(q.candidates)) if i != 3 else "no idea") for i, q in enumerate(questions)}
+
+    rows = read_rows(records)[:10]
+    rows = [replace(row, target=tuple(reversed(row.target))) for row in rows]
+    questions = TaughtQuestions(rows, [Copier.ask], RegionCropper(window="pad").with_size(28))
+    look = look_at(Copier(), questions)
+    right = [row.truth == 0 for number, row in enumerate(rows) if number != 3]
+    assert (look.number, look.unread, look.places) == (10, 1, {0: 9})
+    assert look.rank_one == sum(right) / 10
+    assert look.names[rows[0].names[0]] >= 1
+    assert look_at(Copier(), questions, is_blank=True) == look
 
 
 @pytest.mark.parametrize(
