@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export VENV
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo classify-demo label-demo names-demo lvis-table test lint docs bench
+.PHONY: help install demo classify-demo label-demo names-demo finetune-demo lvis-table test lint docs bench
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ names-demo: install  ## the same photos with their names hidden: find names, and
 
 lvis-table: install  ## the paper's Table 3, as far as data, weights and a GPU are here (ARGS="--dry-run" tells what is not)
 	@$(PY) -m rar_mmdet.cli table lvis $(ARGS)
+
+finetune-demo: install  ## teach a model to rank on two sources, and see it rank classes of neither
+	@$(PY) demo/run_finetune_demo.py
 
 test: install  ## run the tests (offline, CPU; a process a core, at most four)
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=4 --dist loadfile

@@ -5,7 +5,7 @@ ranker = dict(
     model="{{fileDirname}}/../../demo/weights/base_ranker",
     ask=dict(type="Generate", prompt="paper"),
     batch_size=48,
-    loading=dict(modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
+    loading=dict(dtype="float32", modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
 )
 records = "work_dirs/finetune-demo/source-a/data/records.jsonl"
 cropper = dict(window="pad")

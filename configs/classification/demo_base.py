@@ -1,0 +1,14 @@
+# The embedded few-shot world with the base of the fine-tuning demo in place of the demo ranker, asked in the paper's
+# words with an example (in context). `make finetune-demo` puts adapters on: --cfg-options ranker.adapter=FOLDER
+_base_ = "demo.py"
+
+ranker = dict(
+    _delete_=True,
+    type="TransformersRanker",
+    model="{{fileDirname}}/../../demo/weights/base_ranker",
+    adapter=None,
+    ask=dict(type="Generate", prompt="paper_in_context"),
+    batch_size=48,
+    limits=dict(max_fallback_rate=1.0),  # what it answers unasked for is what the table is about
+    loading=dict(dtype="float32", modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
+)
