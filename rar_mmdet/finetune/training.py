@@ -70,6 +70,16 @@ def with_lora(model: Any, settings: LoraSettings, base: str, seed: int) -> Any:
     return wrapped
 
 
+def rest_frozen(model: nn.Module) -> None:
+    """Parts of a training model in which nothing learns behave as in use: statistics of batches stay what they are."""
+    learns = [parameter.requires_grad for parameter in model.parameters()]
+    if any(learns):
+        for part in model.children():
+            rest_frozen(part)
+    elif learns:  # what has no parameters at all may be an adapter's dropout
+        model.eval()
+
+
 def train_ranker(
     recipe: TrainingRecipe, out: Path, device: str | None = None, tell: Callable[[str], object] = logger.info
 ) -> dict[str, Any]:
@@ -97,8 +107,6 @@ def train_ranker(
         TaughtQuestions(part, recipe.asks, cropper, ranker.special_tokens(), schedule.seed) for part in (rows, held)
     )
     model = with_lora(loaded.model, recipe.adapter, ranker.checkpoint.model, schedule.seed)
-    # What is computed again has to reach the adapter's layers through an input that learns.
-    model.enable_input_require_grads()
     looks = _Looks(recipe, looked, tell)
     trainer = trainer_class()(
         model=model,
@@ -201,6 +209,7 @@ def trainer_class() -> Any:
             num_items_in_batch: Tensor | int | None = None,
         ) -> Any:
             wrapped: Any = self.model
+            rest_frozen(wrapped)
             dtype = wrapped.get_base_model().dtype
             batch = {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
             return answer_loss(model, batch, num_items_in_batch)

@@ -19,7 +19,7 @@ from rar_mmdet.finetune.checks import Look, describe_checks, look_at
 from rar_mmdet.finetune.merge_command import merge_adapter
 from rar_mmdet.finetune.rows import TaughtQuestions, hold_out, read_rows
 from rar_mmdet.finetune.settings import LoraSettings, Schedule, recipe_of_training
-from rar_mmdet.finetune.training import last_state, lora_targets, with_lora
+from rar_mmdet.finetune.training import last_state, lora_targets, rest_frozen, with_lora
 from rar_mmdet.rankers import TransformersRanker
 from rar_mmdet.rankers.asks import Generate
 from rar_mmdet.rankers.questions import Answer, Question
@@ -256,6 +256,18 @@ def test_held_out_rows_are_of_other_photos(records):
     assert {row.photo for row in held}.isdisjoint(row.photo for row in kept)
     assert hold_out(rows, 4, seed=0)[1] == held
     assert hold_out(rows, 0, seed=0) == (rows, [])
+
+
+def test_what_does_not_learn_is_not_in_training_mode(tiny):
+    ranker = TransformersRanker(model=tiny("llava"), image_size=28)
+    model = with_lora(ranker.loaded.model, LoraSettings(rank=2), "base", seed=0).train()
+    rest_frozen(model)
+    base = model.get_base_model().model
+    assert not any(module.training for module in base.vision_tower.modules())
+    layer = base.language_model.layers[0]  # whose activations may have to be computed again
+    assert layer.training
+    assert layer.mlp.up_proj.lora_dropout["default"].training
+    assert not layer.input_layernorm.training
 
 
 def test_targets_leave_the_tower_and_the_head_alone(tiny):

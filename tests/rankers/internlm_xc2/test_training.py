@@ -71,7 +71,6 @@ def test_an_adapter_learns_and_fits(ranker, folder, tmp_path):
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(learned) == 2 * 2 * 5  # A and B on five linears in each of two layers; partial LoRA stays as it is
     assert all(".base.lora_" in name and "vit." not in name for name in learned)
-    model.enable_input_require_grads()
     loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     batch = loaded.placed(BatchMaker(loaded)([taught(Letter(), ranker.crop_size)]))
