@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rar_mmdet.background import BackgroundSource, background_names, show_background
 from rar_mmdet.emission import BestPerRegion, Emission
-from rar_mmdet.encoders import Encoder, RegionEncoder
+from rar_mmdet.encoders import Encoder, MixedEncoder, RegionEncoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.files import clean_name, read_vocabulary
 from rar_mmdet.files.images import as_photo
@@ -70,7 +70,7 @@ class RegionRecognizer:
     Args:
         cropper: what the encoder sees; its `size` may be `None`, the encoder's own.
         encoder: `OpenClipEncoder`, or any other `Encoder`. One that is a `RegionEncoder` too gets whole photos with
-            their boxes; the cropper then serves the ranker alone.
+            their boxes; the cropper then serves the ranker alone. `MixedEncoder` gets photos and crops.
         memory: where categories are looked up: a recipe such as `TextMemory()`, built or loaded at the first
             prediction, or a `CategoryMemory`.
         category_names: the vocabulary, in label order: names, or the path of a names or annotation file. Names are for
@@ -336,8 +336,17 @@ class RegionRecognizer:
 
     def _encode(self, batch: Sequence[ImageRegions]) -> Tensor:
         """(R, D) unit vectors of all regions of the batch; encoder batches are filled across images."""
-        if isinstance(self.encoder, RegionEncoder):
-            return _encode_whole_photos(self.encoder, self.encoder.dim, batch)
+        encoder = self.encoder
+        if isinstance(encoder, RegionEncoder):
+            return _encode_whole_photos(encoder, encoder.dim, batch)
+        if isinstance(encoder, MixedEncoder):
+            crops, regions = encoder.crops, encoder.regions
+            return encoder.mix(
+                lambda: self._encode_crops(crops, batch), lambda: _encode_whole_photos(regions, regions.dim, batch)
+            )
+        return self._encode_crops(encoder, batch)
+
+    def _encode_crops(self, encoder: Encoder, batch: Sequence[ImageRegions]) -> Tensor:
         vectors: list[Tensor] = []
         pending: list[Tensor] = []
         for regions in batch:
@@ -346,12 +355,12 @@ class RegionRecognizer:
                 # Crops made ahead lie in main memory, others where the image is.
                 pending.append(chunk.to(self.device))
                 if sum(map(len, pending)) >= self.region_batch:
-                    vectors.append(self.encoder.encode_images(torch.cat(pending)))
+                    vectors.append(encoder.encode_images(torch.cat(pending)))
                     pending = []
         if pending or not vectors:
-            size = self.encoder.image_size
+            size = encoder.image_size
             empty = torch.zeros((0, 3, size, size), dtype=torch.uint8, device=self.device)
-            vectors.append(self.encoder.encode_images(torch.cat([empty, *pending])))
+            vectors.append(encoder.encode_images(torch.cat([empty, *pending])))
         return torch.cat(vectors)
 
     def _beside_background(self, batch: Sequence[ImageRegions], found: Shortlist) -> tuple[Shortlist, Ranking, Tensor]:

@@ -1,4 +1,4 @@
-"""Find the crop scale and the blur of a retriever on training images (paper section C.3, Table 11, Figure 11).
+"""Find crop scale, blur and framing of a retriever on training images (paper section C.3, Table 11, Figure 11).
 
     rar-mmdet calibrate regions configs/demo/clip_demo.py [--out work_dirs/regions/clip_demo]
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from rar_mmdet.calibration.crops import SCALES, Embedder, Scorer, best_policy, c
 from rar_mmdet.calibration.report import draw, table_text, write_snippet
 from rar_mmdet.components import build_recognizer, find_recognizers
 from rar_mmdet.emission import TopPairs
+from rar_mmdet.encoders import MixedEncoder, RegionEncoder
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
 from rar_mmdet.regions import AreaScale
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS
+from rar_mmdet.regions.windows import WINDOWS
 from rar_mmdet.scoring import load_annotation_file
 
 __all__ = ["main"]
@@ -78,14 +81,16 @@ def training_set(config: Any, annotations: Path | None, images: Path | None) -> 
     return annotations, images or root / (dataset.get("data_prefix") or {}).get("img", "")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def calibration_parser(what: str, description: str | None, config_help: str) -> argparse.ArgumentParser:
+    """The parser of `rar-mmdet calibrate WHAT`, with the arguments that all of them have."""
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(
-        "rar-mmdet calibrate regions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"rar-mmdet calibrate {what}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, help="config with a recognizer; its ranker, if any, is not asked")
+    parser.add_argument("config", type=Path, help=config_help)
     parser.add_argument(
         "--annotations",
         type=Path,
@@ -93,11 +98,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "train_dataloader, else the calib or train file beside the test annotations",
     )
     parser.add_argument("--images", type=Path, help="folder of the images; default: the config's")
-    parser.add_argument("--out", type=Path, help="default: work_dirs/regions/<name of the config>")
+    parser.add_argument("--out", type=Path, help=f"default: work_dirs/{what}/<name of the config>")
     parser.add_argument("--num-images", type=int, help="only the first so many images")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = calibration_parser("regions", __doc__, "config with a recognizer; its ranker, if any, is not asked")
     parser.add_argument("--scales", type=float, nargs="+", default=list(SCALES), help="window side / longer box side")
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.0, 10.0], help="blur, output pixels; 0 is none")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value")
+    parser.add_argument(
+        "--windows", nargs="+", choices=WINDOWS, default=list(WINDOWS), help="framings beside CONFIG's (default: all)"
+    )
     return parser.parse_args(argv)
 
 
@@ -114,6 +128,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     where, settings = find_recognizer(config, args.config)
     overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None, "background": None}
     recognizer = build_recognizer({**settings, **overrides}, where, default_emission=TopPairs())
+    if isinstance(recognizer.encoder, RegionEncoder | MixedEncoder):
+        raise ConfigError(
+            f"{where}.encoder is {type(recognizer.encoder).__name__}, which encodes boxes of whole photos: crops cannot "
+            "be calibrated with it. Give a config with an encoder of crops, such as the one that is mixed in"
+        )
     check_policies(recognizer.cropper, f"{where}.cropper")
     missing = recognizer.encoder.missing_assets()
     if missing:
@@ -123,14 +142,19 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     regions = find_regions(annotations, images, args.num_images)
     out = args.out or Path("work_dirs/regions") / args.config.stem
     print(f"{len(regions)} boxes of {len(regions.files)} images in {annotation_file}; files go to {out}")
-    embed = Embedder(recognizer.cropper, recognizer.encoder, regions, out / "embeddings")
     score = Scorer(recognizer.memory, recognizer.emission, regions, annotations)
-    scale = recognizer.cropper.scale
-    bounds = scale.bounds if isinstance(scale, AreaScale) else COCO_AREA_BOUNDS
-    rows = sweep(embed, score, regions.boxes_xyxy, sorted(args.scales), sorted(args.sigmas), bounds)
+    cropper = recognizer.cropper
+    bounds = cropper.scale.bounds if isinstance(cropper.scale, AreaScale) else COCO_AREA_BOUNDS
+    rows: list[dict[str, Any]] = []
+    sigmas = sorted(args.sigmas)
+    for window in dict.fromkeys([cropper.window, *args.windows]):
+        embed = Embedder(replace(cropper, window=window), recognizer.encoder, regions, out / "embeddings")
+        own = sweep(embed, score, regions.boxes_xyxy, sorted(args.scales), sigmas, bounds)
+        rows += [{"window": window, **row} for row in own]
+        sigmas = [max(rows, key=lambda row: row["AP"])["sigma"]]
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     draw(rows, out / "crop_scale")
-    ap, policy = best_policy(rows, embed.feather, bounds)
+    ap, policy = best_policy(rows, cropper.background.feather, bounds)
     comment = f"The crop policy with the best AP ({ap:.2f}) on {annotation_file.name}, by `rar-mmdet calibrate regions`"
     write_snippet({**settings["cropper"], **policy}, f"{where}.cropper", comment, args.config, out / "best_policy.py")
     print(table_text(rows))

@@ -1,4 +1,4 @@
-"""The crop scale and the blur of a retriever, found on training images (paper section C.3, Table 11, Figure 11).
+"""Crop scale, blur and framing of a retriever, found on training images (paper section C.3, Table 11, Figure 11).
 
 Retrieval only: every annotated box is cropped at every scale with every blur, named, and scored by AP overall and by
 object size. Embeddings are kept on disk and read from there, so that memory does not grow with the number of boxes. A
@@ -248,14 +248,14 @@ def improve(
 def best_policy(
     rows: Sequence[Mapping[str, Any]], feather: float, bounds: tuple[float, float]
 ) -> tuple[float, dict[str, Any]]:
-    """The highest AP, and its scale and background as keys of a cropper."""
+    """The highest AP, and its window, scale and background as keys of a cropper."""
     row = max(rows, key=lambda row: row["AP"])
     if isinstance(row["scale"], float):
         scale = {"type": "FixedScale", "factor": row["scale"]}
     else:
         scale = {"type": "AreaScale", **dict(zip(SIZES, row["scale"], strict=True)), "bounds": bounds}
     background = {"type": "BlurBackground", "sigma": row["sigma"], "feather": feather}
-    return row["AP"], {"scale": scale, "background": background}
+    return row["AP"], {"window": row["window"], "scale": scale, "background": background}
 
 
 def check_policies(cropper: RegionCropper, where: str) -> None:

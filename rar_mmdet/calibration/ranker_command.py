@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rar_mmdet.calibration import none_of_these
 from rar_mmdet.calibration.annotated import AnnotatedRegions, find_regions
-from rar_mmdet.calibration.command import find_recognizer, training_set
+from rar_mmdet.calibration.command import calibration_parser, find_recognizer, training_set
 from rar_mmdet.calibration.crops import Scorer
 from rar_mmdet.calibration.ranker import AskAboutAll, Opinions, ask_about, changes_of, fit, labels_of
 from rar_mmdet.calibration.report import put_at, write_config
@@ -118,21 +118,7 @@ def describe(result: Mapping[str, Any]) -> str:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(
-        "rar-mmdet calibrate ranker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", type=Path, help="config with a ranker that gives log-probabilities")
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        help="annotation file of training images; default: the config's "
-        "train_dataloader, else the calib or train file beside the test annotations",
-    )
-    parser.add_argument("--images", type=Path, help="folder of the images; default: the config's")
-    parser.add_argument("--out", type=Path, help="default: work_dirs/ranker/<name of the config>")
-    parser.add_argument("--num-images", type=int, help="only the first so many images")
+    parser = calibration_parser("ranker", __doc__, "config with a ranker that gives log-probabilities")
     parser.add_argument(
         "--precision", type=_share, help="also fit the score below which a region gets no name: share of right names"
     )
@@ -140,7 +126,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--hide", type=_share, default=0.5, help="--precision: share of the categories hidden (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="--precision: which are hidden (default: %(default)s)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value")
     return parser.parse_args(argv)
 
 

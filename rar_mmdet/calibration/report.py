@@ -14,38 +14,44 @@ __all__ = ["draw", "put_at", "table_text", "write_config", "write_snippet"]
 Rows = Sequence[Mapping[str, Any]]
 
 
+def _by_policy(rows: Rows) -> dict[tuple[str, float], list[Mapping[str, Any]]]:
+    """The rows of each window and blur, in their order."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["window"], row["sigma"]), []).append(row)
+    return groups
+
+
 def table_text(rows: Rows) -> str:
-    """The layout of the paper's Table 11."""
+    """The layout of the paper's Table 11, once for each window."""
     lines = []
-    for sigma in dict.fromkeys(row["sigma"] for row in rows):
-        mine = [row for row in rows if row["sigma"] == sigma]
+    for (window, sigma), mine in _by_policy(rows).items():
         fixed = [row for row in mine if isinstance(row["scale"], float)]
         best = {name: max(row[name] for row in fixed) for name in COLUMNS}
-        blur = f"blur, sigma {sigma:g} px" if sigma else "no blur"
-        lines.append(f"\n{blur:24s}" + "".join(f"{name:>9s}" for name in COLUMNS))
+        blur = f"{window}, blur, sigma {sigma:g} px" if sigma else f"{window}, no blur"
+        lines.append(f"\n{blur:28s}" + "".join(f"{name:>9s}" for name in COLUMNS))
         for row in mine:
             is_fixed = isinstance(row["scale"], float)
             label = f"{row['scale']:.1f}" if is_fixed else "by area " + "/".join(f"{s:g}" for s in row["scale"])
             marks = ("*" if is_fixed and row[name] == best[name] else " " for name in COLUMNS)
-            lines.append(f"  {label:22s}" + "".join(f"{row[n]:8.2f}{m}" for n, m in zip(COLUMNS, marks, strict=True)))
+            lines.append(f"  {label:26s}" + "".join(f"{row[n]:8.2f}{m}" for n, m in zip(COLUMNS, marks, strict=True)))
     return "\n".join(lines)
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """Figure 11: AP over crop scale, overall and by object size, one line per blur; dashed: the best scale by area."""
+    """Figure 11: AP over crop scale, overall and by object size, one line per window and blur; dashed: the best scale by area."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
-    sigmas = list(dict.fromkeys(row["sigma"] for row in rows))
     for panel, name in zip(panels, COLUMNS, strict=True):
-        for index, sigma in enumerate(sigmas):
-            fixed = [row for row in rows if row["sigma"] == sigma and isinstance(row["scale"], float)]
-            label = f"blur, σ = {sigma:g} px" if sigma else "no blur"
+        for index, ((window, sigma), mine) in enumerate(_by_policy(rows).items()):
+            fixed = [row for row in mine if isinstance(row["scale"], float)]
+            label = f"{window}, blur, σ = {sigma:g} px" if sigma else f"{window}, no blur"
             panel.plot([r["scale"] for r in fixed], [r[name] for r in fixed], "o-", color=f"C{index}", label=label)
-            by_area = [r[name] for r in rows if r["sigma"] == sigma and not isinstance(r["scale"], float)]
+            by_area = [row[name] for row in mine if not isinstance(row["scale"], float)]
             if name == "AP" and by_area:
                 panel.axhline(max(by_area), color=f"C{index}", linestyle="--", label=f"{label}, scale by area")
         panel.set(title=name, xlabel="window side / longer box side")

@@ -2,6 +2,7 @@
 
 from rar_mmdet.encoders.base import Encoder, RegionEncoder
 from rar_mmdet.encoders.fgclip import FGCLIP2Encoder, FGCLIP2RegionEncoder
+from rar_mmdet.encoders.mixed import MixedEncoder
 from rar_mmdet.encoders.openclip import OpenClipEncoder
 from rar_mmdet.encoders.openclip_regions import OpenClipRegionEncoder
 from rar_mmdet.encoders.presets import encoder_from_preset
@@ -13,6 +14,7 @@ __all__ = [
     "Encoder",
     "FGCLIP2Encoder",
     "FGCLIP2RegionEncoder",
+    "MixedEncoder",
     "OpenClipEncoder",
     "OpenClipRegionEncoder",
     "RegionClipEncoder",

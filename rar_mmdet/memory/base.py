@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["EntryEncoder", "MemorySource", "PhotoEncoder", "Shortlister"]
+__all__ = ["EntryEncoder", "MemorySource", "MixingEncoder", "PhotoEncoder", "Shortlister"]
 
 
 class EntryEncoder(Protocol):
@@ -40,6 +40,18 @@ class PhotoEncoder(Protocol):
 
     def encode_regions(self, image: Any, boxes_xyxy: Any) -> Tensor:
         """(R, D) float32 unit vectors of (R, 4) boxes of one photo."""
+        ...
+
+
+@runtime_checkable
+class MixingEncoder(Protocol):
+    """The part of a `MixedEncoder` that exemplars are encoded by; stages do not import one another."""
+
+    crops: EntryEncoder
+    regions: PhotoEncoder
+
+    def mix(self, crops: Callable[[], Tensor], regions: Callable[[], Tensor]) -> Tensor:
+        """(R, D) float32 unit vectors of what gives those of crops and what gives those of boxes, (R, ...) each."""
         ...
 
 

@@ -28,7 +28,7 @@ from rar_mmdet.files.coco import box_of, is_object, photo_path, photo_size_hw
 from rar_mmdet.files.images import ImageSource, check_size, photo_hw, read_image
 from rar_mmdet.files.text import parse_json, read_bytes
 from rar_mmdet.files.vocabulary import label_order
-from rar_mmdet.memory.base import EntryEncoder, PhotoEncoder
+from rar_mmdet.memory.base import EntryEncoder, MixingEncoder, PhotoEncoder
 from rar_mmdet.memory.cache import compute_or_resume
 from rar_mmdet.memory.encode import full_precision
 from rar_mmdet.memory.entries import Entries, EntryKind
@@ -144,7 +144,8 @@ def encode_exemplars(
     """Image entries of exemplars.
 
     Args:
-        encoder: encodes the crops; one that encodes boxes of photos gets the photos, and `crop` is not used.
+        encoder: encodes the crops; one that encodes boxes of photos gets the photos, and `crop` is not used; one
+            that mixes both gets both.
         crop: photo (H, W, 3) uint8 RGB and boxes (n, 4) to crops (n, 3, S, S) uint8; the recogniser's own
             `cropper.crop`, so that exemplars look as regions will.
         exemplars: in any order; those of one photo are cropped together.
@@ -163,8 +164,7 @@ def encode_exemplars(
             "there are no exemplars, so there is nothing to encode. Does the file have usable regions?"
         )
     vectors = []
-    whole_photos = isinstance(encoder, PhotoEncoder)
-    look = encoder.encode_regions if isinstance(encoder, PhotoEncoder) else crop
+    look, are_vectors = _look_of(encoder, crop)
     # disable=None: a bar on a terminal, silence in a log file
     with tqdm(total=len(ordered), unit="region", desc="exemplars", disable=None) as bar, full_precision():
         for start in range(0, len(photos), IMAGES_PER_PART):
@@ -177,13 +177,25 @@ def encode_exemplars(
                     found.append(_look_at(look, own))
                     bar.update(len(own))
                 rows = torch.cat(found)
-                return (rows if whole_photos else encoder.encode_images(rows)).float().cpu()
+                return (rows if are_vectors else encoder.encode_images(rows)).float().cpu()
 
             identity = [key, encoder.fingerprint, [_identity(own) for own in part]] if parts_dir is not None else None
             vectors.append(compute_or_resume(parts_dir, identity, size, compute))
             bar.update(sum(map(len, vectors)) - bar.n)  # a part that was read from disk
     ids = torch.tensor([exemplar.category_id for exemplar in ordered])
     return Entries.sorted(torch.cat(vectors), ids, EntryKind.IMAGE, [exemplar.name for exemplar in ordered])
+
+
+def _look_of(encoder: EntryEncoder, crop: Look) -> tuple[Look, bool]:
+    """What is made of photo and boxes, and whether it is vectors already; crops of many photos are encoded together."""
+    if isinstance(encoder, PhotoEncoder):
+        return encoder.encode_regions, True
+    if isinstance(encoder, MixingEncoder):
+        mixing = encoder
+        return lambda photo, boxes: mixing.mix(
+            lambda: mixing.crops.encode_images(crop(photo, boxes)), lambda: mixing.regions.encode_regions(photo, boxes)
+        ), True
+    return crop, False
 
 
 def _records(content: Any, key: str, where: str) -> list[Mapping[str, Any]]:

@@ -24,7 +24,7 @@ from rar_mmdet.calibration.report import write_snippet
 from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, MissingAssetError
-from rar_mmdet.regions import AreaScale, BlurBackground, RegionCropper, read_image
+from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, RegionCropper, read_image
 from rar_mmdet.structures import Shortlist
 from rar_mmdet.testing import FakeEncoder
 
@@ -96,12 +96,32 @@ def table(world: Path) -> list[dict]:
 
 
 def test_every_cell_is_there(table: list[dict]) -> None:
+    assert list(dict.fromkeys(row["window"] for row in table)) == ["square", "pad", "warp", "cover"]
     for sigma in (0, 2):
-        scales = [row["scale"] for row in table if row["sigma"] == sigma]
+        scales = [row["scale"] for row in table if (row["window"], row["sigma"]) == ("square", sigma)]
         assert scales[:3] == [1, 1.6, 2.8]
         assert [2.8, 1.6, 1.0] in scales  # the paper's choice
     assert all(0 <= row[name] <= 100 for row in table for name in ("AP", "APs", "APm", "APl"))
     assert all(row["AP"] > 20 for row in table)  # all four names of a box are scored, as in a test, not the best alone
+
+
+def test_other_windows_are_swept_at_the_best_blur_so_far(world: Path, table: list[dict]) -> None:
+    recognizer, regions = build(world)
+    score = Scorer(recognizer.memory, TopPairs(), regions, json.loads((world / "ann_calib.json").read_text()))
+    for window in ("pad", "warp", "cover"):
+        before = [row for row in table[: [row["window"] for row in table].index(window)]]
+        rows = [row for row in table if row["window"] == window]
+        assert {row["sigma"] for row in rows} == {max(before, key=lambda row: row["AP"])["sigma"]}
+        assert [row["scale"] for row in rows][:3] == [1, 1.6, 2.8]
+        # The row is what crops of that window score.
+        background = BlurBackground(rows[0]["sigma"], feather=3)
+        cropper = replace(recognizer.cropper, window=window, scale=FixedScale(1.6), background=background)
+        vectors = [
+            recognizer.encoder.encode_images(cropper.crop(read_image(file), regions.boxes_xyxy[regions.rows(image)]))
+            for image, file in enumerate(regions.files)
+        ]
+        scored = score(Picked((torch.cat(vectors).numpy(),), np.zeros(len(regions), np.int64)))
+        assert scored["AP"] == pytest.approx(rows[1]["AP"], abs=1e-3)
 
 
 def test_second_run_encodes_nothing_and_says_the_same(
@@ -114,14 +134,16 @@ def test_second_run_encodes_nothing_and_says_the_same(
     assert main([str(world / "config.py"), "--out", str(world / "out"), *SWEEP]) == 0
     assert json.loads((world / "out" / "table.json").read_text()) == table
     printed = capsys.readouterr().out
-    assert "no blur" in printed
-    assert "blur, sigma 2 px" in printed
+    assert "square, no blur" in printed
+    assert "square, blur, sigma 2 px" in printed
+    assert "warp, " in printed
 
 
 def test_best_policy_is_a_config(world: Path, table: list[dict]) -> None:
     cropper = Config.fromfile(world / "out" / "best_policy.py").model.recognizer.cropper
     best = max(table, key=lambda row: row["AP"])
     assert cropper.size == 32
+    assert cropper.window == best["window"]
     assert cropper.background == {"type": "BlurBackground", "sigma": best["sigma"], "feather": 3}
     assert cropper.scale.type == ("FixedScale" if isinstance(best["scale"], float) else "AreaScale")
 
@@ -138,14 +160,14 @@ def test_snippet_sets_the_cropper_and_nothing_else(
     base, out = tmp_path / "base.py", tmp_path / "out"
     out.mkdir()
     Config(content).dump(base)
-    ap, policy = best_policy([{"AP": 7.0, "scale": scale, "sigma": 3.0}], 5.0, (900.0, 6400.0))
+    ap, policy = best_policy([{"AP": 7.0, "scale": scale, "sigma": 3.0, "window": "pad"}], 5.0, (900.0, 6400.0))
     write_snippet({**cropper, **policy}, ".".join([*keys, "cropper"]), "Best", base, out / "best_policy.py")
     where, settings = find_recognizer(Config.fromfile(out / "best_policy.py"), base)
     assert where == ".".join(keys)
     area = {"type": "AreaScale", "small": 2.0, "medium": 1.8, "large": 1.6, "bounds": (900.0, 6400.0)}
     fixed = {"type": "FixedScale", "factor": 1.4}
     background = {"type": "BlurBackground", "sigma": 3.0, "feather": 5.0}
-    expected = {**cropper, "scale": fixed if scale == 1.4 else area, "background": background}
+    expected = {**cropper, "window": "pad", "scale": fixed if scale == 1.4 else area, "background": background}
     assert settings == {"cropper": expected, "num_candidates": 5}
     assert ap == 7
 
@@ -402,6 +424,11 @@ def test_the_tool_is_this_command() -> None:
             ["{w}/config.py", "--cfg-options", "model.recognizer.cropper.background.type=GreyBackground"],
             "GreyBackground, which cannot be swept; NoBackground and BlurBackground can",
             id="background",
+        ),
+        pytest.param(
+            ["{w}/config.py", "--cfg-options", "model.recognizer.encoder.type=OpenClipRegionEncoder"],
+            "encoder is OpenClipRegionEncoder, which encodes boxes of whole photos: crops cannot be calibrated with it",
+            id="encoder",
         ),
     ],
 )
