@@ -27,7 +27,7 @@ def plain_emit(scores, category_ids, boxes, emission):
         same = [j for j in kept if category_ids.flat[j] == category_ids.flat[i]]
         if emission.nms_iou is None or all(iou(boxes[i // n], boxes[j // n]) <= emission.nms_iou for j in same):
             kept.append(i)
-    return kept[: emission.max_per_image]
+    return [i for i in kept if scores.flat[i] >= emission.min_score][: emission.max_per_image]
 
 
 def iou(a, b):
@@ -38,10 +38,17 @@ def iou(a, b):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 12), st.integers(1, 6), st.integers(1, 40), st.sampled_from([None, 0.3, 0.5]), st.integers(0, 99))
-def test_emission_equals_a_plain_loop(regions, depth, keep, nms_iou, seed):
+@given(
+    st.integers(0, 12),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.sampled_from([None, 0.3, 0.5]),
+    st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    st.integers(0, 99),
+)
+def test_emission_equals_a_plain_loop(regions, depth, keep, nms_iou, min_score, seed):
     shortlist, boxes = make_shortlist(regions, depth, num_categories=8, seed=seed), make_boxes(regions, seed=seed)
-    emission = TopPairs(max_per_image=keep, nms_iou=nms_iou)
+    emission = TopPairs(max_per_image=keep, nms_iou=nms_iou, min_score=min_score)
     flat, scores = chosen(emission, shortlist.probs, shortlist.category_ids, boxes, torch.ones(regions))
     expected = plain_emit(shortlist.probs.numpy(), shortlist.category_ids.numpy(), boxes.double().numpy(), emission)
     assert flat.tolist() == expected
@@ -77,13 +84,13 @@ def test_box_scores_enter_as_a_geometric_mean():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(2, 9), st.integers(1, 40), st.integers(0, 999))
-def test_unreachable_regions_never_emit_a_candidate_whatever_the_ranker_says(regions, depth, keep, seed):
+@given(st.integers(1, 30), st.integers(2, 9), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.4]), st.integers(0, 999))
+def test_unreachable_regions_never_emit_a_candidate_whatever_the_ranker_says(regions, depth, keep, min_score, seed):
     k = min(3, depth)
     rng = np.random.default_rng(seed)
     shortlist = make_shortlist(regions, depth, num_categories=12, seed=seed)
     box_scores = torch.tensor(rng.uniform(0, 1, regions) ** 3, dtype=torch.float32)
-    emission = TopPairs(max_per_image=keep, box_score_weight=0.5)
+    emission = TopPairs(max_per_image=keep, box_score_weight=0.5, min_score=min_score)
     wanted = emission.can_reach(shortlist, k, box_scores)
     boxes = make_boxes(regions, seed=seed)
     log_probs = torch.log_softmax(torch.tensor(rng.normal(0, 8, (regions, k)), dtype=torch.float32), dim=1)
@@ -135,6 +142,7 @@ def test_a_region_left_unasked_is_never_labelled(regions, depth, min_score, seed
         pytest.param(lambda: TopPairs(box_score_weight=2), r"must be in \[0, 1\), got 2", id="weight"),
         pytest.param(lambda: TopPairs(box_score_weight=1), "got 1; at 1 the names of a box tie", id="all-weight"),
         pytest.param(lambda: TopPairs(nms_iou=0), r"nms_iou must be in \(0, 1\] or None, got 0", id="nms"),
+        pytest.param(lambda: TopPairs(min_score=-1), r"min_score must be in \[0, 1\], got -1", id="pairs-min-score"),
         pytest.param(lambda: BestPerRegion(min_score=2), r"min_score must be in \[0, 1\], got 2", id="min-score"),
         pytest.param(lambda: BestPerRegion(box_score_weight=-1), r"must be in \[0, 1\], got -1", id="best-weight"),
         pytest.param(lambda: BestPerRegion(depth=0), "depth must be >= 1, got 0", id="depth"),

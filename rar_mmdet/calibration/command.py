@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     recognizer = build_recognizer({**settings, **overrides}, where, default_emission=TopPairs())
     if isinstance(recognizer.encoder, RegionEncoder | MixedEncoder):
         raise ConfigError(
-            f"{where}.encoder is {type(recognizer.encoder).__name__}, which encodes boxes of whole photos: crops cannot "
-            "be calibrated with it. Give a config with an encoder of crops, such as the one that is mixed in"
+            f"{where}.encoder is {type(recognizer.encoder).__name__}, which encodes boxes of whole photos: crops "
+            "cannot be calibrated with it. Give a config with an encoder of crops, such as the one that is mixed in"
         )
     check_policies(recognizer.cropper, f"{where}.cropper")
     missing = recognizer.encoder.missing_assets()

@@ -39,7 +39,7 @@ def table_text(rows: Rows) -> str:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """Figure 11: AP over crop scale, overall and by object size, one line per window and blur; dashed: the best scale by area."""
+    """Figure 11: AP over crop scale, overall and by object size, a line per window and blur; dashed: scale by area."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -109,7 +109,7 @@ def test_other_windows_are_swept_at_the_best_blur_so_far(world: Path, table: lis
     recognizer, regions = build(world)
     score = Scorer(recognizer.memory, TopPairs(), regions, json.loads((world / "ann_calib.json").read_text()))
     for window in ("pad", "warp", "cover"):
-        before = [row for row in table[: [row["window"] for row in table].index(window)]]
+        before = table[: [row["window"] for row in table].index(window)]
         rows = [row for row in table if row["window"] == window]
         assert {row["sigma"] for row in rows} == {max(before, key=lambda row: row["AP"])["sigma"]}
         assert [row["scale"] for row in rows][:3] == [1, 1.6, 2.8]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from slow_pooling import pool
 from torch.nn import functional as F  # noqa: N812
 
+from rar_mmdet.emission import TopPairs
 from rar_mmdet.encoders import RegionClipEncoder, RegionEncoder
 from rar_mmdet.encoders.regionclip import RegionClip, read_class_embeddings, region_logits, zero_shot_detections
 from rar_mmdet.errors import ConfigError, EncoderLoadError, InvalidBoxError, MissingAssetError
@@ -131,6 +132,36 @@ class TestScores:
         assert logits[:, 3].abs().max() == 0
         expected = F.cosine_similarity(features[:, None], classes[None], dim=2) / 0.01
         torch.testing.assert_close(logits[:, :3], expected, atol=1e-4, rtol=0)
+
+    def test_the_config_s_emission_is_its_own(self):
+        """`configs/regionclip_lvis.py` names TopPairs with these settings; boxes lie within the photo."""
+        from mmengine.config import Config
+
+        config = Config.fromfile(Path(__file__).parents[2] / "configs" / "regionclip_lvis.py")
+        settings = dict(config.model.recognizer.emission)
+        assert settings.pop("type") == "TopPairs"
+        assert config.model.recognizer.memory.temperature == 0.01
+        boxes = torch.cat([make_boxes(40, 60, 80), make_boxes(40, 60, 80) + 1]).clamp(max=60)
+        logits = region_logits(torch.randn(80, 8), torch.randn(60, 8), temperature=0.1)
+        probabilities = logits.softmax(dim=1)
+        expected = zero_shot_detections(boxes, probabilities, (60, 80))
+        ids = torch.arange(60).expand(80, -1)
+        found = TopPairs(**settings).select(probabilities[:, :-1], ids, boxes, torch.ones(80))
+        assert len(expected.scores) == settings["max_per_image"] == 300
+        assert found.region_ids.equal(expected.rows)
+        assert found.columns.equal(expected.classes)
+        assert found.scores.equal(expected.scores)
+
+    def test_the_background_column_is_below_a_millionth_where_a_name_is_near(self):
+        """What `configs/regionclip_lvis.py` leaves out: its probabilities are these over 1 - p(background)."""
+        classes = F.normalize(torch.randn(9, 64), dim=1)
+        side = F.normalize(torch.randn(1, 64), dim=1)
+        side = F.normalize(side - (side @ classes[:1].T) * classes[:1], dim=1)
+        near = 0.14 * classes[:1] + (1 - 0.14**2) ** 0.5 * side
+        probabilities = region_logits(near, classes).softmax(dim=1)
+        assert probabilities[0, -1] < 1e-6
+        without = region_logits(near, classes)[:, :-1].softmax(dim=1)
+        torch.testing.assert_close(without * (1 - probabilities[:, -1:]), probabilities[:, :-1])
 
     def test_vectors_of_another_checkpoint_are_refused(self):
         with pytest.raises(ConfigError, match="features are 8 wide, class embeddings 9"):
