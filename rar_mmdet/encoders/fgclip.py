@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from rar_mmdet.boxes import Boxes
-from rar_mmdet.encoders.lazy import LazyEncoder, check_crops
+from rar_mmdet.encoders.lazy import LazyEncoder, check_crops, check_tokenizer
 from rar_mmdet.encoders.region_pooling import check_boxes
 from rar_mmdet.encoders.weights import VOCABULARIES
 from rar_mmdet.errors import ConfigError, EncoderLoadError
@@ -199,7 +199,7 @@ class FGCLIP2Encoder(LazyEncoder[_Parts]):
             raise EncoderLoadError(f"a weight file in {folder} is damaged: {error}. Download it again") from error
         except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
             raise EncoderLoadError(f"{folder} could not be loaded as FG-CLIP 2: {error}. Download it again") from error
-        _check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder))
+        check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder))
         bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
         if bad:
             raise EncoderLoadError(f"{folder}: not finite: {', '.join(bad[:3])} ({len(bad)} tensors). Get it anew")
@@ -289,13 +289,3 @@ class FGCLIP2RegionEncoder(FGCLIP2Encoder):
         shapes = patches["spatial_shapes"].tolist()
         boxes = [[[0.0, 0.0, float(columns), float(rows)]] for rows, columns in shapes]
         return torch.cat(model.get_image_region_features(**patches, image_sizes=shapes, region_infos=boxes))
-
-
-def _check_tokenizer(tokenizer: Any, vocab_size: int, folder: str) -> None:
-    """A tokenizer whose ids the text tower does not know would index past its table, or name other words."""
-    special = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    if None in special or len(tokenizer) > vocab_size:
-        raise EncoderLoadError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, pad and end token {special}; the text tower knows "
-            f"{vocab_size} tokens and needs both. Get the complete folder of the model anew"
-        )

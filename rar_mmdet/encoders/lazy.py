@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 from rar_mmdet.files.checkpoints import Checkpoint
 
-__all__ = ["DTYPES", "CheckpointEncoder", "LazyEncoder", "check_crops"]
+__all__ = ["DTYPES", "CheckpointEncoder", "LazyEncoder", "check_crops", "check_tokenizer"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Model = TypeVar("Model")
@@ -28,6 +28,26 @@ def check_crops(crops: Tensor) -> None:
     """
     if crops.ndim != 4 or crops.shape[1] != 3 or crops.dtype != torch.uint8:
         raise ConfigError(f"crops must be (R, 3, S, S) uint8 RGB, got {tuple(crops.shape)} {crops.dtype}")
+
+
+def check_tokenizer(tokenizer: Any, vocab_size: int, folder: str, ends: bool = True) -> None:
+    """Refuse a tokenizer of transformers whose ids a text tower of `vocab_size` would look for past its table.
+
+    Args:
+        tokenizer: it must have a padding token.
+        vocab_size: of the text tower.
+        folder: where it was read, for the message.
+        ends: whether it must have an end token too.
+
+    Raises:
+        EncoderLoadError: it has more tokens, or lacks one that is needed.
+    """
+    special = (tokenizer.pad_token_id, tokenizer.eos_token_id or tokenizer.sep_token_id if ends else 0)
+    if None in special or len(tokenizer) > vocab_size:
+        raise EncoderLoadError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, pad and end token {special}; the text tower knows "
+            f"{vocab_size} tokens and needs {'both' if ends else 'the first'}. Get the model's complete folder anew"
+        )
 
 
 def _device_of(device: torch.device | str) -> torch.device:

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rar_mmdet.encoders.lazy import CheckpointEncoder, check_crops
+from rar_mmdet.encoders.lazy import CheckpointEncoder, check_crops, check_tokenizer
 from rar_mmdet.encoders.weights import VOCABULARIES
 from rar_mmdet.errors import ConfigError, EncoderLoadError
 
 __all__ = ["IMAGE_ONLY_TEMPERATURE", "TransformersEncoder"]
 
 logger = logging.getLogger(__name__)
+
+TEXTS_AT_ONCE = 1 << 16  # tokenised and sorted together (ours)
 
 # `model_type` of config.json -> how its texts are padded. "full": always to the text tower's whole length, without an
 # attention mask, as SigLIP was trained; "longest": to the longest of the batch, whose padding has no say (the tower is
@@ -25,10 +27,12 @@ FAMILIES = {
     "metaclip_2": "longest",
     "altclip": "longest",
     "chinese_clip": "longest",
+    "tipsv2": "longest",
     "siglip": "full",
     "siglip2": "full",
     "dinov2": None,
     "dinov2_with_registers": None,
+    "dinov3_vit": None,
 }
 # Position tables of XLM-RoBERTa start after its padding token (transformers, modeling_xlm_roberta.py).
 _RESERVED_POSITIONS = {"altclip": 2}
@@ -44,9 +48,9 @@ class _Parts(NamedTuple):
 class TransformersEncoder(CheckpointEncoder[_Parts]):
     """Crops and texts to unit vectors by an `AutoModel` of transformers.
 
-    CLIP, Meta CLIP 2, AltCLIP, Chinese-CLIP, SigLIP, SigLIP 2 (of fixed size, and NaFlex); DINOv2, which has no texts,
-    for memories of exemplars. Crops go through the model's own image processor, texts through its own tokenizer. No
-    remote code runs, nothing is downloaded and nothing is unpickled: weights are `.safetensors`.
+    CLIP, Meta CLIP 2, AltCLIP, Chinese-CLIP, TIPSv2, SigLIP, SigLIP 2 (of fixed size, and NaFlex); DINOv2 and DINOv3,
+    which have no texts, for memories of exemplars. Crops go through the model's own image processor, texts through its
+    own tokenizer. No remote code runs, nothing is downloaded and nothing is unpickled: weights are `.safetensors`.
 
     Texts of SigLIP and SigLIP 2 are put into lower case, get one end token and are padded to the text tower's whole
     length (64 for published models), whatever the folder's tokenizer settings say: their vectors depend on padding.
@@ -111,7 +115,7 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         config = self.config
         if not self.has_texts:
             return int(config.hidden_size)
-        if FAMILIES[config.model_type] == "full":  # the pooled image vector itself, without a projection
+        if FAMILIES[config.model_type] == "full" or config.model_type == "tipsv2":  # pooled, without a projection
             return int(config.vision_config.hidden_size)
         return int(config.projection_dim)
 
@@ -139,7 +143,10 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         """
         if not self.has_texts:
             return 1 / IMAGE_ONLY_TEMPERATURE
-        return float(self._ready()[0].model.logit_scale.detach().float().exp().item())
+        model = self._ready()[0].model
+        if self.config.model_type == "tipsv2":  # it has a temperature instead
+            return 1 / float(model.temperature.detach().float().item())
+        return float(model.logit_scale.detach().float().exp().item())
 
     @property
     def fingerprint(self) -> str:
@@ -174,16 +181,19 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
             )
         parts, device = self._ready()
         texts = list(texts)
-        # Texts of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = torch.zeros((len(texts), self.dim), device=device)
         with torch.autocast(device.type, enabled=False):
-            for start in range(0, len(texts), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for first in range(0, len(texts), TEXTS_AT_ONCE):
                 with self._lock:  # tokenizers hold state
-                    tokens = self._tokens(parts.tokenizer, [texts[i] for i in rows])
-                features = parts.model.get_text_features(**{name: ids.to(device) for name, ids in tokens.items()})
-                out[rows] = self._unit(features.pooler_output)
+                    tokens = self._tokens(parts.tokenizer, texts[first : first + TEXTS_AT_ONCE])
+                # Texts of as many tokens share a batch, so that little of it is padding.
+                lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
+                for rows in lengths.argsort(stable=True).split(self.batch_size):
+                    part = {name: [values[row] for row in rows.tolist()] for name, values in tokens.items()}
+                    masked = "attention_mask" in part
+                    batch = parts.tokenizer.pad(part, return_attention_mask=masked, return_tensors="pt", verbose=False)
+                    batch = {name: values.to(device) for name, values in batch.items()}
+                    out[first + rows] = self._unit(parts.model.get_text_features(**batch).pooler_output)
         return out
 
     @property
@@ -194,18 +204,18 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
             return 0
         return int(config.text_config.max_position_embeddings) - _RESERVED_POSITIONS.get(config.model_type, 0)
 
-    def _tokens(self, tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-        """Token ids, and attention mask where the family takes one, each (N, L) int64."""
+    def _tokens(self, tokenizer: Any, texts: list[str]) -> dict[str, list[list[int]]]:
+        """Token ids, and attention mask where the family takes one; of each text its own number of them."""
         limit = self.text_length
         if FAMILIES[self.config.model_type] == "full":
             from rar_mmdet.encoders.fgclip2 import tokenize  # the same texts: FG-CLIP 2 is made of SigLIP 2
 
             ids, cut = tokenize(tokenizer, texts, limit)
             self._warn_of_cut_texts(cut, limit, texts)
-            return {"input_ids": ids}
+            return {"input_ids": ids.tolist()}
         limit = min(limit, int(tokenizer.model_max_length))
-        found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        if found["input_ids"].shape[1] >= limit and not self._told_of_cut_texts:
+        found = tokenizer(texts, truncation=True, max_length=limit)
+        if max(map(len, found["input_ids"])) >= limit and not self._told_of_cut_texts:
             lengths = [len(ids) for ids in tokenizer(texts, verbose=False).input_ids]
             self._warn_of_cut_texts(sum(length > limit for length in lengths), limit, texts)
         return dict(found)
@@ -251,19 +261,11 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         absent = sorted(map(str, loaded["missing_keys"])) + sorted(map(str, loaded["mismatched_keys"]))
         self._check_weights(model, absent)
         if tokenizer is not None:
-            _check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder))
+            # TIPSv2's texts have no end token: they are averaged.
+            ends = config.model_type != "tipsv2"
+            check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder), ends)
         return _Parts(model.to(device).eval().requires_grad_(False), tokenizer)
 
 
 def _is_naflex(processor: Any) -> bool:
     return getattr(processor, "max_num_patches", None) is not None
-
-
-def _check_tokenizer(tokenizer: Any, vocab_size: int, folder: str) -> None:
-    """A tokenizer whose ids the text tower does not know would index past its table."""
-    special = (tokenizer.pad_token_id, tokenizer.eos_token_id or tokenizer.sep_token_id)
-    if None in special or len(tokenizer) > vocab_size:
-        raise EncoderLoadError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, pad and end token {special}; the text tower knows "
-            f"{vocab_size} tokens and needs both. Get the complete folder of the model anew"
-        )

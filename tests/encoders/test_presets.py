@@ -22,6 +22,8 @@ from rar_mmdet.encoders.openclip import _trimmable
 from rar_mmdet.encoders.presets import find_preset, read_presets
 from rar_mmdet.encoders.weights import locate
 from rar_mmdet.errors import ConfigError
+from rar_mmdet.memory import TextMemory
+from rar_mmdet.memory.templates import TEMPLATE_SETS
 
 OF_OPEN_CLIP = [preset for preset in read_presets() if preset.type == "OpenClipEncoder"]
 NAME = {"argnames": "preset", "ids": lambda preset: preset.name}
@@ -67,6 +69,7 @@ def test_facts_are_those_of_open_clip(preset):
     assert (preset.mean, preset.std) == (list(weights["mean"]), list(weights["std"]))
     assert preset.quick_gelu == bool(weights.get("quick_gelu") or config.get("quick_gelu"))
     assert (preset.padding == "full") == bool(config["text_cfg"].get("no_causal_mask"))
+    assert preset.bias == ("init_logit_bias" in config)
     assert preset.source == f"https://huggingface.co/{weights['hf_hub'].rstrip('/')}"
     if "hf_tokenizer_name" not in config["text_cfg"]:
         assert preset.cleaning == open_clip.get_tokenizer(model).clean_fn.__name__.removeprefix("_clean_")
@@ -120,6 +123,30 @@ def test_every_preset_builds_and_says_what_is_missing(preset, monkeypatch, tmp_p
     encoder = build_component({"type": "Encoder", "preset": preset.name, "device": "cpu"}, "encoder")
     assert isinstance(encoder, getattr(encoders, preset.type))
     assert all("hf download" in line or "download" in line for line in encoder.missing_assets())
+
+
+@pytest.mark.parametrize(argvalues=read_presets(), **NAME)
+def test_templates_are_a_set_and_temperatures_those_of_the_class(preset):
+    assert preset.templates is None or preset.templates in TEMPLATE_SETS
+    if preset.temperature is not None:
+        assert preset.build().logit_scale == 1 / preset.temperature
+
+
+def test_a_bias_cancels_in_a_softmax_over_names(tmp_path):
+    """A sigmoid of cosines is no probability over names: one name of an obvious picture gets little."""
+    preset = find_preset("siglip2-b16-224")
+    encoder = encoder_of(preset, tmp_path, gemma_tokenizer(), vocab_size=64, hf_tokenizer_name="local")
+    assert preset.bias
+    assert encoder.logit_bias == pytest.approx(-10)
+    names, crop = ["cup", "bow", "star"], torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    found = (
+        TextMemory(cache_dir=None, templates="single").prepare(encoder, names).search(encoder.encode_images(crop), 3)
+    )
+    cosines = encoder.encode_images(crop) @ encoder.encode_texts([f"a photo of a {name}." for name in names]).T
+    for bias in (0.0, encoder.logit_bias):
+        expected = (encoder.logit_scale * cosines + bias).softmax(dim=1)[0]
+        torch.testing.assert_close(found.probs[0], expected[found.category_ids[0]], atol=1e-5, rtol=0)
+    assert (encoder.logit_scale * cosines + encoder.logit_bias).sigmoid().sum() < 0.5
 
 
 def test_names_are_unique():

@@ -23,7 +23,7 @@ from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 TEXTS = ["a photo of a red star", "cup", "the blue bow .", "drink"]
-WITH_TEXTS = [kind for kind in KINDS if kind != "dinov2"]
+WITH_TEXTS = [kind for kind in KINDS if kind not in ("dinov2", "dinov3")]
 WITHOUT_MASK = ("siglip", "siglip2-fixed", "siglip2-naflex")
 
 
@@ -51,7 +51,7 @@ def encoder_of(folder, **settings):
 def test_images_equal_transformers_own(folders, photographs, kind):
     model, processor = AutoModel.from_pretrained(folders[kind]), AutoImageProcessor.from_pretrained(folders[kind])
     inputs = processor(images=[crop.permute(1, 2, 0).numpy() for crop in photographs], return_tensors="pt")
-    out = model(**inputs) if kind == "dinov2" else model.get_image_features(**inputs)
+    out = model(**inputs) if kind not in WITH_TEXTS else model.get_image_features(**inputs)
     encoder = encoder_of(folders[kind])
     found = encoder.encode_images(photographs)
     torch.testing.assert_close(found, F.normalize(out.pooler_output, dim=1), **CLOSE)
@@ -69,7 +69,8 @@ def test_texts_equal_transformers_own(folders, kind):
     expected = F.normalize(model.get_text_features(**inputs).pooler_output, dim=1)
     encoder = encoder_of(folders[kind])
     torch.testing.assert_close(encoder.encode_texts(TEXTS), expected, **CLOSE)
-    assert encoder.logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-6)
+    scale = 1 / model.temperature if kind == "tipsv2" else model.logit_scale.exp()
+    assert encoder.logit_scale == pytest.approx(scale.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +83,21 @@ def test_batches_and_order_do_not_matter(folders, photographs, kind):
         vectors = whole.encode_texts(TEXTS)
         torch.testing.assert_close(parts.encode_texts(TEXTS), vectors, **CLOSE)
         torch.testing.assert_close(whole.encode_texts(TEXTS[::-1]), vectors.flip(0), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["clip", "altclip", "tipsv2"])
+def test_texts_of_as_many_tokens_share_a_batch(folders, kind):
+    encoder = encoder_of(folders[kind], batch_size=2).load()
+    shapes = []
+    encoder._ready()[0].model.text_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs.get("input_ids", args[0] if args else None).shape)),
+        with_kwargs=True,
+    )
+    texts = ["red star red", "cup", "red star red", "cup"] if kind == "altclip" else ["abc abc", "ab", "abc abc", "ab"]
+    vectors = encoder.encode_texts(texts)
+    assert [shape[0] for shape in shapes] == [2, 2]
+    assert shapes[0][1] < shapes[1][1]  # no padding in either
+    assert vectors[0].equal(vectors[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +122,9 @@ def test_half_precision_is_close(folders, photographs, kind):
         ("chinese_clip", 24, 32, 16),
         ("metaclip_2", 24, 32, 16),
         ("altclip", 24, 32, 16),
+        ("tipsv2", 32, 32, 16),
         ("dinov2", 32, 36, 0),
+        ("dinov3", 32, 32, 0),
     ],
 )
 def test_sizes_come_from_the_folder(folders, kind, dim, size, length):

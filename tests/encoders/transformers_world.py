@@ -21,6 +21,9 @@ from transformers import (
     CLIPTokenizer,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
     MetaClip2Config,
     MetaClip2Model,
     Siglip2Config,
@@ -31,12 +34,27 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
     SiglipTokenizer,
+    Tipsv2Config,
+    Tipsv2ImageProcessor,
+    Tipsv2Model,
+    Tipsv2Tokenizer,
 )
 
 WORDS = ["a", "photo", "of", "the", "red", "blue", "star", "cup", "bow", "drink", "."]
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-KINDS = ("clip", "siglip", "siglip2-fixed", "siglip2-naflex", "chinese_clip", "metaclip_2", "altclip", "dinov2")
+KINDS = (
+    "clip",
+    "siglip",
+    "siglip2-fixed",
+    "siglip2-naflex",
+    "chinese_clip",
+    "metaclip_2",
+    "altclip",
+    "tipsv2",
+    "dinov2",
+    "dinov3",
+)
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
@@ -143,6 +161,19 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
     elif kind == "dinov2":
         Dinov2Model(Dinov2Config(**TOWER, image_size=32, patch_size=8)).save_pretrained(folder)
         BitImageProcessor(size={"shortest_edge": 36}, crop_size=square).save_pretrained(folder)
+    elif kind == "dinov3":
+        DINOv3ViTModel(DINOv3ViTConfig(**TOWER, image_size=32, patch_size=8)).save_pretrained(folder)
+        DINOv3ViTImageProcessor(size=square).save_pretrained(folder)
+    elif kind == "tipsv2":
+        towers = {key: value for key, value in TOWER.items() if key != "intermediate_size"}
+        config = Tipsv2Config(text_config=text, vision_config=towers | {"image_size": 32, "patch_size": 8})
+        model = Tipsv2Model(config)
+        # Published files lack the temperature, which the config has.
+        weights = {name: tensor for name, tensor in model.state_dict().items() if name != "temperature"}
+        model.save_pretrained(folder, state_dict=weights)
+        Tipsv2ImageProcessor(size=square).save_pretrained(folder)
+        vocab = {"<pad>": 0, "<unk>": 1, "▁": 2} | {letter: 3 + i for i, letter in enumerate(LETTERS)}
+        Tipsv2Tokenizer(vocab=vocab, merges=[], model_max_length=16).save_pretrained(folder)
     else:
         raise ValueError(kind)
     return folder

@@ -10,6 +10,9 @@ One JSON file per family. Facts of open_clip's models are those of its own regis
 - `text_length`: tokens of a text; `padding`: "full" where it is part of the text, so that all of `text_length` is
   always encoded, "free" where it has no say; `cleaning` of texts: "lower" case, "canonicalize" (and without
   punctuation) or "whitespace" alone.
+- `templates`: a set of `TextMemory` that the authors or open_clip evaluate with; `temperature`: that of their
+  evaluation where it is not the learned one; `bias`: whether the weights have one, as models trained with a sigmoid do.
+  A softmax over names cancels it.
 - `quick_gelu`: the activation that the weights were trained with.
 - `licence` of the weights; `source`: where they are described; `note`.
 """
@@ -48,6 +51,9 @@ class Preset:
     text_length: int | None
     padding: str | None
     cleaning: str | None
+    templates: str | None
+    temperature: float | None
+    bias: bool
     quick_gelu: bool | None
     licence: str | None
     source: str
