@@ -6,6 +6,11 @@
 It stands in for RT-DETR, D-FINE or LLMDet where no weights can be downloaded, and knows no class: every object of the
 training photos is an "object", so that names are the recogniser's business. Trained on the train split of the world
 alone (400 photos, mirrored and cut at random). A killed run goes on where its last state stands.
+
+    python demo/train_detector.py --names f --start demo/weights/detector --steps 2000 --out work_dirs/named_detector
+
+trains one that also knows the names of the frequent classes, as a detector of LVIS or COCO knows some names of a large
+vocabulary; whatever else there is stays an "object".
 """
 
 from __future__ import annotations
@@ -30,8 +35,8 @@ NETWORK_HW = (288, 384)  # what the network sees; photos are 360 x 480
 IOU_THRESHOLDS = torch.arange(0.5, 1.0, 0.05, dtype=torch.float64)
 
 
-def build_model() -> RTDetrForObjectDetection:
-    """The untrained network: about 1.5 million parameters, one class."""
+def build_model(names: list[str]) -> RTDetrForObjectDetection:
+    """The untrained network: about 1.5 million parameters."""
     width = 96
     backbone = RTDetrResNetConfig(
         embedding_size=24,
@@ -55,15 +60,21 @@ def build_model() -> RTDetrForObjectDetection:
         hidden_expansion=0.5,
         num_queries=100,
         num_denoising=50,
-        id2label={0: "object"},
-        label2id={"object": 0},
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
     )
     return RTDetrForObjectDetection(config)
 
 
+def read_annotations(root: Path, split: str) -> dict[str, Any]:
+    """The annotation file of a split."""
+    data: dict[str, Any] = json.loads((root / "annotations" / f"lvis_demo_{split}.json").read_text())
+    return data
+
+
 def read_split(root: Path, split: str, folder: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Photos (N, H, W, 3) uint8 RGB of a split and their boxes, N of (G, 4) float32 xyxy in pixels."""
-    data = json.loads((root / "annotations" / f"lvis_demo_{split}.json").read_text())
+    data = read_annotations(root, split)
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -72,8 +83,21 @@ def read_split(root: Path, split: str, folder: str) -> tuple[np.ndarray, list[np
     return np.stack(photos), [np.array(rows, np.float32).reshape(-1, 4) for rows in boxes.values()]
 
 
-def draw_view(rng: np.random.Generator, photo: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A photo cut and mirrored at random, at the network's size, and its boxes as cxcywh in [0, 1].
+def read_labels(root: Path, split: str, names: list[str]) -> list[np.ndarray]:
+    """The class of each box of `read_split`, N of (G,) int64; that of a name that is not known is the last one."""
+    data = read_annotations(root, split)
+    name_of = {category["id"]: category["name"] for category in data["categories"]}
+    row_of = {name: row for row, name in enumerate(names)}
+    labels: dict[int, list[int]] = {image["id"]: [] for image in data["images"]}
+    for annotation in data["annotations"]:
+        labels[annotation["image_id"]].append(row_of.get(name_of[annotation["category_id"]], len(names) - 1))
+    return [np.array(rows, np.int64) for rows in labels.values()]
+
+
+def draw_view(
+    rng: np.random.Generator, photo: np.ndarray, boxes: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """A photo cut and mirrored at random, at the network's size, and what is in it: boxes as cxcywh in [0, 1].
 
     Half of the views are the whole photo. Of an object cut by the view, what can be seen is the object; it is left
     out where that is less than a third.
@@ -86,17 +110,24 @@ def draw_view(rng: np.random.Generator, photo: np.ndarray, boxes: np.ndarray) ->
     shift = np.array([left, top, left, top], np.float32)
     seen = np.clip(boxes - shift, 0, np.array([w, h, w, h], np.float32))
     size, seen_size = boxes[:, 2:] - boxes[:, :2], seen[:, 2:] - seen[:, :2]
-    seen = seen[seen_size.prod(1) * 3 > size.prod(1)] / np.array([w, h, w, h], np.float32)
+    kept = seen_size.prod(1) * 3 > size.prod(1)
+    seen = seen[kept] / np.array([w, h, w, h], np.float32)
     if rng.random() < 0.5:
         view = view[:, ::-1]
         seen = np.stack([1 - seen[:, 2], seen[:, 1], 1 - seen[:, 0], seen[:, 3]], 1)
-    return view, np.concatenate([(seen[:, :2] + seen[:, 2:]) / 2, seen[:, 2:] - seen[:, :2]], 1)
+    cxcywh = np.concatenate([(seen[:, :2] + seen[:, 2:]) / 2, seen[:, 2:] - seen[:, :2]], 1)
+    return view, {"class_labels": torch.from_numpy(labels[kept]), "boxes": torch.from_numpy(cxcywh)}
 
 
 def as_pixels(views: list[np.ndarray]) -> Tensor:
     """(B, 3, h, w) float32 in [0, 1], as the processor that is saved with the weights makes them."""
     batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
     return batch.contiguous(memory_format=torch.channels_last)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next(model.parameters()).device
 
 
 @torch.inference_mode()
@@ -108,11 +139,11 @@ def recall_at(
     best, area = [], []
     for start in range(0, len(photos), 8):
         batch = list(photos[start : start + 8])
-        output = model(**processor(batch, return_tensors="pt"))
+        output = model(**processor(batch, return_tensors="pt").to(device_of(model)))
         found = processor.post_process_object_detection(output, 0.0, [photo.shape[:2] for photo in batch])
         for one, truth in zip(found, boxes[start : start + 8], strict=True):
             order = one["scores"].argsort(descending=True)[:limit]
-            ious = box_iou(torch.from_numpy(truth), one["boxes"][order])
+            ious = box_iou(torch.from_numpy(truth), one["boxes"][order].cpu())
             best.append(greedy_ious(ious))
             area.append(torch.from_numpy((truth[:, 2:] - truth[:, :2]).prod(1)))
     model.train()
@@ -141,9 +172,19 @@ def greedy_ious(ious: Tensor) -> Tensor:
     return found
 
 
-def train(args: argparse.Namespace, model: nn.Module, processor: RTDetrImageProcessor) -> list[dict[str, Any]]:
+def copy_fitting(source: nn.Module, target: nn.Module) -> None:
+    """Copy the weights whose name and shape are the same; heads of other classes stay new."""
+    own = target.state_dict()
+    fitting = {key: value for key, value in source.state_dict().items() if value.shape == own[key].shape}
+    target.load_state_dict({**own, **fitting})
+
+
+def train(
+    args: argparse.Namespace, model: nn.Module, processor: RTDetrImageProcessor, names: list[str]
+) -> list[dict[str, Any]]:
     """Run or resume the training loop; returns the measured curve."""
     photos, boxes = read_split(args.data, "train", "train2017")
+    labels = read_labels(args.data, "train", names)
     calib = read_split(args.data, "calib", "train2017")
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
@@ -162,11 +203,10 @@ def train(args: argparse.Namespace, model: nn.Module, processor: RTDetrImageProc
         # Seeded by step, so that a resumed run draws the same batches.
         rng = np.random.default_rng([DOMAIN, args.seed, step])
         torch.manual_seed(int(rng.integers(2**31)))  # the noise of the denoising queries
-        drawn = [draw_view(rng, photos[i], boxes[i]) for i in rng.choice(len(photos), args.batch, replace=False)]
-        labels = [
-            {"class_labels": torch.zeros(len(b), dtype=torch.int64), "boxes": torch.from_numpy(b)} for _, b in drawn
-        ]
-        loss = model(pixel_values=as_pixels([view for view, _ in drawn]), labels=labels).loss
+        chosen = rng.choice(len(photos), args.batch, replace=False)
+        drawn = [draw_view(rng, photos[i], boxes[i], labels[i]) for i in chosen]
+        seen = [{key: value.to(device_of(model)) for key, value in one.items()} for _, one in drawn]
+        loss = model(pixel_values=as_pixels([view for view, _ in drawn]).to(device_of(model)), labels=seen).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -196,14 +236,22 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=250, help="steps between measured, resumable states")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu (the shipped weights were trained there) or cuda")
+    parser.add_argument("--names", default="", help="frequencies whose classes it tells apart, such as f")
+    parser.add_argument("--start", type=Path, help="folder of a detector whose weights it starts from, where they fit")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model = build_model().to(memory_format=torch.channels_last).train()
+    categories = read_annotations(args.data, "train")["categories"]
+    names = [category["name"] for category in categories if category["frequency"] in args.names] + ["object"]
+    model = build_model(names)
+    if args.start is not None:
+        copy_fitting(RTDetrForObjectDetection.from_pretrained(args.start, dtype=torch.float32), model)
+    model = model.to(args.device, memory_format=torch.channels_last).train()
     processor = RTDetrImageProcessor(
         size={"height": NETWORK_HW[0], "width": NETWORK_HW[1]}, do_resize=True, do_rescale=True, do_normalize=False
     )
-    curve = train(args, model, processor)
+    curve = train(args, model, processor, names)
     model.half().float()  # what is measured below is what is stored
     result = {"test photos": recall_at(model, processor, *read_split(args.data, "test", "val2017")), "curve": curve}
     args.out.mkdir(parents=True, exist_ok=True)

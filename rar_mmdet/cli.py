@@ -58,6 +58,9 @@ COMMANDS = {
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "answers merge": Command("rar_mmdet.rankers.merge_command", "one file of the rankers' answers of many machines"),
     "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
+    "calibrate detector": Command(
+        "rar_mmdet.calibration.detector_command", "fit how a detector's own class and box scores join retrieval's"
+    ),
     "calibrate ranker": Command("rar_mmdet.calibration.ranker_command", "fit a ranker's weight, and when to ask"),
 }
 

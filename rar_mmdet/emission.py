@@ -11,7 +11,7 @@ from torchvision.ops import nms
 
 from rar_mmdet.structures import Shortlist
 
-__all__ = ["BestPerRegion", "Emission", "Emitted", "TopPairs"]
+__all__ = ["FOUND_BOXES", "BestPerRegion", "Emission", "Emitted", "TopPairs"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ class TopPairs:
         if certain.numel() > depth:
             bar = torch.maximum(bar, certain.topk(depth).values[-1])
         return reachable >= bar * (1 - 1e-6)  # the slack covers float32 rounding of the mass
+
+
+# Of boxes that a detector found, by default: (s * objectness)^0.5 and per-class NMS 0.5, as RegionCLIP and Detic do;
+# 300 detections is what LVIS scores.
+FOUND_BOXES = TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5)
 
 
 @dataclass(frozen=True)

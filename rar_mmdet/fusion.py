@@ -4,6 +4,10 @@ Retrieval gives q, a softmax over the full vocabulary; the ranker has an opinion
 fusion keeps the mass m = sum of q over the K candidates and leaves the other columns alone: the tail is worth about
 20 AP under LVIS's federated scoring (our simulation), and a region's mass is what makes scores comparable across boxes.
 Rows in which the ranker has no opinion stay as retrieval left them.
+
+What a detector says of its own classes is no answer to a question but evidence like retrieval's: it is pooled with q
+before the ranker is asked, so that its names can become candidates. How sure the detector is that a box shows anything
+at all joins last, in the emission (`box_score_weight`).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from rar_mmdet.structures import Ranking, Shortlist
 
-__all__ = ["Fusion", "LogLikFusion", "NoneOfThese", "PermuteFusion", "RankFusion"]
+__all__ = ["DetectorFusion", "Fusion", "LogLikFusion", "LogPool", "NoneOfThese", "PermuteFusion", "RankFusion"]
 
 
 class Fusion(Protocol):
@@ -142,3 +146,63 @@ class PermuteFusion:
         permuted = probs[:, :k].sort(dim=1, descending=True).values.gather(1, ranks)
         probs[:, :k] = torch.where(ranking.has_opinion.to(probs.device)[:, None], permuted, probs[:, :k])
         return probs
+
+
+class DetectorFusion(Protocol):
+    """Retrieval and a detector's own class scores as one shortlist."""
+
+    def __call__(self, shortlist: Shortlist, class_scores: Tensor) -> Shortlist:
+        """The same categories of each region, best first by both.
+
+        Args:
+            shortlist: (R, N) of retrieval.
+            class_scores: (R, N) float32 in [0, 1], the detector's score of each category; NaN where it knows no such
+                class.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LogPool:
+    """p_c proportional to q_c^(1-weight) * d_c^weight, with the mass of q: a logarithmic opinion pool.
+
+    Genest and Zidek, Combining probability distributions, Statistical Science 1 (1986); the geometric mean of two
+    classifiers that open-vocabulary detectors use (F-VLM, arXiv 2209.15639, with a weight each for known and other
+    names; here other names have a score instead). `rar-mmdet calibrate detector` fits weight and unknown.
+
+    Args:
+        weight: of the detector, in [0, 1]; 0 keeps retrieval as it is.
+        unknown: d of a category that is none of the detector's classes, in (0, 1].
+        floor: the least d of one of its classes, in (0, 1] (ours: 0.01, below which `TransformersDetector` tells no
+            scores): no class is ruled out by a detector alone.
+    """
+
+    weight: float = 0.3
+    unknown: float = 0.1
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"LogPool.weight must be in [0, 1], got {self.weight}; 0 keeps retrieval as it is")
+        for name, value in (("unknown", self.unknown), ("floor", self.floor)):
+            if not 0 < value <= 1:
+                raise ValueError(f"LogPool.{name} must be in (0, 1], got {value}")
+
+    def __call__(self, shortlist: Shortlist, class_scores: Tensor) -> Shortlist:
+        if self.weight == 0:
+            return shortlist
+        logits = self.logits(shortlist.probs.double().log(), class_scores)
+        mass = shortlist.probs.double().sum(dim=1, keepdim=True)
+        probs = torch.softmax(logits, dim=1).nan_to_num(0.0) * mass
+        probs, columns = probs.to(shortlist.probs.dtype).sort(dim=1, descending=True, stable=True)
+        return Shortlist(shortlist.category_ids.gather(1, columns), probs)
+
+    def logits(self, log_q: Tensor, class_scores: Tensor) -> Tensor:
+        """(R, N) float64: log p of every category, not normalised."""
+        log_d = self.log_scores(class_scores)
+        # 0 * -inf is nan: a weight of zero must drop its factor, and q = 0 must stay 0.
+        return (1 - self.weight) * log_q + self.weight * log_d if self.weight < 1 else log_d
+
+    def log_scores(self, class_scores: Tensor) -> Tensor:
+        """(R, N) float64: log d of every category."""
+        return class_scores.double().clamp_min(self.floor).nan_to_num(self.unknown).log()

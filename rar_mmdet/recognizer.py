@@ -23,7 +23,7 @@ from rar_mmdet.encoders import Encoder, MixedEncoder, RegionEncoder
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
 from rar_mmdet.files import clean_name, read_vocabulary
 from rar_mmdet.files.images import as_photo
-from rar_mmdet.fusion import Fusion, LogLikFusion, NoneOfThese
+from rar_mmdet.fusion import DetectorFusion, Fusion, LogLikFusion, NoneOfThese
 from rar_mmdet.memory import MemorySource, Shortlister
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.regions import RegionCropper, find_invalid_boxes, find_suspicious_boxes
@@ -78,6 +78,8 @@ class RegionRecognizer:
         ranker: re-orders the shortlist; `None` for retrieval only.
         ranker_cropper: what the ranker sees; `None`: `cropper`'s policies at the ranker's size.
         fusion: how both opinions become a score. `LogLikFusion()` when `None`.
+        detector_fusion: how a detector's own class scores join retrieval's before the ranker is asked, such as
+            `LogPool`; regions must then come with `class_scores`. `None`: they are not looked at.
         emission: which (region, category) pairs become detections. `BestPerRegion()`, a name for every region, when
             `None`.
         num_candidates: K, the categories the ranker sees (5 in the paper, Table 5).
@@ -107,6 +109,7 @@ class RegionRecognizer:
         ranker: Ranker | None = None,
         ranker_cropper: RegionCropper | None = None,
         fusion: Fusion | None = None,
+        detector_fusion: DetectorFusion | None = None,
         emission: Emission | None = None,
         num_candidates: int = 5,
         background: BackgroundSource | None = None,
@@ -133,7 +136,7 @@ class RegionRecognizer:
         self.prompt_names = [clean_name(name) for name in self.category_names]
         self.background, self.num_background = background, num_background
         self.background_names = background_names(background, self.category_names)
-        self.fusion = fusion or LogLikFusion()
+        self.fusion, self.detector_fusion = fusion or LogLikFusion(), detector_fusion
         self.emission = emission or BestPerRegion()
         self.num_candidates, self.on_bad_box = num_candidates, on_bad_box
         self.counts: Counter[str] = Counter()
@@ -171,6 +174,7 @@ class RegionRecognizer:
             ranker=self.ranker,
             ranker_cropper=self._ranker_cropper,
             fusion=self.fusion,
+            detector_fusion=self.detector_fusion,
             emission=self.emission,
             num_candidates=self.num_candidates,
             background=self.background,
@@ -213,7 +217,9 @@ class RegionRecognizer:
         self.device = torch.device(device)
         return self
 
-    def __call__(self, image: Any, boxes_xyxy: Any, box_scores: Any = None, masks: Any = None) -> Recognition:
+    def __call__(
+        self, image: Any, boxes_xyxy: Any, box_scores: Any = None, masks: Any = None, class_scores: Any = None
+    ) -> Recognition:
         """Recognise the boxes of one image.
 
         Args:
@@ -222,13 +228,18 @@ class RegionRecognizer:
             boxes_xyxy: (R, 4) numbers, pixels of the original, upright image.
             box_scores: (R,) in [0, 1], the detector's confidence; `None` for given boxes.
             masks: (R, H, W) boolean masks of the boxes, for a cropper whose background keeps masks sharp.
+            class_scores: (R, C) the detector's own score of each name, for a `detector_fusion`; see
+                `rar_mmdet.detectors.class_scores`.
 
         Raises:
             ImageReadError: the image cannot be read.
             InvalidBoxError: a box is not finite, empty, inverted or outside the image.
         """
         name = str(image) if isinstance(image, str | Path) else ""
-        return self.recognize([ImageRegions(as_photo(image), boxes_xyxy, box_scores, masks, name=name)])[0]
+        regions = ImageRegions(
+            as_photo(image), boxes_xyxy, box_scores, masks=masks, class_scores=class_scores, name=name
+        )
+        return self.recognize([regions])[0]
 
     @torch.inference_mode()
     def recognize(self, batch: Sequence[ImageRegions]) -> list[Recognition]:
@@ -238,7 +249,8 @@ class RegionRecognizer:
 
         Raises:
             InvalidBoxError: a box is not finite, empty, inverted or outside its image.
-            ConfigError: crops were made with other settings than those of this recognizer's croppers.
+            ConfigError: crops were made with other settings than those of this recognizer's croppers; or there is a
+                `detector_fusion`, and regions come without class scores.
         """
         device = self.load()
         with torch.autocast(device.type, enabled=False):
@@ -246,6 +258,8 @@ class RegionRecognizer:
             # Deep enough for a whole shortlist of names, wherever the background names stand.
             found = self.memory.search(self._encode(good), self.shortlist_depth + len(self.background_names))
             shortlist = Shortlist(found.category_ids.cpu(), found.probs.cpu().float())
+            if self.detector_fusion is not None:
+                shortlist = self.detector_fusion(shortlist, self._class_scores(good, shortlist))
             if self.background_names:
                 shortlist, ranking, fused = self._beside_background(good, shortlist)
             else:
@@ -362,6 +376,27 @@ class RegionRecognizer:
             empty = torch.zeros((0, 3, size, size), dtype=torch.uint8, device=self.device)
             vectors.append(encoder.encode_images(torch.cat([empty, *pending])))
         return torch.cat(vectors)
+
+    def _class_scores(self, batch: Sequence[ImageRegions], shortlist: Shortlist) -> Tensor:
+        """(R, N) the detector's own score of every category of the shortlist; NaN: no class of its."""
+        scores = [torch.full((0, shortlist.depth), torch.nan)]
+        for regions, rows in _split(batch):
+            own = regions.class_scores
+            if own is None and len(regions):
+                raise ConfigError(
+                    f"{regions.name or 'an image'}: its {len(regions)} regions have no class_scores, and "
+                    "detector_fusion needs what the detector says of its own classes (rar_mmdet.detectors.class_scores)"
+                    "; without a detector leave detector_fusion out"
+                )
+            if own is not None and own.shape[1] != len(self.category_names):
+                raise ConfigError(
+                    f"{regions.name or 'an image'}: class_scores {tuple(own.shape)} for {len(self.category_names)} "
+                    "names; expected a column for each, NaN where the detector knows no such class"
+                )
+            if own is not None:
+                background = torch.full((len(own), len(self.background_names)), torch.nan)
+                scores.append(torch.cat([own, background], dim=1).gather(1, shortlist.category_ids[rows]))
+        return torch.cat(scores)
 
     def _beside_background(self, batch: Sequence[ImageRegions], found: Shortlist) -> tuple[Shortlist, Ranking, Tensor]:
         """Shortlist, ranking and fused scores of the names, all made with the background names beside them."""

@@ -233,6 +233,8 @@ class ImageRegions:
         box_scores: (R,) float32 in [0, 1], the detector's confidence; `None` when the boxes are given.
         masks: (R, H, W) masks of the boxes, for a cropper whose background keeps masks sharp.
         crops: crops made ahead for exactly these boxes.
+        class_scores: (R, C) float32 in [0, 1] on the CPU, the detector's own score of each category of the
+            vocabulary, NaN where it knows no such class; for a recogniser with a `detector_fusion`.
         name: what messages and records call the image, such as its file.
 
     Raises:
@@ -245,6 +247,7 @@ class ImageRegions:
     box_scores: Tensor | None = None
     masks: Tensor | None = None
     crops: RegionCrops | None = None
+    class_scores: Tensor | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -258,7 +261,10 @@ class ImageRegions:
             object.__setattr__(self, "box_scores", _as_scores(self.box_scores, where))
         if self.masks is not None:
             object.__setattr__(self, "masks", torch.as_tensor(self.masks))
-        for what, rows in (("box_scores", self.box_scores), ("crops", self.crops), ("masks", self.masks)):
+        if self.class_scores is not None:
+            object.__setattr__(self, "class_scores", torch.as_tensor(self.class_scores, dtype=torch.float32).cpu())
+        for what in ("box_scores", "crops", "masks", "class_scores"):
+            rows = getattr(self, what)
             if rows is not None and len(rows) != len(self):
                 raise InvalidBoxError(f"{where}{len(self)} boxes but {len(rows)} {what}")
 
@@ -277,6 +283,7 @@ class ImageRegions:
             box_scores=rows(self.box_scores),
             masks=rows(self.masks),
             crops=rows(self.crops),
+            class_scores=rows(self.class_scores),
         )
 
     @property

@@ -41,7 +41,17 @@ ALLOWED = {
         *BASE,
     },  # components on demand
     "components": {*STAGES, "fusion", "emission", "recognizer", "detectors", *BASE},
-    "calibration": {*STAGES, "fusion", "emission", "recognizer", "components", "scoring", "calibration", *BASE},
+    "calibration": {
+        *STAGES,
+        "fusion",
+        "emission",
+        "recognizer",
+        "components",
+        "detectors",
+        "scoring",
+        "calibration",
+        *BASE,
+    },
     "classification": {
         *STAGES,
         "fusion",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rar_mmdet.fusion import LogLikFusion, PermuteFusion, RankFusion
+from rar_mmdet.fusion import LogLikFusion, LogPool, PermuteFusion, RankFusion
 from rar_mmdet.structures import Ranking, RankStatus, Shortlist
 from rar_mmdet.testing import make_shortlist
 
@@ -104,3 +104,48 @@ def test_small_shapes(fusion, regions, depth, k):
 def test_settings_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def own_scores(num_regions: int, depth: int, seed: int = 0) -> torch.Tensor:
+    """A detector's scores, some below the floor, of about half of the names."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(num_regions, depth, generator=generator) ** 4
+    return torch.where(torch.rand(num_regions, depth, generator=generator) < 0.5, torch.nan, scores)
+
+
+class TestLogPool:
+    def test_equals_its_formula_and_keeps_the_mass(self):
+        shortlist, own = make_shortlist(20, 12, num_categories=40), own_scores(20, 12)
+        pooled = LogPool(weight=0.4, unknown=0.05, floor=0.02)(shortlist, own)
+        d = own.double().nan_to_num(0.05)
+        d = torch.where(own.isnan(), d, d.clamp_min(0.02))
+        expected = shortlist.probs.double() ** 0.6 * d**0.4
+        expected *= shortlist.probs.double().sum(1, keepdim=True) / expected.sum(1, keepdim=True)
+        dense = torch.zeros(20, 40).scatter(1, pooled.category_ids, pooled.probs)
+        torch.testing.assert_close(dense.gather(1, shortlist.category_ids), expected.float())
+        assert (pooled.probs.diff(dim=1) <= 0).all()
+        assert torch.equal(pooled.category_ids.sort(1).values, shortlist.category_ids.sort(1).values)
+
+    def test_weight_zero_is_retrieval_and_one_is_the_detector(self):
+        shortlist, own = make_shortlist(5, 8), own_scores(5, 8)
+        assert LogPool(weight=0.0)(shortlist, own) is shortlist
+        alone = LogPool(weight=1.0, unknown=0.5)(shortlist, own)
+        d = torch.where(own.isnan(), torch.tensor(0.5), own.clamp_min(0.01))
+        torch.testing.assert_close(alone.probs, (d / d.sum(1, keepdim=True)).sort(1, descending=True).values)
+
+    def test_a_detector_that_knows_no_name_changes_nothing_at_any_size_of_unknown(self):
+        shortlist, nothing = make_shortlist(5, 8), torch.full((5, 8), torch.nan)
+        order = LogPool(weight=0.3, unknown=0.2)(shortlist, nothing).category_ids
+        assert torch.equal(order, shortlist.category_ids)
+
+    def test_names_that_retrieval_excludes_stay_excluded(self):
+        shortlist = Shortlist(torch.arange(3)[None], torch.tensor([[0.9, 0.1, 0.0]]))
+        pooled = LogPool(weight=0.9)(shortlist, torch.tensor([[0.0, 0.0, 1.0]]))
+        assert pooled.probs[0, 2] == 0
+        zeros = Shortlist(shortlist.category_ids, torch.zeros(1, 3))
+        assert LogPool()(zeros, torch.zeros(1, 3)).probs.tolist() == [[0, 0, 0]]
+
+    @pytest.mark.parametrize("key", ["weight", "unknown", "floor"])
+    def test_bad_values(self, key):
+        with pytest.raises(ValueError, match=rf"LogPool.{key} must be in"):
+            LogPool(**{key: 1.5})

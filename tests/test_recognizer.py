@@ -10,7 +10,7 @@ from PIL import Image
 from rar_mmdet import recognizer as recognizer_module
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, InvalidBoxError, VocabularyError
-from rar_mmdet.fusion import LogLikFusion, PermuteFusion
+from rar_mmdet.fusion import LogLikFusion, LogPool, PermuteFusion
 from rar_mmdet.memory import TextMemory
 from rar_mmdet.rankers import Ranker
 from rar_mmdet.recognizer import RegionRecognizer, _warn_without_masks
@@ -340,3 +340,54 @@ def test_from_a_config_file(tmp_path):
 def test_a_config_without_one_recognizer_is_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         RegionRecognizer.from_config(config)
+
+
+class TestDetectorFusion:
+    """A detector's own class scores join before the ranker is asked."""
+
+    def test_the_shortlist_is_that_of_the_pool(self):
+        image, boxes = make_image(), make_boxes(6)
+        own = torch.rand(6, len(NAMES), generator=torch.Generator().manual_seed(1))
+        own[:, 20:] = torch.nan
+        plain = make_recognizer()(image, boxes)
+        pool = LogPool(weight=0.5, unknown=0.3)
+        joined = make_recognizer(detector_fusion=pool)(image, boxes, class_scores=own)
+        expected = pool(plain.shortlist, own.gather(1, plain.shortlist.category_ids))
+        assert torch.equal(joined.shortlist.category_ids, expected.category_ids)
+        assert torch.equal(joined.shortlist.probs, expected.probs)
+
+    def test_its_names_become_candidates_of_the_ranker(self):
+        image, boxes = make_image(), make_boxes(4)
+        last = make_recognizer()(image, boxes).shortlist.category_ids[:, -1]
+        own = torch.zeros(4, len(NAMES)).scatter(1, last[:, None], 1.0)
+        recognizer = make_recognizer(detector_fusion=LogPool(weight=0.999), ranker=FakeRanker(), num_candidates=3)
+        found = recognizer.with_vocabulary(NAMES)(image, boxes, class_scores=own)
+        assert torch.equal(found.shortlist.category_ids[:, 0], last)
+        assert (found.ranked_ids == last[:, None]).any(1).all()
+
+    def test_background_names_are_unknown_to_the_detector(self):
+        image, boxes = make_image(), make_boxes(4)
+        settings = {"memory": TextMemory(cache_dir=None), "background": ["sky", "grass"], "ranker": FakeRanker()}
+        own = torch.full((4, len(NAMES)), torch.nan)
+        plain = make_recognizer(**settings)(image, boxes)
+        joined = make_recognizer(detector_fusion=LogPool(weight=0.0001), **settings)(image, boxes, class_scores=own)
+        torch.testing.assert_close(joined.shortlist.probs, plain.shortlist.probs, atol=1e-3, rtol=0)
+
+    def test_batches_and_images_without_boxes(self):
+        own = torch.rand(3, len(NAMES))
+        recognizer = make_recognizer(detector_fusion=LogPool())
+        nothing = ImageRegions(make_image(), torch.zeros(0, 4))
+        some = ImageRegions(make_image(seed=1), make_boxes(3), class_scores=own)
+        first, second = recognizer.recognize([nothing, some])
+        assert len(first) == 0
+        assert_same(second, recognizer.recognize([some])[0])
+        assert torch.equal(some[torch.tensor([2])].class_scores, own[2:])
+
+    def test_scores_that_are_absent_or_do_not_fit(self):
+        recognizer = make_recognizer(detector_fusion=LogPool())
+        with pytest.raises(ConfigError, match="its 3 regions have no class_scores"):
+            recognizer(make_image(), make_boxes(3))
+        with pytest.raises(ConfigError, match=r"class_scores \(3, 2\) for 40 names"):
+            recognizer(make_image(), make_boxes(3), class_scores=torch.zeros(3, 2))
+        with pytest.raises(InvalidBoxError, match="3 boxes but 2 class_scores"):
+            recognizer(make_image(), make_boxes(3), class_scores=torch.zeros(2, 40))

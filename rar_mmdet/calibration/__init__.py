@@ -1,4 +1,4 @@
-"""Settings found on training images: the crop scale and the blur; a ranker's weight, temperature and margin."""
+"""Settings found on training images: crop scale and blur; weight, temperature and margin of a ranker; a detector's."""
 
 from rar_mmdet.calibration.annotated import AnnotatedRegions, find_regions
 from rar_mmdet.calibration.crops import Embedder, Scorer, sweep

@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         config.merge_from_dict(args.cfg_options)
     annotation_file, images = training_set(config, args.annotations, args.images)
     where, settings = find_recognizer(config, args.config)
-    overrides = {"vocabulary": str(annotation_file), "ranker": None, "ranker_cropper": None, "background": None}
+    parts = ("ranker", "ranker_cropper", "background", "detector_fusion")
+    overrides = {"vocabulary": str(annotation_file), **dict.fromkeys(parts)}
     recognizer = build_recognizer({**settings, **overrides}, where, default_emission=TopPairs())
     if isinstance(recognizer.encoder, RegionEncoder | MixedEncoder):
         raise ConfigError(

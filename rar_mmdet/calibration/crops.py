@@ -30,7 +30,18 @@ from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, NoBackgroun
 from rar_mmdet.regions.scale import box_areas
 from rar_mmdet.scoring import COCO, LVIS, Detections, GroundTruth, evaluate, limited_summary, lvis_summary
 
-__all__ = ["COLUMNS", "SCALES", "Embedder", "Picked", "Scorer", "best_policy", "check_policies", "improve", "sweep"]
+__all__ = [
+    "COLUMNS",
+    "SCALES",
+    "Embedder",
+    "Picked",
+    "ScoredImage",
+    "Scorer",
+    "best_policy",
+    "check_policies",
+    "improve",
+    "sweep",
+]
 
 SCALES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8)  # paper Table 11
 COLUMNS = ("AP", "APs", "APm", "APl")
@@ -125,6 +136,17 @@ class Picked:
         return torch.from_numpy(vectors)
 
 
+@dataclass(frozen=True)
+class ScoredImage:
+    """The boxes of one image and the score of each name: columns as in its shortlist."""
+
+    image: int  # row of the images
+    boxes_xyxy: Tensor  # (R, 4)
+    box_scores: Tensor  # (R,)
+    scores: Tensor  # (R, N) float32
+    labels: Tensor  # (R, N) int64
+
+
 class Scorer:
     """AP of embeddings: search, emit, evaluate, with every box given at score 1.
 
@@ -171,19 +193,27 @@ class Scorer:
         Args:
             named: for every image its number, and (R, N) scores and labels of its regions.
         """
-        parts = [self._detections(*one) for one in named]
+        return self.summary_of_found(map(self._given, named), self.emission)
+
+    def _given(self, named: tuple[int, Tensor, Tensor]) -> ScoredImage:
+        image, scores, labels = named
+        boxes = torch.from_numpy(self.regions.boxes_xyxy[self.regions.rows(image)])
+        return ScoredImage(image, boxes, torch.ones(len(boxes)), scores, labels)
+
+    def summary_of_found(self, found: Iterable[ScoredImage], emission: Emission) -> dict[str, float]:
+        """AP and what goes with it, in [0, 1], of boxes that need not be those of the annotations."""
+        parts = [self._detections(one, emission) for one in found]
         image_ids, category_ids, boxes, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         detections = Detections(image_ids, category_ids, boxes, scores)
         result = evaluate(self.truth, detections, self.protocol)
         return lvis_summary(result, self.truth) if self.protocol.federated else limited_summary(result)
 
-    def _detections(self, image: int, probs: Tensor, labels: Tensor) -> tuple[NDArray, ...]:
+    def _detections(self, found: ScoredImage, emission: Emission) -> tuple[NDArray, ...]:
         """Image ids, category ids, boxes x, y, width, height and scores of one image's detections."""
-        xyxy = self.regions.boxes_xyxy[self.regions.rows(image)]
-        emitted = self.emission.select(probs, labels, torch.from_numpy(xyxy).float(), torch.ones(len(xyxy)))
-        category_ids = self.category_ids[labels[emitted.region_ids, emitted.columns].numpy()]
-        image_ids = np.full(len(category_ids), self.regions.image_ids[image])
-        xyxy = xyxy[emitted.region_ids.numpy()]
+        emitted = emission.select(found.scores, found.labels, found.boxes_xyxy.float(), found.box_scores)
+        category_ids = self.category_ids[found.labels[emitted.region_ids, emitted.columns].numpy()]
+        image_ids = np.full(len(category_ids), self.regions.image_ids[found.image])
+        xyxy = found.boxes_xyxy.double().numpy()[emitted.region_ids.numpy()]
         xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
         return image_ids, category_ids, xywh, emitted.scores.double().numpy()
 

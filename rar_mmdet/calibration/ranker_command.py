@@ -57,6 +57,7 @@ def build(
     emission = build_component(settings.get("emission") or TopPairs(), f"{where}.emission", default_type="TopPairs")
     depth = max(emission.depth, int(settings.get("num_candidates", 5)))
     changed = {**settings, "vocabulary": str(annotation_file), "emission": AskAboutAll(depth)}
+    changed["detector_fusion"] = None  # annotated boxes have no scores of a detector
     ranker = build_component(settings.get("ranker"), f"{where}.ranker")
     if not isinstance(ranker, AskingRanker) or ranker.ask.wants == "text":
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from rar_mmdet.detectors.annotation_detector import AnnotationDetector
 from rar_mmdet.detectors.annotation_files import BoxFile, read_box_file
-from rar_mmdet.detectors.base import Detected, Detector, merge_boxes
+from rar_mmdet.detectors.base import Detected, Detector, class_scores, merge_boxes, rows_of_names
 from rar_mmdet.detectors.transformers_detector import TransformersDetector
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "Detected",
     "Detector",
     "TransformersDetector",
+    "class_scores",
     "merge_boxes",
     "read_box_file",
+    "rows_of_names",
 ]

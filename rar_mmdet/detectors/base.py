@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from rar_mmdet.errors import DetectionError
 from rar_mmdet.files.images import ImageSource
 from rar_mmdet.files.names import cleaned
 
-__all__ = ["Detected", "Detector", "class_scores", "merge_boxes", "rows_of_names"]
+__all__ = ["Detected", "Detector", "class_scores", "merge_boxes", "rows_of_names", "select_boxes"]
 
 
 def _no_ids() -> Tensor:
@@ -100,14 +101,7 @@ def merge_boxes(found: Detected, image_hw: tuple[int, int], *, iou: float, limit
         limit: boxes kept, the best ones.
         min_size: shortest side in pixels; 1 is what MMDetection asks of annotated boxes.
     """
-    height, width = image_hw
-    boxes = torch.minimum(found.boxes_xyxy.clamp_min(0), found.boxes_xyxy.new_tensor([width, height, width, height]))
-    large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(dim=1).nonzero()[:, 0]
-    order = large[found.scores[large].argsort(descending=True, stable=True)]
-    # torchvision sorts by itself and not stably; strictly descending stand-in scores keep our order of ties.
-    falling = torch.arange(len(order), 0, -1, dtype=torch.float64)
-    kept_places = nms(boxes[order].double(), falling, iou)[:limit]
-    kept = order[kept_places]
+    boxes, order, kept = select_boxes(found.boxes_xyxy, found.scores, image_hw, iou=iou, limit=limit, min_size=min_size)
     owner = _owners(boxes, order, kept, iou)[found.region_ids]
     taken = owner >= 0
     # The highest score of each (box, name): sort by pair, then reduce.
@@ -122,6 +116,31 @@ def merge_boxes(found: Detected, image_hw: tuple[int, int], *, iou: float, limit
         name_scores=torch.zeros(len(keys)).scatter_reduce(0, where, found.name_scores[taken].float(), "amax"),
         masks=None if found.masks is None else found.masks[kept],
     )
+
+
+def select_boxes(
+    boxes_xyxy: Tensor, scores: Tensor, image_hw: tuple[int, int], *, iou: float, limit: int, min_size: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class-agnostic NMS of the boxes that are large enough; equal scores keep their order.
+
+    Args:
+        boxes_xyxy: (P, 4) pixels of the photo.
+        scores: (P,).
+        image_hw, iou, limit, min_size: as `merge_boxes`.
+
+    Returns:
+        (P, 4) the boxes cut at the photo's border; (Q,) int64 rows of those that are large enough, best first; (R,)
+        int64 rows of those that are kept, best first.
+    """
+    height, width = image_hw
+    boxes = torch.minimum(boxes_xyxy.clamp_min(0), boxes_xyxy.new_tensor([width, height, width, height]))
+    # A box that is not finite fails the comparison as well.
+    large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(dim=1).nonzero()[:, 0]
+    order = large[scores[large].argsort(descending=True, stable=True)]
+    # torchvision sorts by itself and not stably; strictly descending stand-in scores keep our order of ties.
+    falling = torch.arange(len(order), 0, -1, dtype=torch.float64, device=boxes.device)
+    kept = order if iou >= 1 else order[nms(boxes[order].double(), falling, iou)]
+    return boxes, order, kept[:limit]
 
 
 def _owners(boxes: Tensor, order: Tensor, kept: Tensor, iou: float) -> Tensor:
@@ -139,13 +158,21 @@ def _owners(boxes: Tensor, order: Tensor, kept: Tensor, iou: float) -> Tensor:
 def rows_of_names(names: Sequence[str], category_names: Sequence[str]) -> dict[int, list[int]]:
     """Which categories of a vocabulary each of a detector's names is: those whose cleaned names are equal in any case.
 
-    Names of which the vocabulary knows nothing are absent; a name of several categories (LVIS has none, V3Det some)
-    belongs to each of them.
+    A name that is none is the category which has it with a qualifier, where there is one such: COCO's "car" is LVIS's
+    "car_(automobile)", and a "bow" is neither of its two. Names of which the vocabulary knows nothing are absent; a
+    name of several categories (LVIS has none, V3Det some) belongs to each of them.
+
+    >>> rows_of_names(["bow", "Fire hydrant", "car"], ["fire_hydrant", "bow_(weapon)", "bow_(tie)", "car_(automobile)"])
+    {1: [0], 2: [3]}
     """
     rows: dict[str, list[int]] = {}
+    short: dict[str, list[int]] = {}
     for row, name in enumerate(category_names):
         rows.setdefault(cleaned(name).casefold(), []).append(row)
-    found = {i: rows.get(cleaned(name).casefold(), []) for i, name in enumerate(names)}
+        if (plain := re.sub(r"\([^()]*\)", "", name)) != name:
+            short.setdefault(cleaned(plain).casefold(), []).append(row)
+    keys = [cleaned(name).casefold() for name in names]
+    found = {i: rows.get(key) or (short[key] if len(short.get(key, [])) == 1 else []) for i, key in enumerate(keys)}
     return {i: categories for i, categories in found.items() if categories}
 
 

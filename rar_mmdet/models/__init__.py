@@ -2,11 +2,11 @@
 
 import rar_mmdet.registry  # noqa: F401  # first: it checks that MMDetection can be used here
 from rar_mmdet.components import build_component, build_recognizer
+from rar_mmdet.detectors.selection import RegionSelection
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.models.checkpoint_classes import allow_runner_checkpoints
 from rar_mmdet.models.detectors import ProposalRecognizer, RARDetector
 from rar_mmdet.models.recognition_branch import RecognitionBranch
-from rar_mmdet.models.region_selection import RegionSelection
 from rar_mmdet.models.roi_heads import RARCascadeRoIHead, RARRoIHead
 from rar_mmdet.models.test_time_augmentation import RecognitionTTAModel
 from rar_mmdet.models.wrapped_config import answer_for_the_backbone

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from mmdet.structures.bbox import bbox_flip
 from torch import Tensor
 
@@ -117,12 +116,6 @@ class ImageFrame:
             )
         flipped = [axis for axis, mirrored in ((-1, self.mirrored_wh[0]), (-2, self.mirrored_wh[1])) if mirrored]
         return masks.flip(flipped) if flipped else masks
-
-    def clip(self, boxes_xyxy: Tensor) -> Tensor:
-        """(R, 4) boxes, *original*, cut at the borders of the image."""
-        height, width = self.original_hw
-        upper = torch.tensor([width, height, width, height], device=boxes_xyxy.device, dtype=boxes_xyxy.dtype)
-        return torch.minimum(boxes_xyxy.clamp_min(0), upper)
 
     @property
     def _signed_scale_wh(self) -> tuple[float, float]:

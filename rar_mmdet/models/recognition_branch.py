@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +51,7 @@ class RecognitionBranch:
         *,
         rescale: bool,
         device: torch.device,
+        class_scores: Sequence[Tensor] | None = None,
     ) -> list[InstanceData]:
         """Recognise the boxes of a batch and write `recognition` on its data samples.
 
@@ -62,12 +64,13 @@ class RecognitionBranch:
             box_scores: B times (R_b,) or `None` for given boxes.
             rescale: detections in original pixels; else in those of the network input.
             device: where encoder and ranker run.
+            class_scores: B times (R_b, C), see `ImageRegions`.
 
         Returns:
             B times the fields of `to_instances`.
         """
         frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in samples]
-        recognitions = self.recognize(samples, boxes_xyxy, box_scores, device)
+        recognitions = self.recognize(samples, boxes_xyxy, box_scores, device, class_scores)
         for sample in samples:
             if rescale and sample.metainfo.get("flip"):
                 sample.set_metainfo({"flip": False, "flip_direction": None})
@@ -82,14 +85,16 @@ class RecognitionBranch:
         boxes_xyxy: Sequence[Tensor],
         box_scores: Sequence[Tensor] | None,
         device: torch.device,
+        class_scores: Sequence[Tensor] | None = None,
     ) -> list[Recognition]:
         """As `predict`, but the whole `Recognition` of each image."""
         if self.recognizer.device != device:
             self.recognizer.to(device)
         scores: Sequence[Tensor | None] = [None] * len(samples) if box_scores is None else box_scores
+        classes: Sequence[Tensor | None] = [None] * len(samples) if class_scores is None else class_scores
         batch = [
-            self._regions(sample, boxes, image_scores, device)
-            for sample, boxes, image_scores in zip(samples, boxes_xyxy, scores, strict=True)
+            replace(self._regions(sample, boxes, image_scores, device), class_scores=image_classes)
+            for sample, boxes, image_scores, image_classes in zip(samples, boxes_xyxy, scores, classes, strict=True)
         ]
         recognitions = self.recognizer.recognize(batch)
         for sample, recognition in zip(samples, recognitions, strict=True):

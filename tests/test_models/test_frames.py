@@ -34,7 +34,3 @@ def test_absent_metainfo_means_identity():
 
 def test_no_boxes():
     assert frame(flip="horizontal").to_original(torch.zeros(0, 4)).shape == (0, 4)
-
-
-def test_clip_cuts_at_the_border():
-    assert frame().clip(torch.tensor([[-5.0, -1.0, 100.0, 59.0]])).tolist() == [[0.0, 0.0, 80.0, 59.0]]

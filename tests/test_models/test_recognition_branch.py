@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from torchvision.ops import box_iou
 
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, ImageReadError, InvalidBoxError
 from rar_mmdet.files.vocabulary import vocabulary_hash
-from rar_mmdet.models import RecognitionBranch, RegionSelection
+from rar_mmdet.models import RecognitionBranch
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image
 from rar_mmdet.models.testing import fake_recognizer, make_batch, write_lvis_world
@@ -20,39 +19,6 @@ FRAME = ImageFrame.from_metainfo({"ori_shape": (60, 80)})
 
 def branch(**changes):
     return RecognitionBranch(fake_recognizer(NAMES, **changes), where="recognizer", default_emission=TopPairs())
-
-
-class TestSelection:
-    def test_nms_leaves_no_overlap_and_keeps_the_best(self):
-        boxes, scores = make_boxes(200), torch.rand(200)
-        kept, rows = RegionSelection(nms_iou=0.4)(boxes, scores, FRAME)
-        assert torch.equal(kept, boxes[rows])
-        overlaps = box_iou(kept, kept).fill_diagonal_(0)
-        assert overlaps.max() <= 0.4
-        assert rows[0] == scores.argmax()
-        assert (scores[rows].diff() <= 0).all()
-
-    def test_equal_scores_keep_their_order(self):
-        _, rows = RegionSelection(max_regions=5)(make_boxes(9), torch.ones(9), FRAME)
-        assert rows.tolist() == [0, 1, 2, 3, 4]
-
-    def test_boxes_are_cut_at_the_border_and_small_ones_dropped(self):
-        boxes = torch.tensor(
-            [[-10.0, 5, 10, 20], [5, 5, 5.5, 20], [90, 5, 99, 20], [float("nan"), 0, 5, 5], [0, 0, float("inf"), 5]]
-        )
-        kept, rows = RegionSelection()(boxes, torch.ones(5), FRAME)
-        assert rows.tolist() == [0, 4]
-        assert kept.tolist() == [[0, 5, 10, 20], [0, 0, 80, 5]]
-
-    def test_no_boxes(self):
-        kept, rows = RegionSelection(nms_iou=0.5)(torch.zeros(0, 4), torch.zeros(0), FRAME)
-        assert kept.shape == (0, 4)
-        assert rows.shape == (0,)
-
-    @pytest.mark.parametrize("key", ["max_regions", "nms_iou", "min_size"])
-    def test_bad_values(self, key):
-        with pytest.raises(ConfigError, match=key):
-            RegionSelection(**{key: 0})
 
 
 class TestPixels:

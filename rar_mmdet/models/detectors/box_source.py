@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from rar_mmdet.components import build_component
+from rar_mmdet.detectors import class_scores
 from rar_mmdet.errors import InferenceOnlyError
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.pixels import original_image
@@ -40,6 +41,7 @@ class BoxSourceDetector(BaseDetector):
         super().__init__(data_preprocessor=data_preprocessor or {"type": "mmengine.BaseDataPreprocessor"})
         self.source = build_component(source, "model.detector")
         self.backend_args = backend_args
+        self.gives_class_scores = False  # many numbers, for those who ask
         self.placeholder = PlaceholderParameter()
 
     def predict(self, batch_inputs: Any, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
@@ -53,6 +55,7 @@ class BoxSourceDetector(BaseDetector):
         Returns:
             The data samples with `pred_instances`: `bboxes`, `scores`, `labels` (rows of the detector's own names, 0
             where it tells no classes apart) and, where it gives masks, `masks`; frames as in MMDetection's detectors.
+            With `gives_class_scores` also `class_scores` (R, V), 0 where a name has none.
         """
         device = self.placeholder.device
         if hasattr(self.source, "load"):
@@ -65,6 +68,8 @@ class BoxSourceDetector(BaseDetector):
             # The inverse of what is asked of detectors' boxes: flipped where the photo was, or in the input's frame.
             boxes = frame.to_detector(found.boxes_xyxy) if rescale else frame.to_input(found.boxes_xyxy)
             fields = {"bboxes": boxes, "scores": found.scores, "labels": found.label_ids.clamp_min(0)}
+            if self.gives_class_scores:
+                fields["class_scores"] = class_scores(found, found.names, {i: [i] for i in range(len(found.names))})
             if found.masks is not None:
                 fields["masks"] = frame.masks_from_detector(found.masks)  # flips are their own inverse
             results.append(InstanceData(**{key: value.to(device) for key, value in fields.items()}))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.models.language_models import BertModel
 from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.structures import InstanceData
 from torch import Tensor
 
-from rar_mmdet.emission import TopPairs
+from rar_mmdet.detectors import Detected, class_scores, rows_of_names
+from rar_mmdet.detectors.selection import FOUND_SELECTION, RegionSelection
+from rar_mmdet.emission import FOUND_BOXES
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
+from rar_mmdet.files import read_vocabulary
+from rar_mmdet.files.names import shown
 from rar_mmdet.models.dataset_meta import VocabularyMeta
+from rar_mmdet.models.detectors.box_source import BoxSourceDetector
 from rar_mmdet.models.frames import ImageFrame
 from rar_mmdet.models.placeholder import PlaceholderParameter
 from rar_mmdet.models.recognition_branch import RecognitionBranch
-from rar_mmdet.models.region_selection import RegionSelection
 from rar_mmdet.models.weights_check import WeightsCheck
 from rar_mmdet.registry import MODELS
 
@@ -65,6 +71,8 @@ class RARDetector(BaseDetector):
             the same object is often predicted under several of the detector's classes).
         text_prompt: what a text-conditioned detector (Grounding DINO, GLIP) is asked to find, phrases separated by
             ' . ', such as "object . animal . thing ."; its labels are not used.
+        detector_names: where the recogniser has a `detector_fusion`, the names of a MMDetection detector's labels, in
+            their order: names, a names file or an annotation file. A detector of `rar_mmdet.detectors` knows its own.
         backend_args: MMEngine file backend for images that were not packed.
     """
 
@@ -75,6 +83,7 @@ class RARDetector(BaseDetector):
         recognizer: Any,
         selection: dict | None = None,
         text_prompt: str | None = None,
+        detector_names: Any = None,
         data_preprocessor: dict | None = None,
         backend_args: dict | None = None,
     ) -> None:
@@ -92,10 +101,20 @@ class RARDetector(BaseDetector):
         self.branch = RecognitionBranch(
             recognizer,
             where="model.recognizer",
-            default_emission=TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5),
+            default_emission=FOUND_BOXES,
             backend_args=backend_args,
         )
-        self.selection = RegionSelection.from_config(selection, "model.selection", max_regions=300, nms_iou=0.7)
+        self.selection = RegionSelection.from_config(selection, "model.selection", **FOUND_SELECTION)
+        self._names = None if detector_names is None else tuple(read_vocabulary(detector_names, backend_args))
+        self._rows: dict[int, list[int]] | None = None
+        self._joins_scores = self.branch.recognizer.detector_fusion is not None
+        if self._joins_scores and isinstance(inner, BoxSourceDetector):
+            inner.gives_class_scores = True
+        elif self._joins_scores and self._names is None:
+            raise ConfigError(
+                "model.recognizer.detector_fusion needs the names of the detector's labels: give model.detector_names, "
+                "such as the annotation file it was trained on"
+            )
         self.placeholder = PlaceholderParameter()
         self._register_load_state_dict_pre_hook(self._add_prefix)
         self._weights = WeightsCheck(self)
@@ -138,21 +157,56 @@ class RARDetector(BaseDetector):
                 sample.set_metainfo({"text": self.text_prompt, "custom_entities": True})
         batch_data_samples = self.detector.predict(batch_inputs, batch_data_samples, rescale=True)
         frames = [ImageFrame.from_metainfo(sample.metainfo) for sample in batch_data_samples]
-        boxes, scores, sources = [], [], []
+        boxes, scores, sources, classes = [], [], [], []
         for sample, frame in zip(batch_data_samples, frames, strict=True):
             found = sample.pred_instances
-            selected, rows = self.selection(frame.from_detector(found.bboxes), found.scores, frame)
+            everywhere = frame.from_detector(found.bboxes)
+            selected, rows = self.selection(everywhere, found.scores, frame.original_hw)
             boxes.append(selected)
             scores.append(found.scores[rows])
             sources.append(rows)
+            if self._joins_scores:
+                classes.append(self._class_scores(found, everywhere, frame))
         results = self.branch.predict(
-            batch_data_samples, boxes, scores, rescale=rescale, device=self.placeholder.device
+            batch_data_samples,
+            boxes,
+            scores,
+            rescale=rescale,
+            device=self.placeholder.device,
+            class_scores=classes if self._joins_scores else None,
         )
         for sample, result, frame, rows in zip(batch_data_samples, results, frames, sources, strict=True):
             if "masks" in sample.pred_instances and rescale:
                 masks = frame.masks_from_detector(sample.pred_instances.masks)
                 result.masks = masks[rows[result.region_ids]]
         return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _class_scores(self, found: InstanceData, boxes_xyxy: Tensor, frame: ImageFrame) -> Tensor:
+        """(R, C) the detector's own scores of the vocabulary's names, for the boxes that `selection` keeps."""
+        if "class_scores" in found:
+            names, own = self.detector.source.names, found.class_scores.cpu()
+            region_ids, name_ids = own.nonzero(as_tuple=True)
+            name_scores = own[region_ids, name_ids]
+        else:  # a box for each class
+            assert self._names is not None
+            names, name_ids, name_scores = self._names, found.labels.cpu(), found.scores.cpu()
+            region_ids = torch.arange(len(name_ids))
+            if len(name_ids) and int(name_ids.max()) >= len(names):
+                raise ConfigError(
+                    f"model.detector_names has {len(names)} names, and the detector found label {int(name_ids.max())}; "
+                    "give the names of all its labels in their order"
+                )
+        vocabulary = self.branch.recognizer.category_names
+        if self._rows is None:
+            self._rows = rows_of_names(names, vocabulary)
+            if not self._rows:
+                raise ConfigError(
+                    f"none of the detector's {len(names)} names ({shown(names)}) is one of the vocabulary's "
+                    f"{len(vocabulary)}, so model.recognizer.detector_fusion has nothing to join; leave it out"
+                )
+        detected = Detected(boxes_xyxy.cpu(), found.scores.cpu(), names, region_ids, name_ids, name_scores)
+        merged = self.selection.merge(detected, frame.original_hw)
+        return class_scores(merged, vocabulary, self._rows)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
         """Refuse: RAR is training-free."""

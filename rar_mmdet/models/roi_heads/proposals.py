@@ -105,7 +105,7 @@ def recognise_proposals(
     boxes, scores = [], []
     for boxes_input, proposals, frame in zip(refined, rpn_results_list, frames, strict=True):
         objectness = proposals.get("scores", boxes_input.new_ones(len(boxes_input)))
-        selected, rows = head.selection(frame.to_original(boxes_input), objectness, frame)
+        selected, rows = head.selection(frame.to_original(boxes_input), objectness, frame.original_hw)
         boxes.append(selected)
         scores.append(objectness[rows])
     device = head.placeholder.device

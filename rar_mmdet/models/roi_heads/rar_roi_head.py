@@ -11,11 +11,11 @@ from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from rar_mmdet.emission import TopPairs
+from rar_mmdet.detectors.selection import RegionSelection
+from rar_mmdet.emission import FOUND_BOXES
 from rar_mmdet.errors import InferenceOnlyError
 from rar_mmdet.models.placeholder import PlaceholderParameter
 from rar_mmdet.models.recognition_branch import RecognitionBranch
-from rar_mmdet.models.region_selection import RegionSelection
 from rar_mmdet.models.roi_heads.proposals import (
     drop_classification,
     recognise_proposals,
@@ -27,8 +27,6 @@ from rar_mmdet.registry import MODELS
 
 __all__ = ["RARCascadeRoIHead", "RARRoIHead"]
 
-# (s * objectness)^0.5 and per-class NMS 0.5, as RegionCLIP and Detic do; 300 detections is what LVIS scores.
-_EMISSION = TopPairs(max_per_image=300, box_score_weight=0.5, nms_iou=0.5)
 _WHERE = "model.roi_head"
 _NO_TRAINING = (
     "is inference only: RAR needs no training. Train the detector with its stock RoI head and load that checkpoint here"
@@ -82,7 +80,7 @@ class RARRoIHead(StandardRoIHead):
             init_cfg=init_cfg,
         )
         self.branch = RecognitionBranch(
-            recognizer, where=f"{_WHERE}.recognizer", default_emission=_EMISSION, backend_args=backend_args
+            recognizer, where=f"{_WHERE}.recognizer", default_emission=FOUND_BOXES, backend_args=backend_args
         )
         self.selection = RegionSelection.from_config(selection, f"{_WHERE}.selection")
         self.box_refinement = box_refinement
@@ -162,7 +160,7 @@ class RARCascadeRoIHead(CascadeRoIHead):
             init_cfg=init_cfg,
         )
         self.branch = RecognitionBranch(
-            recognizer, where=f"{_WHERE}.recognizer", default_emission=_EMISSION, backend_args=backend_args
+            recognizer, where=f"{_WHERE}.recognizer", default_emission=FOUND_BOXES, backend_args=backend_args
         )
         self.selection = RegionSelection.from_config(selection, f"{_WHERE}.selection")
         self.box_refinement = box_refinement

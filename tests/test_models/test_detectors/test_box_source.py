@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
 
-from rar_mmdet.detectors import AnnotationDetector, TransformersDetector
+from rar_mmdet.detectors import AnnotationDetector, TransformersDetector, class_scores
+from rar_mmdet.detectors.selection import RegionSelection
 from rar_mmdet.errors import ConfigError, InferenceOnlyError
 from rar_mmdet.models.frames import ImageFrame
-from rar_mmdet.models.region_selection import RegionSelection
-from rar_mmdet.models.testing import fake_recognizer, make_batch
+from rar_mmdet.models.testing import fake_recognizer, make_batch, stock_model
 from rar_mmdet.structures import ImageRegions
 
 NAMES = [f"thing {i}" for i in range(15)]
@@ -37,7 +38,7 @@ def source(folder, **changes):
 
 def model_of(detector, **changes):
     return MODELS.build(
-        {"type": "rar_mmdet.RARDetector", "detector": detector, "recognizer": fake_recognizer(NAMES), **changes}
+        {"type": "rar_mmdet.RARDetector", "detector": detector, "recognizer": fake_recognizer(NAMES)} | changes
     ).eval()
 
 
@@ -50,8 +51,7 @@ def test_both_faces_give_identical_recognitions(folder):
     found = TransformersDetector(model=folder, score_threshold=0.0).detect(photos)
     select = RegionSelection(max_regions=300, nms_iou=0.7)
     for photo, one, sample in zip(photos, found, samples, strict=True):
-        frame = ImageFrame.from_metainfo({"ori_shape": photo.shape[:2]})
-        boxes, rows = select(one.boxes_xyxy, one.scores, frame)
+        boxes, rows = select(one.boxes_xyxy, one.scores, photo.shape[:2])
         assert torch.equal(boxes, one.boxes_xyxy)  # merged already: the same settings choose the same boxes
         expected = model.branch.recognizer.recognize([ImageRegions(photo, boxes, one.scores[rows])])[0]
         assert torch.equal(sample.pred_instances.scores, expected.scores)
@@ -120,3 +120,56 @@ def test_it_says_nothing_of_a_missing_checkpoint(folder, capsys):
     assert model._weights.loaded
     assert not any(key.startswith("detector.source") for key in model.state_dict())
     assert np.isfinite(len(model.state_dict()))
+
+
+VOCABULARY = ["Dog", "zebra", "cat_(animal)", "bow", "cup"]  # the detector's: cat, dog, red star
+
+
+def test_both_faces_join_the_detectors_own_scores(folder):
+    pool = {"type": "LogPool", "weight": 0.7, "unknown": 0.05}
+    recognizer = fake_recognizer(VOCABULARY, detector_fusion=pool)
+    model = model_of(source(folder), recognizer=recognizer, selection={"max_regions": 6, "nms_iou": 0.3})
+    batch = make_batch(IMAGE_HWS, INPUT_HWS)
+    photos = [sample.ori_img.numpy().copy() for sample in batch["data_samples"]]
+    with torch.no_grad():
+        samples = model.test_step(batch)
+    plain = model_of(source(folder), recognizer=fake_recognizer(VOCABULARY)).branch.recognizer
+    everything = TransformersDetector(model=folder, score_threshold=0.0).detect(photos)
+    for photo, one, sample in zip(photos, everything, samples, strict=True):
+        found = RegionSelection(max_regions=6, nms_iou=0.3).merge(one, photo.shape[:2])
+        own = class_scores(found, VOCABULARY)
+        assert own.isnan().all(dim=0).tolist() == [False, True, False, True, True]
+        expected = model.branch.recognizer.recognize(
+            [ImageRegions(photo, found.boxes_xyxy, found.scores, class_scores=own)]
+        )[0]
+        assert torch.equal(sample.pred_instances.scores, expected.scores)
+        assert torch.equal(sample.pred_instances.labels, expected.category_ids)
+        without = plain.recognize([ImageRegions(photo, found.boxes_xyxy, found.scores)])[0]
+        assert not torch.equal(expected.shortlist.probs, without.shortlist.probs)
+        assert "class_scores" not in sample.pred_instances
+
+
+def test_labels_of_mmdetections_detectors_join_by_their_names():
+    recognizer = fake_recognizer(VOCABULARY, detector_fusion={"type": "LogPool", "weight": 0.5})
+    retinanet = stock_model("retinanet/retinanet_r50_fpn_1x_coco.py")
+    model = model_of(retinanet, recognizer=recognizer, detector_names=["cat", "sky", "dog"])
+    found = InstanceData(
+        bboxes=torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [30, 30, 50, 50]]),
+        scores=torch.tensor([0.9, 0.6, 0.5]),
+        labels=torch.tensor([0, 2, 1]),
+    )
+    frame = ImageFrame.from_metainfo({"ori_shape": (60, 80)})
+    own = model._class_scores(found, found.bboxes, frame)
+    expected = torch.tensor([[0.6, torch.nan, 0.9, torch.nan, torch.nan], [0, torch.nan, 0, torch.nan, torch.nan]])
+    torch.testing.assert_close(own, expected, equal_nan=True)
+    found.labels[0] = 7
+    with pytest.raises(ConfigError, match="detector_names has 3 names, and the detector found label 7"):
+        model._class_scores(found, found.bboxes, frame)
+
+
+def test_scores_that_cannot_join_are_refused(folder):
+    recognizer = fake_recognizer(["sky", "sea"], detector_fusion={"type": "LogPool"})
+    with pytest.raises(ConfigError, match=r"none of the detector's 3 names \(cat, dog, red star\)"):
+        model_of(source(folder), recognizer=recognizer).test_step(make_batch(IMAGE_HWS, INPUT_HWS))
+    with pytest.raises(ConfigError, match=r"needs the names of the detector's labels: give model.detector_names"):
+        model_of(stock_model("retinanet/retinanet_r50_fpn_1x_coco.py"), recognizer=recognizer)

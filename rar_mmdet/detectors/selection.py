@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision.ops import nms
 
+from rar_mmdet.detectors.base import Detected, merge_boxes, select_boxes
 from rar_mmdet.errors import ConfigError
-from rar_mmdet.models.frames import ImageFrame
 
-__all__ = ["RegionSelection"]
+__all__ = ["FOUND_SELECTION", "RegionSelection"]
+
+# Of the boxes of a whole detector, by default (ours: the same object is often found under several of its classes).
+FOUND_SELECTION = {"max_regions": 300, "nms_iou": 0.7}
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,20 @@ class RegionSelection:
         except TypeError as error:
             raise ConfigError(f"{where}: {error}. Its keys: max_regions, nms_iou, min_size") from error
 
-    def __call__(self, boxes_xyxy: Tensor, box_scores: Tensor, frame: ImageFrame) -> tuple[Tensor, Tensor]:
+    def __call__(self, boxes_xyxy: Tensor, box_scores: Tensor, image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Select among boxes (P, 4) in original pixels with scores (P,).
 
         Returns:
             (R, 4) boxes cut at the image's border, best first; their (R,) int64 rows among the P.
         """
-        boxes_xyxy = frame.clip(boxes_xyxy)
-        # A box that is not finite fails the comparison as well.
-        large = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= self.min_size).all(dim=1).nonzero()[:, 0]
-        rows = large[box_scores[large].sort(descending=True, stable=True).indices]
-        if self.nms_iou is not None and len(rows):
-            # Stand-in scores keep our order of ties; torchvision does not sort stably.
-            order = torch.arange(len(rows), 0, -1, device=rows.device).float()
-            rows = rows[nms(boxes_xyxy[rows], order, self.nms_iou)]
-        rows = rows[: self.max_regions]
-        return boxes_xyxy[rows], rows
+        boxes, _, rows = select_boxes(boxes_xyxy, box_scores, image_hw, **self._settings)
+        return boxes[rows], rows
+
+    def merge(self, found: Detected, image_hw: tuple[int, int]) -> Detected:
+        """The same boxes, each with the names of those that it stands for; see `merge_boxes`."""
+        return merge_boxes(found, image_hw, **self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        iou = 1.0 if self.nms_iou is None else self.nms_iou
+        return {"iou": iou, "limit": self.max_regions, "min_size": self.min_size}

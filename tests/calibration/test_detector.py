@@ -1,0 +1,166 @@
+"""How a detector's own scores join: the fit finds what the truth was drawn with; the command, with a tiny detector."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from scipy.optimize import minimize
+from skimage import data
+
+from rar_mmdet.calibration.detector import FoundRegions, fit_pool, with_box_weight
+from rar_mmdet.calibration.detector_command import WEIGHTS
+from rar_mmdet.cli import main as command_line
+from rar_mmdet.detectors import TransformersDetector
+from rar_mmdet.emission import TopPairs
+from rar_mmdet.errors import ConfigError, RarError
+from rar_mmdet.fusion import LogPool
+from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.testing import make_boxes, make_shortlist
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["Cat", "dog", "blue cup", "never seen", "bow"]
+
+
+def drawn_world(pool, num=4000, depth=12, seed=0):
+    """Boxes whose truth is drawn from the pool of retrieval and detector."""
+    generator = torch.Generator().manual_seed(seed)
+    shortlist = make_shortlist(num, depth, num_categories=20, seed=seed)
+    own = torch.rand(num, depth, generator=generator) ** 3
+    own[shortlist.category_ids % 2 == 0] = torch.nan
+    pooled = pool(shortlist, own)
+    column = torch.multinomial(pooled.probs, 1, generator=generator)
+    truth = pooled.category_ids.gather(1, column)[:, 0]
+    truth[::10] = -1  # covers nothing
+    return FoundRegions(
+        np.array([0, num // 2, num]),
+        make_boxes(num),
+        torch.rand(num, generator=generator),
+        truth,
+        shortlist.category_ids.numpy().astype(np.int32),
+        shortlist.probs.numpy(),
+        own.numpy(),
+    )
+
+
+@pytest.mark.parametrize("true", [LogPool(0.6, 0.2), LogPool(0.3, 0.02)], ids=str)
+def test_the_fit_finds_what_the_truth_was_drawn_with(true):
+    found = drawn_world(true)
+    pool, result = fit_pool(found)
+    assert pool.weight == pytest.approx(true.weight, abs=0.06)
+    assert pool.unknown == pytest.approx(true.unknown, rel=0.35)
+    assert result["nll_pooled"] < result["nll_retrieval"]
+    assert result["top1_pooled"] > result["top1_retrieval"]
+    assert (result["boxes"], result["covering"]) == (4000, 3600)
+    again = list(found.pooled(pool))
+    assert sum(len(one.boxes_xyxy) for one in again) == 4000
+    assert torch.equal(next(found.pooled(None)).scores, torch.from_numpy(found.probs[:2000]))
+
+
+def test_the_fit_is_as_likely_as_what_a_general_optimiser_finds():
+    found = drawn_world(LogPool(0.45, 0.1), num=600, seed=3)
+    rows = np.flatnonzero(found.truth.numpy() >= 0)
+    shortlist, own = found.shortlist(rows)
+    target = (shortlist.category_ids == found.truth[torch.from_numpy(rows)][:, None]).float().argmax(1)
+
+    def loss(x):
+        logits = (1 - x[0]) * shortlist.probs.double().log() + x[0] * LogPool(0.5, float(np.exp(x[1]))).log_scores(own)
+        return -torch.log_softmax(logits, 1).gather(1, target[:, None]).mean().item()
+
+    best = minimize(loss, [0.5, -1.0], bounds=[(0, 1), (np.log(1e-4), 0)], method="L-BFGS-B")
+    _, result = fit_pool(found)
+    assert result["nll_pooled"] == pytest.approx(best.fun, abs=1e-4)
+
+
+def test_boxes_that_cover_nothing_teach_nothing():
+    found = drawn_world(LogPool(), num=40)
+    found.truth[:] = -1
+    with pytest.raises(RarError, match="of 40 boxes that the detector found 0 cover an annotated object"):
+        fit_pool(found)
+
+
+def test_an_emission_without_box_scores_is_refused():
+    assert with_box_weight(TopPairs(), 0.3) == TopPairs(box_score_weight=0.3)
+    with pytest.raises(ConfigError, match="int has no box_score_weight"):
+        with_box_weight(1, 0.3)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny random detector of cats, dogs and red stars, photos annotated with some of what it finds, and a config."""
+    root = tmp_path_factory.mktemp("world")
+    path = ROOT / "tests" / "detectors" / "tiny_detectors.py"
+    spec = importlib.util.spec_from_file_location("tiny_detectors", path)
+    module = sys.modules["tiny_detectors"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_detector(root / "detector", "rt_detr")
+    detector = TransformersDetector(model=str(root / "detector"), score_threshold=0.0)
+    images, annotations = [], []
+    for i, photo in enumerate((data.coffee()[:200, :320], data.chelsea()[:200, :320])):
+        Image.fromarray(photo).save(root / f"{i}.png")
+        images.append({"id": 7 + i, "file_name": f"{i}.png", "height": 200, "width": 320})
+        found = detector.detect([photo])[0]
+        for box, label in zip(found.boxes_xyxy[:6].tolist(), found.label_ids[:6].tolist(), strict=True):
+            x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+            one = {"id": len(annotations) + 1, "image_id": 7 + i, "category_id": 1 + label % 2, "bbox": [x, y, w, h]}
+            annotations.append(one | {"area": w * h, "iscrowd": 0})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
+    file = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "ann_calib.json").write_text(json.dumps(file))
+    recognizer = {
+        "vocabulary": str(root / "ann_test.json"),
+        "cropper": {"type": "RegionCropper", "size": 32},
+        "encoder": {"type": "rar_mmdet.testing.FakeEncoder"},
+        "memory": {"type": "TextMemory", "cache_dir": str(root / "cache")},
+        "ranker": {"type": "TransformersRanker", "model": "not/here"},
+    }
+    model = {
+        "type": "rar_mmdet.RARDetector",
+        "detector": {"type": "rar_mmdet.TransformersDetector", "model": str(root / "detector"), "score_threshold": 0.0},
+        "recognizer": recognizer,
+    }
+    dataset = {"data_root": str(root), "ann_file": "ann_test.json"}
+    Config({"model": model, "test_dataloader": {"dataset": dataset}}).dump(str(root / "config.py"))
+    return root
+
+
+def calibrate(world, out, *more):
+    return command_line(["calibrate", "detector", str(world / "config.py"), "--out", str(out), *more])
+
+
+def test_from_config_to_config(world, tmp_path, capsys):
+    assert calibrate(world, tmp_path / "out") == 0
+    result = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert result["covering"] >= result["used"] > 0
+    assert result["known_truth"] == 1
+    assert result["nll_pooled"] <= result["nll_retrieval"] + 1e-9
+    assert [len(curve) for curve in result["AP_over_box_weight"].values()] == [len(WEIGHTS)] * 2
+    assert result["AP_after"] == max(result["AP_over_box_weight"]["pooled"])
+    assert result["AP_before"] == result["AP_over_box_weight"]["retrieval"][WEIGHTS.index(0.5)]
+    assert (tmp_path / "out" / "ap_over_box_weight.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list((tmp_path / "out").rglob("*.npy"))
+    printed = capsys.readouterr().out
+    assert "as the config is" in printed
+    best = RegionRecognizer.from_config(tmp_path / "out" / "best_detector_fusion.py", vocabulary=NAMES)
+    assert best.detector_fusion == LogPool(result["weight"], result["unknown"])
+    assert best.emission == TopPairs(300, result["box_score_weight"], 0.5)
+    assert best.ranker is not None  # the rest is the config's
+
+
+def test_what_cannot_be_calibrated_is_said(world, tmp_path, capsys):
+    other = "model.detector.type=rar_mmdet.AnnotationDetector"
+    assert calibrate(world, tmp_path, "--cfg-options", other) == 2
+    assert "calibrate detector runs without MMDetection and needs" in capsys.readouterr().err
+    assert calibrate(world, tmp_path, "--cfg-options", "model.detector.model=nobody/nothing") == 2
+    assert "hf download nobody/nothing" in capsys.readouterr().err
+    file = json.loads((world / "ann_calib.json").read_text())
+    for category in file["categories"]:
+        category["name"] = f"thing {category['id']}"
+    (tmp_path / "things.json").write_text(json.dumps(file))
+    assert calibrate(world, tmp_path, "--annotations", str(tmp_path / "things.json")) == 2
+    assert "none of the detector's 3 names (cat, dog, red star) is one of the vocabulary's 5" in capsys.readouterr().err
