@@ -7,7 +7,7 @@ It stands in for RT-DETR, D-FINE or LLMDet where no weights can be downloaded, a
 training photos is an "object", so that names are the recogniser's business. Trained on the train split of the world
 alone (400 photos, mirrored and cut at random). A killed run goes on where its last state stands.
 
-    python demo/train_detector.py --names f --start demo/weights/detector --steps 2000 --out work_dirs/named_detector
+    python demo/train_detector.py --names f --start demo/weights/detector --lr 3e-4 --out work_dirs/named_detector
 
 trains one that also knows the names of the frequent classes, as a detector of LVIS or COCO knows some names of a large
 vocabulary; whatever else there is stays an "object".
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 from tqdm import tqdm
 from training import load_checkpoint, save_checkpoint, write_json
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
@@ -134,16 +134,17 @@ def device_of(model: nn.Module) -> torch.device:
 def recall_at(
     model: nn.Module, processor: RTDetrImageProcessor, photos: np.ndarray, boxes: list[np.ndarray], limit: int = 100
 ) -> dict[str, float]:
-    """Recall of the ``limit`` best boxes per photo: averaged over IoU .50:.05:.95, at IoU .5, and by COCO area."""
+    """Recall of the ``limit`` best boxes per photo, whatever their class: over IoU .50:.05:.95, at IoU .5, by COCO area."""
     model.eval()
     best, area = [], []
     for start in range(0, len(photos), 8):
         batch = list(photos[start : start + 8])
         output = model(**processor(batch, return_tensors="pt").to(device_of(model)))
-        found = processor.post_process_object_detection(output, 0.0, [photo.shape[:2] for photo in batch])
-        for one, truth in zip(found, boxes[start : start + 8], strict=True):
-            order = one["scores"].argsort(descending=True)[:limit]
-            ious = box_iou(torch.from_numpy(truth), one["boxes"][order].cpu())
+        order = output.logits.amax(-1).argsort(descending=True)[:, :limit]
+        shares = box_convert(output.pred_boxes.gather(1, order[..., None].expand(-1, -1, 4)), "cxcywh", "xyxy").cpu()
+        for photo, one, truth in zip(batch, shares, boxes[start : start + 8], strict=True):
+            height, width = photo.shape[:2]
+            ious = box_iou(torch.from_numpy(truth), one * torch.tensor([width, height, width, height]))
             best.append(greedy_ious(ious))
             area.append(torch.from_numpy((truth[:, 2:] - truth[:, :2]).prod(1)))
     model.train()
@@ -172,11 +173,19 @@ def greedy_ious(ious: Tensor) -> Tensor:
     return found
 
 
-def copy_fitting(source: nn.Module, target: nn.Module) -> None:
-    """Copy the weights whose name and shape are the same; heads of other classes stay new."""
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy a detector's weights into one of more classes: "object", the last, stays what it was.
+
+    The rows of other classes begin without a preference and unlikely, so that boxes are found from the first step on.
+    """
     own = target.state_dict()
-    fitting = {key: value for key, value in source.state_dict().items() if value.shape == own[key].shape}
-    target.load_state_dict({**own, **fitting})
+    for key, value in source.state_dict().items():
+        if value.shape == own[key].shape:
+            own[key] = value
+        else:  # a row for each class, and in the embedding of the noisy labels one more, for none
+            own[key][: -len(value)] = -4.6 if key.endswith("bias") else value[0] if "denoising" in key else 0.0
+            own[key][-len(value) :] = value
+    target.load_state_dict(own)
 
 
 def train(
@@ -238,7 +247,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu (the shipped weights were trained there) or cuda")
     parser.add_argument("--names", default="", help="frequencies whose classes it tells apart, such as f")
-    parser.add_argument("--start", type=Path, help="folder of a detector whose weights it starts from, where they fit")
+    parser.add_argument("--start", type=Path, help="folder of a one-class detector whose weights it starts from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -246,7 +255,7 @@ def main() -> None:
     names = [category["name"] for category in categories if category["frequency"] in args.names] + ["object"]
     model = build_model(names)
     if args.start is not None:
-        copy_fitting(RTDetrForObjectDetection.from_pretrained(args.start, dtype=torch.float32), model)
+        copy_weights(RTDetrForObjectDetection.from_pretrained(args.start, dtype=torch.float32), model)
     model = model.to(args.device, memory_format=torch.channels_last).train()
     processor = RTDetrImageProcessor(
         size={"height": NETWORK_HW[0], "width": NETWORK_HW[1]}, do_resize=True, do_rescale=True, do_normalize=False

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_detectors import BY_TEXT, CLOSED, KINDS, write_detector
+from tiny_detectors import BY_TEXT, CLOSED, KINDS, SOFTMAX, write_detector
 from torchvision.ops import box_iou
-from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
+from transformers import AutoModelForObjectDetection, OmDetTurboProcessor, RTDetrImageProcessor
 
 from rar_mmdet.detectors import Detected, TransformersDetector, merge_boxes
 from rar_mmdet.detectors.base import class_scores
@@ -68,7 +68,7 @@ def test_boxes_are_the_models_shares_of_the_photo(folders, kind):
     expected = torch.stack([(cx - w / 2) * 90, (cy - h / 2) * 60, (cx + w / 2) * 90, (cy + h / 2) * 60], 1)
     expected = torch.minimum(expected.clamp_min(0), torch.tensor([90.0, 60, 90, 60]))
     logits = output.logits[0].detach()
-    probs = logits.softmax(-1)[:, :-1] if kind == "yolos" else logits.sigmoid()
+    probs = logits.softmax(-1)[:, :-1] if kind in SOFTMAX else logits.sigmoid()
     order = probs.max(1).values.argsort(descending=True, stable=True)
     torch.testing.assert_close(found.boxes_xyxy, expected[order][: len(found)], atol=1e-4, rtol=0)
     dense = class_scores(found, ["cat", "dog", "red star"])
@@ -120,6 +120,21 @@ def test_owl_in_chunks_equals_one_pass(folders):
     whole, parts = (detector(folders, "owlv2", chunk_size=size, merge_iou=0.999999).detect(photo)[0] for size in (4, 1))
     same(whole, parts)
     assert class_scores(parts, NAMES).isnan().sum() == 0
+
+
+def test_omdet_reads_what_its_own_processor_writes(folders):
+    found_by = detector(folders, "omdet-turbo", chunk_size=4)
+    parts = found_by._ready()[0]
+    photo = photos((60, 90))[0]
+    own = OmDetTurboProcessor(parts.processor, parts.tokenizer)(photo, text=["cat", "dog", "red star", "blue cup"])
+    texts, _ = found_by._texts(parts.tokenizer, range(4), 1)
+    for key, value in texts.items():
+        assert torch.equal(torch.as_tensor(own[key]), value), key
+    output = parts.model(**parts.processor(images=photo, return_tensors="pt"), **texts)
+    probs = output.decoder_class_logits[0].detach().sigmoid()
+    order = probs.max(1).values.argsort(descending=True, stable=True)
+    found = found_by.detect([photo])[0]
+    torch.testing.assert_close(class_scores(found, NAMES), probs[order][: len(found)], atol=1e-5, rtol=0)
 
 
 def test_sam_3_gives_a_mask_of_the_photo_for_each_box(folders):

@@ -5,43 +5,51 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     BertConfig,
     BertTokenizer,
+    CLIPTextConfig,
     CLIPTokenizer,
-    Deimv2Config,
-    Deimv2ForObjectDetection,
-    DFineConfig,
-    DFineForObjectDetection,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessor,
     HGNetV2Config,
-    MMGroundingDinoConfig,
-    MMGroundingDinoForObjectDetection,
-    Owlv2Config,
-    Owlv2ForObjectDetection,
-    Owlv2ImageProcessor,
-    RTDetrConfig,
-    RTDetrForObjectDetection,
-    RTDetrImageProcessor,
+    LwDetrViTConfig,
+    ResNetConfig,
+    RfDetrDinov2Config,
     RTDetrResNetConfig,
     Sam3Config,
     Sam3ImageProcessor,
     Sam3Model,
     SwinConfig,
-    YolosConfig,
-    YolosForObjectDetection,
-    YolosImageProcessor,
 )
 
 CLASSES = {0: "cat", 1: "dog", 2: "red star"}
 LABELS = {"id2label": CLASSES, "label2id": {name: i for i, name in CLASSES.items()}}
 WORDS = ["a", "photo", "of", "cat", "dog", "red", "star", "object", "animal", "thing", "cup", "bow", "blue"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
-CLOSED = ("rt_detr", "d_fine", "deimv2", "yolos")
-BY_TEXT = ("grounding-dino", "mm-grounding-dino", "owlv2", "sam3")
+SOFTMAX = ("detr", "table-transformer", "yolos")  # their last class is "no object"
+HYBRID = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+DETRS = ("detr", "table-transformer", "conditional_detr", "deformable_detr", "dab-detr")
+CLOSED = (*HYBRID, *DETRS, "rf_detr", "lw_detr", "yolos")
+BY_TEXT = ("grounding-dino", "mm-grounding-dino", "owlvit", "owlv2", "omdet-turbo", "sam3")
 KINDS = CLOSED + BY_TEXT
+SQUARE = {"height": 64, "width": 64}
+EDGES = {"shortest_edge": 48, "longest_edge": 96}
+# How transformers spells a family in its classes' names, where that is not its `model_type` in capitals.
+SPELT = {
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetrV2",
+    "d_fine": "DFine",
+    "grounding-dino": "GroundingDino",
+    "mm-grounding-dino": "MMGroundingDino",
+    "owlvit": "OwlViT",
+    "omdet-turbo": "OmDetTurbo",
+}
+
+
+def _classes(kind: str) -> tuple[type, type]:
+    """Config and model class of a family."""
+    name = SPELT.get(kind, "".join(part.capitalize() for part in kind.replace("-", "_").split("_")))
+    return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}ForObjectDetection")
 
 
 def _bert_tokenizer() -> BertTokenizer:
@@ -90,9 +98,13 @@ def _hgnet() -> HGNetV2Config:
     )
 
 
-def _grounding(kind: str) -> torch.nn.Module:
-    text = BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    backbone = SwinConfig(
+def _resnet(kind: type, *stages: str) -> object:
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    return kind(**sizes, out_features=list(stages))
+
+
+def _swin() -> SwinConfig:
+    return SwinConfig(
         image_size=64,
         embed_dim=8,
         depths=[1, 1, 1, 1],
@@ -100,25 +112,100 @@ def _grounding(kind: str) -> torch.nn.Module:
         window_size=4,
         out_features=["stage2", "stage3", "stage4"],
     )
-    config_class, model_class = (
-        (GroundingDinoConfig, GroundingDinoForObjectDetection)
-        if kind == "grounding-dino"
-        else (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection)
+
+
+def _detr(kind: str) -> dict:
+    """Settings of DETR and its relatives."""
+    several = ("stage2", "stage3", "stage4") if kind == "deformable_detr" else ("stage4",)
+    width = {"hidden_size": 32} if kind == "dab-detr" else {"d_model": 32}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    feed = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    return {"backbone_config": _resnet(ResNetConfig, *several), "num_queries": 12, **width, **layers, **feed, **LABELS}
+
+
+def _lightweight(kind: str) -> dict:
+    """Settings of RF-DETR and LW-DETR."""
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 64}
+    if kind == "rf_detr":
+        backbone = RfDetrDinov2Config(**tower, patch_size=16, num_windows=2, out_indices=[1, 2])
+        more: dict = {}
+    else:
+        windows = {"num_windows": 4, "window_block_indices": [0], "pretrain_image_size": 64}
+        backbone = LwDetrViTConfig(**tower, **windows, patch_size=8, out_indices=[1, 2])
+        more = {"projector_scale_factors": [1.0]}
+    heads = {"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2}
+    size = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "num_queries": 12, "group_detr": 2}
+    return {"backbone_config": backbone, **heads, **size, "c2f_num_blocks": 1, **more, **LABELS}
+
+
+def _grounding() -> dict:
+    """Settings of both Grounding DINOs."""
+    text = BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    feed = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    return {"text_config": text, "backbone_config": _swin(), "num_queries": 12, "d_model": 32, **layers, **feed}
+
+
+def _small_text(tokenizer: CLIPTokenizer) -> dict:
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return {"vocab_size": len(tokenizer), **SMALL, **ends}
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def _owl() -> dict:
+    """Settings of OWL-ViT and OWLv2."""
+    vision = {**SMALL, "image_size": 64, "patch_size": 16}
+    return {"text_config": _small_text(clip_tokenizer()), "vision_config": vision, "projection_dim": 32}
+
+
+def _omdet() -> dict:
+    """Settings of OmDet-Turbo."""
+    # The texts are of another width than the decoder, or transformers looks for a layer that it has not made.
+    text = CLIPTextConfig(**{**_small_text(clip_tokenizer()), "hidden_size": 48}, projection_dim=48)
+    texts = ("text_projection_in_dim", "text_projection_out_dim", "class_embed_dim")
+    widths = (
+        "task_encoder_hidden_dim",
+        "encoder_hidden_dim",
+        "encoder_dim_feedforward",
+        "decoder_hidden_dim",
+        "decoder_dim_feedforward",
     )
-    config = config_class(
-        text_config=text,
-        backbone_config=backbone,
-        num_queries=12,
-        d_model=32,
-        encoder_layers=1,
-        encoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_layers=2,
-        decoder_ffn_dim=32,
-        decoder_attention_heads=2,
-        num_feature_levels=4,
-    )
-    return model_class(config)
+    return {
+        "text_config": text,
+        "backbone_config": _swin(),
+        "apply_layernorm_after_vision_backbone": False,  # of timm's backbones, whose channels come last
+        "image_size": 64,
+        "num_queries": 12,
+        "vision_features_channels": [32, 32, 32],
+        "encoder_in_channels": [16, 32, 64],
+        "encoder_attention_heads": 2,
+        "decoder_num_heads": 2,
+        "decoder_num_layers": 2,
+        "disable_custom_kernels": True,
+        **dict.fromkeys(texts, 48),
+        **dict.fromkeys(widths, 32),
+    }
+
+
+def _yolos() -> dict:
+    sizes = {"image_size": [64, 64], "num_detection_tokens": 10, "use_mid_position_embeddings": False}
+    return {**SMALL, "num_hidden_layers": 2, **sizes, **LABELS}
+
+
+def _settings(kind: str) -> dict:
+    """Of the family's config class."""
+    if kind in HYBRID:
+        backbone = _hgnet()
+        if kind.startswith("rt_detr"):
+            backbone = _resnet(RTDetrResNetConfig, "stage2", "stage3", "stage4")
+        return {"backbone_config": backbone, **_hybrid()}
+    if kind in DETRS:
+        return _detr(kind)
+    makers = {"yolos": _yolos, "grounding-dino": _grounding, "mm-grounding-dino": _grounding, "omdet-turbo": _omdet}
+    makers |= {"owlvit": _owl, "owlv2": _owl}
+    return _lightweight(kind) if kind in ("rf_detr", "lw_detr") else makers[kind]()
 
 
 def _sam3() -> torch.nn.Module:
@@ -161,72 +248,36 @@ def _sam3() -> torch.nn.Module:
     )
 
 
+def _processor(kind: str) -> object:
+    if kind in HYBRID:
+        return transformers.RTDetrImageProcessor(size=SQUARE)
+    if "grounding" in kind:
+        return transformers.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    names = {"owlvit": "OwlViT", "owlv2": "Owlv2", "rf_detr": "RfDetr", "lw_detr": "DeformableDetr"}
+    names |= {"omdet-turbo": "Detr", "yolos": "Yolos", "deformable_detr": "DeformableDetr"}
+    names |= {"conditional_detr": "ConditionalDetr", "dab-detr": "ConditionalDetr"}
+    square = kind in ("owlvit", "owlv2", "rf_detr", "lw_detr", "omdet-turbo")
+    made: object = getattr(transformers, f"{names.get(kind, 'Detr')}ImageProcessor")(size=SQUARE if square else EDGES)
+    return made
+
+
 def write_detector(folder: Path, kind: str, seed: int = 0) -> Path:
     """A folder with config, weights, processor and, where it reads texts, tokenizer of a model of that kind."""
     torch.manual_seed(seed)
-    square = {"height": 64, "width": 64}
-    if kind == "rt_detr":
-        backbone = RTDetrResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            layer_type="basic",
-            out_features=["stage2", "stage3", "stage4"],
-        )
-        model: torch.nn.Module = RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **_hybrid()))
-        RTDetrImageProcessor(size=square).save_pretrained(folder)
-    elif kind == "d_fine":
-        model = DFineForObjectDetection(DFineConfig(backbone_config=_hgnet(), **_hybrid()))
-        RTDetrImageProcessor(size=square).save_pretrained(folder)
-    elif kind == "deimv2":
-        model = Deimv2ForObjectDetection(Deimv2Config(backbone_config=_hgnet(), **_hybrid()))
-        RTDetrImageProcessor(size=square).save_pretrained(folder)
-    elif kind == "yolos":
-        config = YolosConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=[64, 64],
-            num_detection_tokens=10,
-            use_mid_position_embeddings=False,
-            **LABELS,
-        )
-        model = YolosForObjectDetection(config)
-        YolosImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
-    elif kind in ("grounding-dino", "mm-grounding-dino"):
-        model = _grounding(kind)
-        GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
-        _bert_tokenizer().save_pretrained(folder)
-    elif kind == "owlv2":
-        tokenizer = clip_tokenizer()
-        text = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-        vision = {
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 64,
-            "patch_size": 16,
-        }
-        model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32))
-        for weight in model.box_head.parameters():  # as it is born it gives boxes without any size
-            weight.data *= 0.1
-        Owlv2ImageProcessor(size=square).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    elif kind == "sam3":
+    if kind == "sam3":
         model = _sam3()
         Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
-        clip_tokenizer().save_pretrained(folder)
     else:
-        raise ValueError(kind)
+        config_class, model_class = _classes(kind)
+        model = model_class(config_class(**_settings(kind)))
+        _processor(kind).save_pretrained(folder)
+    if kind == "dab-detr":
+        for weight in model.model.decoder.parameters():  # as it is born all its scores are equal
+            weight.data *= 4 if weight.ndim > 1 else 1
+    if kind.startswith("owl"):
+        for weight in model.box_head.parameters():  # as it is born it gives boxes without any size
+            weight.data *= 0.1
+    if kind in BY_TEXT:
+        (_bert_tokenizer() if "grounding" in kind else clip_tokenizer()).save_pretrained(folder)
     model.eval().save_pretrained(folder)
     return folder
