@@ -43,7 +43,6 @@ setup(
         # without its ops. scripts/install.sh builds it rightly.
         "mmdet": requirements("HOST"),
         "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
-        "openai": [f"openai{optional['openai']}"],
         "train": [f"{name}{optional[name]}" for name in ("peft", "accelerate")],
         "web": [f"{name}{optional[name]}" for name in ("starlette", "uvicorn", "python-multipart")],
         # In an environment of its own: its pins of torch and transformers exclude the host.

@@ -48,10 +48,9 @@ HOST = {
     "lvis": ">=0.5.3",
     "setuptools": ">=65,<82",
 }
-# What single parts need: the extras `faiss`, `openai`, `train` and `web`.
+# What single parts need: the extras `faiss`, `train` and `web`.
 OPTIONAL = {
     "faiss-cpu": ">=1.8",
-    "openai": ">=2.25,<4",
     "peft": ">=0.19,<0.22",
     "accelerate": ">=1.10,<2",
     "starlette": ">=0.49.1,<2",

@@ -35,27 +35,17 @@ _ONE_ORDER = Letter(num_shifts=1)
 
 
 class OpenAIRanker(ServedRanker):
-    """Asks a server over HTTP. Crops are sent from memory; the key comes from the environment and is never logged.
+    """Asks a chat server for letters, yes or no, or a text.
 
     `Likelihood` is not offered: servers score a given continuation only by prefilling the whole prompt once per
     candidate (vLLM switches its prefix cache off for `prompt_logprobs`). `Letter` costs one token per order.
 
     Args:
-        base_url: as `http://host:8000/v1`; a list of them for several servers of one model. HTTP_PROXY, HTTPS_PROXY and
-            NO_PROXY of the environment are honoured.
-        model: the name the server serves it under.
+        base_url, model, limits, cache, image_size, jpeg_quality, timeout, max_retries, server: see `ServedRanker`.
         ask: a `Letter`, `YesNo` or `Generate`, or its short form; 'letter' is here one order of the candidates, for
             every further one is a request.
-        limits, cache: see `AskingRanker`.
-        image_size: side in pixels of the crops sent.
-        jpeg_quality: 1 to 100: crops are sent as JPEG, at 95 an eighth of the bytes; `None`: as PNG, without loss.
-        timeout: seconds one request may take.
-        max_retries: attempts after the first, each after a pause of 0.5 s growing to 8 s, or of the server's
-            Retry-After up to 300 s. Only what may pass is tried again: broken connections and replies, 408, 409, 425,
-            429 and 5xx. A request refused for itself (400, 413, 422, ...) is a region without an answer.
         extra_body: more fields of every request, such as {'chat_template_kwargs': {'enable_thinking': False}}; `None`
             for a field leaves it out. Fields of ours that the server refuses are left out, or renamed, without that.
-        server: key, concurrency, patience; a `ServerSettings` or a dict of its settings.
     """
 
     def __init__(

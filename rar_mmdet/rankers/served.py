@@ -13,7 +13,6 @@ import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,10 +24,11 @@ from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.rankers.asking import AskingRanker
 from rar_mmdet.rankers.asks import expect_count
+from rar_mmdet.rankers.connections import PORTS, address_of, proxy_of, without_user
 from rar_mmdet.rankers.cost import Meter
 from rar_mmdet.rankers.options import Limits, as_options
 from rar_mmdet.rankers.questions import Ask
-from rar_mmdet.rankers.server import Client, Request, ServerSettings, proxy_of, without_user
+from rar_mmdet.rankers.server import Client, Request, ServerSettings
 
 __all__ = ["PNG_URL", "ServedRanker", "around_picture", "picture_url"]
 
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 
 PNG_URL = "data:image/png;base64,"
-_INSTALL = "pip install 'rar-mmdet[openai]'"
-_PORTS = {"http": 80, "https": 443}
 # How the special tokens of all common chat templates begin: <|im_end|>, </s>, <image>, <start_of_turn>, [INST], ...
 _MARKUP = (*(f"<{char}" for char in f"|\uff5c/_{string.ascii_letters}"), "[INST", "[/", "[IMG", "[SYSTEM", "[gMASK")
 
@@ -85,7 +83,10 @@ class ServedRanker(AskingRanker):
         if not self.base_urls or len(set(self.base_urls)) < len(self.base_urls):
             raise ConfigError(f"base_url must be an address or a list of different ones, got {base_url!r}")
         for url in self.base_urls:
-            _address(url)
+            try:
+                address_of(url)
+            except ValueError:
+                raise ConfigError(f"base_url must look like http://host:8000/v1, got {url!r}") from None
         self.model, self.crop_size, self.jpeg_quality = model, image_size, jpeg_quality
         self.timeout, self.max_retries, self.extra_body = timeout, max_retries, dict(extra_body or {})
         self.server = as_options(ServerSettings, server, "server")
@@ -112,12 +113,8 @@ class ServedRanker(AskingRanker):
         return None if price is None else Meter(price, settings.output_price_per_million, settings.budget)
 
     def missing_assets(self) -> list[str]:
-        """What keeps this ranker from running: the client package, the key, or the server."""
+        """What keeps this ranker from running: the key, or the server."""
         lines = []
-        try:
-            import openai  # noqa: F401
-        except ImportError:
-            lines.append(f"{type(self).__name__} needs the package openai; run `{_INSTALL}`")
         key = self.server.api_key_env
         if key is not None and not os.environ.get(key):
             lines.append(f"{type(self).__name__}: the environment variable {key} is not set; export the key in it")
@@ -128,10 +125,10 @@ class ServedRanker(AskingRanker):
     def _out_of_reach(self, base_url: str) -> list[str]:
         """A line if nobody listens: at the server's address, or at its proxy's."""
         proxy = proxy_of(base_url)
-        address = _address(base_url)
+        address = address_of(base_url)
         if proxy is not None:
             parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            address = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
+            address = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 1080)
         try:
             socket.create_connection(address, timeout=5).close()
         except (OSError, UnicodeError) as error:  # the latter: no name that DNS could hold
@@ -166,7 +163,7 @@ class ServedRanker(AskingRanker):
         """The connection; opened, and the server's abilities probed, on first use.
 
         Raises:
-            MissingAssetError: the client package or the key is missing.
+            MissingAssetError: the key is missing, or nobody listens.
             RankerError: the server does not answer, or refuses the key or the model.
         """
         with self._lock:
@@ -201,16 +198,6 @@ class ServedRanker(AskingRanker):
     def report(self) -> dict[str, Any]:
         """See `AskingRanker.report`; with a price also tokens and money of this process."""
         return {**super().report(), **({"cost": self.meter.report()} if self.meter else {})}
-
-
-def _address(base_url: str) -> tuple[str, int]:
-    """Host and port of a server."""
-    with suppress(KeyError, ValueError):
-        url = urlsplit(base_url)
-        port = url.port or _PORTS[url.scheme]
-        if url.hostname:
-            return url.hostname, port
-    raise ConfigError(f"base_url must look like http://host:8000/v1, got {base_url!r}")
 
 
 def around_picture(url: bytes, request: Mapping[str, Any]) -> Request:

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import json
 import logging
 import os
 import queue
 import random
-import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
-from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[attr-defined]  # no stub has it
+from urllib.parse import urlsplit
 
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.completions import MalformedReplyError, reason_of
+from rar_mmdet.rankers.connections import BrokenError, Connections, StatusError, moved, without_user
 from rar_mmdet.rankers.cost import Meter
 
-__all__ = ["Client", "Refusal", "Request", "ServerSettings", "proxy_of", "without_user"]
+__all__ = ["Client", "Refusal", "Request", "ServerSettings"]
 
 logger = logging.getLogger(__name__)
 
 Request = bytes  # a JSON body
-_CONNECTIONS = 16  # of one client
 _GIVE_UP_AFTER = 16  # failures in a row, each after all its retries: the servers are gone
 _DEAD_AFTER = 3  # broken connections in a row to one of several servers: it is asked no more
 _GATHER_SECONDS = 0.02  # answers that come within it are handed on, and kept, together
+_MODELS_TIMEOUT = 10.0  # seconds for the list of models
 _PAUSE_BETWEEN_LOOKS = 0.5  # seconds, while waiting for a server to start
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another attempt; each pause is twice the one before
 _LONG_PAUSE = 4.0  # seconds from which a pause is worth a line in the log
@@ -43,9 +42,7 @@ _LASTING = (401, 403, 404, 405, *_REDIRECTS)  # about the key, the model or the 
 _MOST_REDIRECTS = 3
 _REASON_CHARS = 300
 _MODELS_TO_SHOW = 10
-_OVER = -1  # in place of a job's number: no more comes
 _T = TypeVar("_T")  # what a reply is read as
-_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1|0\.0\.0\.0")
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,10 @@ class Refusal:
     reason: str
 
 
+class _BudgetSpentError(Exception):
+    """A job that was not begun."""
+
+
 class _FailedError(Exception):
     """A request that failed, and on which server."""
 
@@ -104,21 +105,29 @@ class _FailedError(Exception):
 
 @dataclass(eq=False)
 class _Node:
-    """One of the servers: its clients, where it takes requests, and how it does."""
+    """One of the servers: the way to it, where it takes requests, and how it does."""
 
     url: str  # without user and password
-    apis: list[Any]  # several, because a client looks at each of its connections whenever a request begins or ends
+    connections: Connections
     path: str
     in_flight: int = 0
-    broken_in_a_row: int = field(default=0)
+    broken_in_a_row: int = 0
 
     @property
     def is_dead(self) -> bool:
         return self.broken_in_a_row >= _DEAD_AFTER
 
 
+class _Call(Generic[_T]):
+    """One call of `Client.run`: what came of its jobs so far, and whether its caller still waits."""
+
+    def __init__(self) -> None:
+        self.results: queue.SimpleQueue[tuple[int, list[_T] | BaseException | None]] = queue.SimpleQueue()
+        self.over = threading.Event()
+
+
 class Client(Generic[_T]):
-    """`AsyncOpenAI` in a thread of its own, for callers that are not asynchronous; several threads may share one.
+    """Requests to servers of one model, `max_concurrency` at a time; several threads may share one.
 
     Each request goes to the server with the fewest on the way. One whose connections break is left out, with a warning,
     as long as another one answers.
@@ -149,44 +158,16 @@ class Client(Generic[_T]):
         max_retries: int,
         meter: Meter | None = None,
     ) -> None:
-        import openai
-
-        self._openai, self._read = openai, read
-        self._model, self._key = model, key
+        self._read, self._model, self._key = read, model, key.strip()
         self._settings, self._max_retries, self._meter = settings, max_retries, meter
         self.process = os.getpid()  # threads do not survive a fork: in another process this client is dead
-        self.nodes = [_Node(without_user(url), self._clients(url, key, timeout), path) for url in base_urls]
-        # One INFO line per request would bury everything else in the log of a run.
-        for name in ("httpx", "httpx2"):
-            if logging.getLogger(name).level == logging.NOTSET:
-                logging.getLogger(name).setLevel(logging.WARNING)
+        self.nodes = [_Node(without_user(url), Connections(url, self._key, timeout), path) for url in base_urls]
         self._failed_in_a_row, self._silent_until = 0, 0.0
         self._warned: set[str] = set()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="rar_mmdet-openai", daemon=True).start()
-
-    def _clients(self, base_url: str, key: str, timeout: float) -> list[Any]:
-        host = urlsplit(base_url).hostname or ""
-        try:
-            # Its own retries are off: two loops in one another would multiply attempts and pauses. A proxy for the way
-            # out knows nothing of servers on this machine. Redirects are followed here: a client turns them into GET.
-            return [
-                self._openai.AsyncOpenAI(
-                    base_url=base_url,
-                    api_key=key or "none",
-                    timeout=timeout,
-                    max_retries=0,
-                    http_client=self._openai.DefaultAsyncHttpxClient(
-                        trust_env=not _LOOPBACK.fullmatch(host), follow_redirects=False
-                    ),
-                )
-                for _ in range(-(-self._settings.max_concurrency // _CONNECTIONS))
-            ]
-        except (ImportError, ValueError) as error:  # a proxy that the client cannot speak to
-            raise RankerError(
-                f"the proxy for {without_user(base_url)}, {without_user(proxy_of(base_url) or '')}, cannot be used: "
-                f"{error}; correct HTTP_PROXY and HTTPS_PROXY, or name the server's host in NO_PROXY"
-            ) from error
+        self._lock = threading.Lock()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._workers = 0
+        weakref.finalize(self, self._tasks.put, None)
 
     def wait_until_up(self, deadline: float) -> None:
         """Return once every server answers at all; look again until `deadline` (of `time.monotonic`).
@@ -202,10 +183,10 @@ class Client(Generic[_T]):
     def _wait_for(self, node: _Node, deadline: float) -> None:
         while True:
             try:
-                self._wait(self._get_models(node))
+                self._get_models(node)
                 return
-            except (self._openai.OpenAIError, ValueError) as error:
-                if isinstance(error, self._openai.APIStatusError) and error.status_code < 500:
+            except (StatusError, BrokenError) as error:
+                if isinstance(error, StatusError) and error.status < 500:
                     return  # one without a model list, or that keeps it to itself, is still a server
                 if time.monotonic() >= deadline:
                     raise RankerError(
@@ -214,11 +195,8 @@ class Client(Generic[_T]):
                     ) from None
             time.sleep(_PAUSE_BETWEEN_LOOKS)
 
-    def _wait(self, what: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
-
-    async def _get_models(self, node: _Node) -> str:
-        return str(await node.apis[0].get("/models", cast_to=str, options={"timeout": 10.0}))
+    def _get_models(self, node: _Node) -> str:
+        return node.connections.ask("/models", timeout=_MODELS_TIMEOUT)
 
     def probe(self, request: Request, node: _Node | None = None) -> _T | Refusal:
         """One request, to learn whether a server, by default the first, takes its fields.
@@ -226,108 +204,108 @@ class Client(Generic[_T]):
         Raises:
             RankerError: it fails for another reason.
         """
-        found: _T | Refusal = self._wait(self._probe(request, node or self.nodes[0]))
-        return found
-
-    async def _probe(self, request: Request, node: _Node) -> _T | Refusal:
         try:
-            return await self._complete(request, 0, only=node)
+            return self._complete(request, threading.Event(), only=node or self.nodes[0])
         except _FailedError as failed:
-            error = failed.error
-            if not isinstance(error, self._openai.APIStatusError):
+            error, node = failed.error, failed.node
+            if not isinstance(error, StatusError):
                 raise RankerError(self._say("does not answer the first request", error, node)) from None
-            if error.status_code in _REFUSING:
+            if error.status in _REFUSING:
                 return Refusal(self._reason(error))
-            advice = await self._advice(error, node)
-            raise RankerError(self._say("fails the first request", error, node) + advice) from None
+            raise RankerError(self._say("fails the first request", error, node) + self._advice(error, node)) from None
 
     def fetch(self, url: str, body: dict[str, Any]) -> Any:
         """The JSON that a further address of the first server answers; `None` where it has none."""
         try:
-            return json.loads(self._wait(self.nodes[0].apis[0].post(url, body=body, cast_to=str)))
-        except (self._openai.OpenAIError, ValueError):
+            return json.loads(self.nodes[0].connections.ask(url, json.dumps(body).encode()))
+        except (StatusError, BrokenError, ValueError):
             return None
-
-    def other_models(self, node: _Node | None = None) -> str:
-        """What a server serves instead, if it says so and ours is not among it; to be added to an error."""
-        return str(self._wait(self._other_models(node or self.nodes[0])))
 
     def run(self, jobs: Sequence[Callable[[], list[Request]]]) -> Iterator[dict[int, list[_T]]]:
         """Do all jobs; yields replies by job as they finish. Jobs that fail in passing ways never come.
 
         Args:
-            jobs: each makes its requests when its turn comes, so images are encoded as they are needed.
+            jobs: each makes its requests when its turn comes, so that only as many crops are encoded at a time as
+                there are requests on the way; and in the thread that sends them, so that all cores encode.
 
         Raises:
             RankerError: the servers are gone, or refuse requests, or the budget is spent. What was yielded before is
                 good, and what was on the way when the budget was spent is yielded first.
         """
-        results: queue.Queue[tuple[int, list[_T] | BaseException | None]] = queue.Queue()
+        call: _Call[_T] = _Call()
         self._failed_in_a_row = 0
-        future = asyncio.run_coroutine_threadsafe(self._run(jobs, results), self._loop)
-        is_over = False
+        self._start_workers(len(jobs))
+        for index, job in enumerate(jobs):
+            self._tasks.put(lambda index=index, job=job: self._work(call, index, job))  # type: ignore[misc]
+        left, refused = len(jobs), False
         try:
-            while not is_over:
-                batch = [results.get()]
+            while left:
+                batch = [call.results.get()]
                 time.sleep(_GATHER_SECONDS)
-                while not results.empty():
-                    batch.append(results.get_nowait())
-                is_over = batch[-1][0] == _OVER
+                while not call.results.empty():
+                    batch.append(call.results.get())
+                left -= len(batch)
                 # What came in is handed on before anything is raised: it has been paid for.
                 yield {index: value for index, value in batch if isinstance(value, list)}
                 for _, value in batch:
-                    if isinstance(value, BaseException):
+                    if isinstance(value, _BudgetSpentError):
+                        refused = True
+                    elif isinstance(value, BaseException):
                         raise RankerError(str(value)) from None
+            if refused:
+                raise self._over_budget()
         finally:
-            future.cancel()
+            call.over.set()
 
-    async def _run(
-        self,
-        jobs: Sequence[Callable[[], list[Request]]],
-        results: queue.Queue[tuple[int, list[_T] | BaseException | None]],
-    ) -> None:
-        """`max_concurrency` workers over one list of jobs, so that only as many crops are encoded at a time."""
-        waiting = iter(enumerate(jobs))
+    def _start_workers(self, most: int) -> None:
+        """As many as there are jobs, `max_concurrency` at most, for all calls together."""
+        with self._lock:
+            while self._workers < min(self._settings.max_concurrency, most):
+                self._workers += 1
+                threading.Thread(
+                    target=_do_tasks, args=(self._tasks,), name=f"rar_mmdet-server-{self._workers}", daemon=True
+                ).start()
 
-        async def work(worker: int) -> None:
-            for index, job in waiting:
-                requests = job()
-                if self._meter is not None and not self._meter.reserve(len(requests)):
-                    return
-                results.put((index, await self._do(requests, worker)))
-                if self._meter is not None:
-                    self._meter.free(len(requests))
-
-        workers = min(self._settings.max_concurrency, len(jobs))
+    def _work(self, call: _Call[_T], index: int, job: Callable[[], list[Request]]) -> None:
+        """Do one job, whatever becomes of it: a caller that hears nothing would wait for ever."""
+        if call.over.is_set():
+            return
+        result: list[_T] | BaseException | None
         try:
-            await asyncio.gather(*(work(number) for number in range(workers)))
-            stopped = self._meter is not None and self._meter.stopped
-            results.put((_OVER, self._over_budget() if stopped else None))
-        except Exception as error:  # noqa: BLE001 - a caller that hears nothing would wait for ever
-            results.put((_OVER, error))
+            requests = job()
+            if self._meter is None:
+                result = self._do(requests, call)
+            elif self._meter.reserve(len(requests)):
+                result = self._do(requests, call)
+                self._meter.free(len(requests))
+            else:
+                result = _BudgetSpentError()
+        except Exception as error:  # noqa: BLE001 - see above
+            result = error
+        call.results.put((index, result))
 
-    async def _do(self, requests: Sequence[Request], worker: int) -> list[_T] | BaseException | None:
+    def _do(self, requests: Sequence[Request], call: _Call[_T]) -> list[_T] | RankerError | None:
         try:
-            replies = [await self._complete(request, worker) for request in requests]
+            replies = [self._complete(request, call.over) for request in requests]
         except _FailedError as failed:
             error, node = failed.error, failed.node
-            if isinstance(error, self._openai.APIStatusError) and error.status_code in _LASTING:
-                return RankerError(self._say("refuses a request", error, node) + await self._advice(error, node))
+            if isinstance(error, StatusError) and error.status in _LASTING:
+                return RankerError(self._say("refuses a request", error, node) + self._advice(error, node))
             return self._failed(error, node)
-        except Exception as error:  # noqa: BLE001 - a worker that dies silently would leave its caller waiting
-            return error
         self._failed_in_a_row = 0
         return replies
 
     def _failed(self, error: Exception, node: _Node) -> RankerError | None:
         """Count a failure that may be of this request alone; an error once it looks like the servers' end."""
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _GIVE_UP_AFTER:
-            reason = self._say(f"failed {_GIVE_UP_AFTER} requests in a row", error, node)
-            return RankerError(f"{reason}. Answers so far are kept in the cache; start the run again to go on")
         said = self._say("failed", error, node)
-        if said not in self._warned:  # once, not once a request
-            self._warned.add(said)
+        with self._lock:
+            self._failed_in_a_row += 1
+            is_news = said not in self._warned
+            self._warned.add(said)  # once, not once a request
+            if self._failed_in_a_row >= _GIVE_UP_AFTER:
+                reason = self._say(f"failed {_GIVE_UP_AFTER} requests in a row", error, node)
+                return RankerError(f"{reason}. Answers so far are kept in the cache; start the run again to go on")
+        if is_news:
             logger.warning("no answer to a request: %s", said)
         return None
 
@@ -338,13 +316,21 @@ class Client(Generic[_T]):
             "and start the run again to go on"
         )
 
-    def _next_node(self, failed: _Node | None) -> _Node:
+    def _take_node(self, failed: _Node | None, only: _Node | None) -> _Node:
         """The server with the fewest requests on the way; a dead one, or one that just failed, only without another."""
-        alive = [node for node in self.nodes if not node.is_dead and node is not failed]
-        return min(alive or self.nodes, key=lambda node: node.in_flight)
+        with self._lock:
+            alive = [node for node in self.nodes if not node.is_dead and node is not failed]
+            node = only or min(alive or self.nodes, key=lambda node: node.in_flight)
+            node.in_flight += 1
+            return node
 
-    async def _complete(self, request: Request, worker: int, only: _Node | None = None) -> _T:
+    def _complete(self, request: Request, over: threading.Event, only: _Node | None = None) -> _T:
         """One reply; whatever may pass is tried again, malformed replies like broken connections.
+
+        Args:
+            request: the body.
+            over: set when nobody waits for the reply any more.
+            only: the server to ask; `None`: any.
 
         Raises:
             _FailedError: there is none.
@@ -352,19 +338,15 @@ class Client(Generic[_T]):
         attempt = redirects = 0
         failed: _Node | None = None
         while True:
-            node = only or self._next_node(failed)
-            node.in_flight += 1
+            node = self._take_node(failed, only)
             try:
-                # The plain call, not `chat.completions.create`: that one re-checks request and reply field by field,
-                # which costs more than everything else and would bound the rate at a few hundred a second.
-                api = node.apis[worker % len(node.apis)]
-                body = await api.post(node.path, content=request, cast_to=str)
+                body = node.connections.ask(node.path, request)
                 if self._meter is not None:  # also of a reply that cannot be used: it is paid for
                     self._meter.settle(body, probe=only is not None)
                 said = self._read(body)
-            except (self._openai.OpenAIError, MalformedReplyError) as error:
-                if (moved := self._moved(error)) is not None and redirects < _MOST_REDIRECTS:
-                    node.path, redirects = moved, redirects + 1
+            except (StatusError, BrokenError, MalformedReplyError) as error:
+                if (to := self._redirected(error)) is not None and redirects < _MOST_REDIRECTS:
+                    node.path, redirects = to, redirects + 1
                     continue
                 pause = self._pause(attempt, error)
                 if self._has_died(node, error) and only is None:
@@ -375,56 +357,53 @@ class Client(Generic[_T]):
                 if pause >= _LONG_PAUSE and time.monotonic() >= self._silent_until:
                     self._silent_until = time.monotonic() + pause  # one line, not one per request
                     logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error, node), pause)
-                await asyncio.sleep(pause)
+                if over.wait(pause):
+                    raise _FailedError(node, error) from None
                 attempt, failed = attempt + 1, node
             else:
                 node.broken_in_a_row = 0
                 return said
             finally:
-                node.in_flight -= 1
+                with self._lock:
+                    node.in_flight -= 1
 
     def _has_died(self, node: _Node, error: Exception) -> bool:
         """Whether, as far as is known, a server is gone that others can stand in for; said once."""
-        broken = isinstance(error, self._openai.APIConnectionError)
-        was_dead = node.is_dead
-        node.broken_in_a_row = node.broken_in_a_row + 1 if broken else 0
-        others = [other for other in self.nodes if not other.is_dead]
+        with self._lock:
+            was_dead = node.is_dead
+            node.broken_in_a_row = node.broken_in_a_row + 1 if isinstance(error, BrokenError) else 0
+            others = [other for other in self.nodes if not other.is_dead]
         if node.is_dead and others and not was_dead:
             logger.warning("%s; going on with %s", self._say("is gone", error, node), [other.url for other in others])
         return node.is_dead and bool(others)
 
-    def _moved(self, error: Exception) -> str | None:
-        """Where a redirect leads on the same host; another gets neither photos nor key unless a config names it."""
-        if not isinstance(error, self._openai.APIStatusError) or error.status_code not in _REDIRECTS:
-            return None
-        target = urljoin(str(error.request.url), error.response.headers.get("location", ""))
-        ours, theirs = urlsplit(str(error.request.url)), urlsplit(target)
-        down = ours.scheme == "https" and theirs.scheme != "https"
-        return target if theirs.hostname == ours.hostname and not down and target != str(error.request.url) else None
+    def _redirected(self, error: Exception) -> str | None:
+        return moved(error) if isinstance(error, StatusError) and error.status in _REDIRECTS else None
 
-    async def _advice(self, error: Any, node: _Node) -> str:
+    def _advice(self, error: StatusError, node: _Node) -> str:
         """What to do about a lasting refusal."""
-        if error.status_code in (401, 403):
+        if error.status in (401, 403):
             if self._settings.api_key_env is None:
                 return (
                     ". It wants a key: put it into an environment variable and name that one, "
                     "server=dict(api_key_env='MY_KEY')"
                 )
             return f". Check the key in {self._settings.api_key_env} (api_key_env)"
-        if error.status_code in _REDIRECTS:
-            return f". It redirects to {error.response.headers.get('location')!r}: give that server as base_url"
-        if error.status_code in (404, 405):
-            if known := await self._other_models(node):
+        if error.status in _REDIRECTS:
+            return f". It redirects to {error.header.get('location')!r}: give that server as base_url"
+        if error.status in (404, 405):
+            if known := self.other_models(node):
                 return known
             if not urlsplit(node.url).path.rstrip("/").endswith("/v1"):
                 return f". base_url={node.url!r} does not end in /v1, as most do"
         return ""
 
-    async def _other_models(self, node: _Node) -> str:
+    def other_models(self, node: _Node | None = None) -> str:
+        """What a server serves instead, if it says so and ours is not among it; to be added to an error."""
         try:
-            listed = json.loads(await self._get_models(node))
+            listed = json.loads(self._get_models(node or self.nodes[0]))
             names = [str(entry["id"]) for entry in listed["data"]]
-        except (self._openai.OpenAIError, ValueError, KeyError, TypeError):
+        except (StatusError, BrokenError, ValueError, KeyError, TypeError):
             return ""
         if not names or self._model in names:
             return ""
@@ -437,42 +416,33 @@ class Client(Generic[_T]):
         """Seconds until the next attempt; `None` if there is none left, or it would fail like this one."""
         if attempt >= self._max_retries:
             return None
-        if isinstance(error, self._openai.APIStatusError):
-            if error.status_code < 500 and error.status_code not in _PASSING:
+        if isinstance(error, StatusError):
+            if error.status < 500 and error.status not in _PASSING:
                 return None
-            if (asked_for := _retry_after(error.response.headers.get("retry-after", ""))) is not None:
+            if (asked_for := _retry_after(error.header.get("retry-after", ""))) is not None:
                 return asked_for
         # Spread out: requests that failed together should not come back together.
         return min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.75, 1.0)
 
     def _say(self, what: str, error: Exception, node: _Node) -> str:
-        return f"{node.url} {what}: {type(error).__name__}: {self._reason(error)}"
+        return f"{node.url} {what}: {self._reason(error)}"
 
     def _reason(self, error: Exception) -> str:
         """Why something failed, in the server's own words where it has some, and never with the key in it."""
         reason = str(error)
-        if isinstance(error, self._openai.APIStatusError):
-            said = reason_of(error.response.text)
-            reason = f"HTTP {error.status_code}" + (f", {said}" if said else "")
-        elif isinstance(error, self._openai.APIConnectionError) and error.__cause__ is not None:
-            reason = f"{reason} {error.__cause__}".strip()
+        if isinstance(error, StatusError):
+            said = reason_of(error.body)
+            reason = f"HTTP {error.status}" + (f", {said}" if said else "")
         reason = reason.replace(self._key, "<key>") if self._key else reason
         return reason[:_REASON_CHARS]
 
 
-def without_user(base_url: str) -> str:
-    """A URL without the user and password that may stand in it."""
-    url = urlsplit(base_url)
-    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
-
-
-def proxy_of(base_url: str) -> str | None:
-    """The proxy that the environment names for a server; never one for servers on this machine."""
-    url = urlsplit(base_url)
-    proxies = getproxies()
-    if _LOOPBACK.fullmatch(url.hostname or "") or proxy_bypass_environment(url.netloc.rpartition("@")[2], proxies):
-        return None
-    return proxies.get(url.scheme) or proxies.get("all")
+def _do_tasks(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """What a worker does until there is no client any more; between tasks it holds nothing of it."""
+    while (task := tasks.get()) is not None:
+        task()
+        del task
+    tasks.put(None)  # for the next worker
 
 
 def _retry_after(header: str) -> float | None:

@@ -129,7 +129,8 @@ class RegionCropper:
             chunk_mib = self.chunk_mib or (1024 if on_accelerator else 256)
             return TorchBackend(_to_tensor(photo), int(chunk_mib * 2**20)).crop(plan, self.background, masks)
         out = np.empty((len(boxes), 3, self.size, self.size), dtype=np.uint8)
-        CpuBackend(_to_array(photo)).crop(plan, self.background, masks, out)
+        # Of PyTorch's threads: a data loader's worker has one, and a process of its own for each photo.
+        CpuBackend(_to_array(photo)).crop(plan, self.background, masks, out, torch.get_num_threads())
         return torch.from_numpy(out)
 
     def _check_masks(self, masks: NDArray | Tensor | None, num_boxes: int, photo_hw: tuple[int, int]) -> NDArray | None:

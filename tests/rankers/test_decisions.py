@@ -11,11 +11,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is not installed")
-
 from loopback import Server
+from PIL import Image
 
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers import Answer, Decide, DecisionRanker, OpenAIRanker, Question, TransformersRanker

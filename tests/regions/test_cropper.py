@@ -167,6 +167,19 @@ def test_batch_equals_one_at_a_time(backend):
     assert (cropper.crop(image, boxes).int() - one_by_one.int()).abs().max() <= (1 if backend == "torch" else 0)
 
 
+@pytest.mark.parametrize("count", [15, 16, 41])
+def test_threads_cut_the_same_crops(count, monkeypatch):
+    """The largest windows need halved photos, which threads share."""
+    image = photo()
+    low = np.random.default_rng(3).uniform(0, 200, (count, 2))
+    boxes = np.concatenate([low, low + np.linspace(20, 300, count)[:, None]], axis=1)
+    cropper = RegionCropper(size=16, scale=AreaScale(), background=BlurBackground(4))
+    alone = cropper.crop(image, boxes)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for _ in range(5):
+        assert torch.equal(cropper.crop(image, boxes), alone)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("boxes", [[], np.zeros((0, 4)), torch.zeros(0, 4)], ids=["list", "array", "tensor"])
 def test_no_boxes_give_no_crops(backend, boxes):
