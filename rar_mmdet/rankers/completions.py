@@ -43,6 +43,7 @@ class Reply:
     text: str
     top_log_probs: list[tuple[str, float]] | None = None  # listed for its first token, if any
     note: str | None = None  # why there is no text, or not all of it
+    thinks: bool = False  # whether thoughts came first
 
 
 class MalformedReplyError(Exception):
@@ -68,7 +69,8 @@ def read_completion(body: str) -> Reply:
     finish = str(choice.get("finish_reason"))
     if not text.strip() and finish == "stop" and thoughts.strip():
         text = thoughts.strip().rpartition("\n")[2]  # a server that takes all of it for thoughts: the last line counts
-    return Reply(text or refusal, top, _note(text, refusal, thoughts, finish))
+    thinks = bool(thoughts.strip()) or text.lstrip().startswith("<think")
+    return Reply(text or refusal, top, _note(text, refusal, thoughts, finish), thinks)
 
 
 def _note(text: str, refusal: str, thoughts: str, finish: str) -> str | None:

@@ -155,29 +155,48 @@ class RerankForm(Form):
     @staticmethod
     def request(text: str, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
         """See `Form`; there is one group."""
-        (names,) = groups
-        content = [{"type": "image_url", "image_url": {"url": PNG_URL}}, {"type": "text", "text": text}]
-        return {"query": {"content": content}, "documents": list(names)}
+        return {"query": _photo_and(text), "documents": list(groups[0])}
 
     @staticmethod
     def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
         """See `Form`."""
-        (names,) = groups
-        results = reply["results"]
-        if sorted(result["index"] for result in results) != list(range(len(names))):
-            raise MalformedReplyError(f"{len(names)} names were sent, {len(results)} are scored, or one of them twice")
-        sure = 1 - _LEAST
-        p = {
-            names[result["index"]]: min(max(_number(result["relevance_score"], "relevance_score"), _LEAST), sure)
-            for result in results
-        }
-        odds = {name: value / (1 - value) for name, value in p.items()}
-        total = math.fsum(odds.values())
-        mass = 1 - math.exp(math.fsum(math.log1p(-value) for value in p.values()))
-        return [({name: value / total for name, value in odds.items()}, mass)]
+        return _shared_out(reply["results"], "relevance_score", groups[0])
 
 
-FORMS: tuple[type[Form], ...] = (SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm, RerankForm)
+class ScoreForm(RerankForm):
+    """`/score` of vLLM: the same of a cross-encoder's pairs, for servers that have no `/rerank`."""
+
+    name = "score"
+    paths = ("/score",)
+
+    @staticmethod
+    def request(text: str, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """See `Form`; there is one group."""
+        return {"text_1": _photo_and(text), "text_2": list(groups[0])}
+
+    @staticmethod
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
+        """See `Form`."""
+        return _shared_out(reply["data"], "score", groups[0])
+
+
+FORMS: tuple[type[Form], ...] = (SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm, RerankForm, ScoreForm)
+
+
+def _photo_and(text: str) -> dict[str, Any]:
+    return {"content": [{"type": "image_url", "image_url": {"url": PNG_URL}}, {"type": "text", "text": text}]}
+
+
+def _shared_out(results: Sequence[Mapping[str, Any]], field: str, names: Sequence[str]) -> list[tuple[Any, Any]]:
+    """The odds of p(yes) in `field` of each result, and the probability of any yes; see `RerankForm`."""
+    if sorted(result["index"] for result in results) != list(range(len(names))):
+        raise MalformedReplyError(f"{len(names)} names were sent, {len(results)} are scored, or one of them twice")
+    sure = 1 - _LEAST
+    p = {names[result["index"]]: min(max(_number(result[field], field), _LEAST), sure) for result in results}
+    odds = {name: value / (1 - value) for name, value in p.items()}
+    total = math.fsum(odds.values())
+    mass = 1 - math.exp(math.fsum(math.log1p(-value) for value in p.values()))
+    return [({name: value / total for name, value in odds.items()}, mass)]
 
 
 def _by_name(answers: Mapping[str, Any]) -> list[tuple[Any, Any]]:

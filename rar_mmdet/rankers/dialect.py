@@ -7,11 +7,31 @@ they list, in whether they take a seed. What a refusal says is used; where it sa
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Dialect"]
+__all__ = ["CHOICES", "QUIET", "Dialect"]
+
+# How servers are told that a reply must be one of some words, each by the field of that server's own documents.
+CHOICES: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "vLLM": lambda words: {"structured_outputs": {"choice": list(words)}},
+    "SGLang": lambda words: {"regex": f"({'|'.join(words)})"},
+    "llama.cpp": lambda words: {"grammar": "root ::= " + " | ".join(f'"{word}"' for word in words)},
+    "LMDeploy": lambda words: {"response_format": {"type": "regex_schema", "regex_schema": "|".join(words)}},
+    "Ollama": lambda words: {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "choice", "schema": {"type": "string", "enum": list(words)}},
+        }
+    },
+}
+# How a model that thinks first is told not to: by its chat template, under the names that templates have for it, or by
+# the field of hosted services and Ollama.
+QUIET: tuple[dict[str, Any], ...] = (
+    {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+    {"reasoning_effort": "none"},
+)
 
 _MOST_LOG_PROBS = 20  # what OpenAI's interface allows, and vLLM's default limit
 _LEAST_LOG_PROBS = 2  # of one label nothing can be ranked
@@ -35,7 +55,9 @@ class Dialect:
         token_field: how the limit of a reply's tokens is called; `None` leaves it out.
         least_tokens: the smallest limit.
         top_log_probs: how many log-probabilities of the first token are asked for; 0: none.
-        grammar: whether the reply's form is prescribed.
+        grammar: whether a list's form is prescribed.
+        choice: whose way to prescribe one of some words is kept to, of `CHOICES`; `None`: nobody's.
+        quiet: which of `QUIET` is sent; `None`: none of them.
         left_out: other fields that are not sent.
     """
 
@@ -43,6 +65,8 @@ class Dialect:
     least_tokens: int = 1
     top_log_probs: int = _MOST_LOG_PROBS
     grammar: bool = True
+    choice: str | None = None
+    quiet: int | None = None
     left_out: frozenset[str] = frozenset()
 
     def fields(self, model: str, tokens: int, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,10 +75,10 @@ class Dialect:
         if self.token_field is not None and not any(extra.get(name) is not None for name in _TOKEN_FIELDS):
             fields[self.token_field] = max(tokens, self.least_tokens)
         fields = {name: value for name, value in fields.items() if name not in self.left_out}
-        return fields | dict(extra)
+        return fields | ({} if self.quiet is None else QUIET[self.quiet]) | dict(extra)
 
     def without_log_probs(self) -> Dialect:
-        """The same, but letters are read as text."""
+        """The same, but letters are read as text, whose form is not prescribed yet."""
         return replace(self, top_log_probs=0)
 
     def without_grammar(self) -> Dialect:
@@ -73,7 +97,7 @@ class Dialect:
             return self._after_tokens(text)
         if "logprob" in text and self.top_log_probs and "logprobs" in sent:
             return self._after_log_probs(text)
-        if any(word in text for word in _GRAMMAR_WORDS) and {"response_format", "structured_outputs"} & set(sent):
+        if any(word in text for word in _GRAMMAR_WORDS) and "response_format" in sent:
             return replace(self, grammar=False), "the form of the reply cannot be prescribed"
         for name in _OPTIONAL:
             if _names(text, name) and name in sent:

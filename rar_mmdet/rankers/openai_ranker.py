@@ -6,6 +6,7 @@ import logging
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers.asks import Letter
 from rar_mmdet.rankers.completions import Reply, read_completion
-from rar_mmdet.rankers.dialect import Dialect
+from rar_mmdet.rankers.dialect import CHOICES, QUIET, Dialect
 from rar_mmdet.rankers.options import Limits
 from rar_mmdet.rankers.prompts import LETTERS
 from rar_mmdet.rankers.questions import Answer, Ask, Question
@@ -125,8 +126,8 @@ class OpenAIRanker(ServedRanker):
                 wanted["logprob_token_ids"] = ids
         elif self.ask.wants == "labels":
             tokens = _LETTER_TOKENS
-            if dialect.grammar:
-                wanted = {"structured_outputs": {"choice": list(LETTERS[:k])}}  # vLLM's field
+            if dialect.choice is not None:
+                wanted = CHOICES[dialect.choice](LETTERS[:k])
         else:
             tokens = self.ask.max_new_tokens or max(_LEAST_TOKENS, len(str(list(names)).encode()))
             if dialect.grammar:
@@ -149,6 +150,7 @@ class OpenAIRanker(ServedRanker):
         if self._gives_labels(dialect) and len(reply.top_log_probs or ()) < 2:  # of one label nothing can be ranked
             learned.append("log-probabilities are not given")
             dialect, reply = self._settle(client, dialect.without_log_probs(), learned)
+        dialect, reply = self._quieten(client, dialect, reply)
         if self.ask.wants == "labels" and dialect.top_log_probs == 0:
             if len(self.ask.texts(Question(torch.empty(0), ("a", "b")))) > 1 and self.ask.name == "yesno":
                 raise RankerError(
@@ -158,9 +160,8 @@ class OpenAIRanker(ServedRanker):
             logger.warning("%s gives no log-probabilities; letters are read as text", client.nodes[0].url)
         elif learned:
             logger.warning("%s does not take every field of a request: %s", client.nodes[0].url, "; ".join(learned))
-        if not self._gives_labels(dialect) and dialect.grammar and not self._prescribes(client, dialect):
-            logger.warning("%s takes a prescribed form of the reply and ignores it; left out", client.nodes[0].url)
-            dialect = dialect.without_grammar()
+        if not self._gives_labels(dialect):
+            dialect = self._prescribe(client, dialect)
         if self._gives_labels(dialect) and self._lists_what_is_asked(client, dialect):
             logger.info("%s gives the log-probabilities of all labels that are asked for", client.nodes[0].url)
         for node in client.nodes[1:]:
@@ -201,18 +202,43 @@ class OpenAIRanker(ServedRanker):
                 self._label_ids = {}
         return bool(self._label_ids)
 
-    def _prescribes(self, client: Client[Reply], dialect: Dialect) -> bool:
-        """Whether a prescribed form is kept to: of two words that no model says here, one must come back.
+    def _quieten(self, client: Client[Reply], dialect: Dialect, reply: Reply) -> tuple[Dialect, Reply]:
+        """Switch off a model's thoughts, if it has any before its answer and one of the known ways does it.
+
+        A model told to answer with the letter A, and not about to, thinks: its first token is one of a thought's.
+        """
+        if self._answers_at_once(dialect, reply):
+            return dialect, reply
+        for number, fields in enumerate(QUIET):
+            tried = replace(dialect, quiet=number)
+            said = self._put(client, tried)
+            if isinstance(said, Reply) and self._answers_at_once(tried, said):
+                logger.info("%s thinks before it answers; switched off by %s", self.model, fields)
+                return tried, said
+        return dialect, reply
+
+    def _answers_at_once(self, dialect: Dialect, reply: Reply) -> bool:
+        if self._gives_labels(dialect):
+            return any(_bare(token).upper() == "A" for token, _ in reply.top_log_probs or ())
+        return not reply.thinks
+
+    def _prescribe(self, client: Client[Reply], dialect: Dialect) -> Dialect:
+        """The same with a prescribed form that is kept to: of two words that no model says here, one must come back.
 
         A server that ignores the field answers 200 all the same, as vLLM does to `guided_choice` since 0.12.
         """
         request = self._plain_request(dialect)
-        if "structured_outputs" in request:
-            request["structured_outputs"] = {"choice": list(_IMPOSSIBLE)}
+        if self.ask.wants == "labels":
+            tries = {name: choice(_IMPOSSIBLE) for name, choice in CHOICES.items()}
         else:
-            request["response_format"] = _list_schema(1, _IMPOSSIBLE)
-        said = client.probe(around_picture(self._grey(), request))
-        return isinstance(said, Reply) and any(word in said.text for word in _IMPOSSIBLE)
+            tries = {"": {"response_format": _list_schema(1, _IMPOSSIBLE)}} if dialect.grammar else {}
+        for name, fields in tries.items():
+            said = client.probe(around_picture(self._grey(), {**request, **fields}))
+            if isinstance(said, Reply) and any(word in said.text for word in _IMPOSSIBLE):
+                return replace(dialect, choice=name or None)
+        if tries:
+            logger.warning("%s keeps to no prescribed form of the reply; left out", client.nodes[0].url)
+        return dialect.without_grammar()
 
     def _grey(self) -> bytes:
         """A picture that shows nothing, of the size of a crop."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -13,9 +14,12 @@ KEY = "sk-very-secret-0123456789"
 class Server:
     """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
 
-    def __init__(self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True, tokenizes=None):
+    def __init__(
+        self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True, tokenizes=None, thinks=None
+    ):
+        self.thinks = thinks  # the field, with its value, that keeps the model from thinking first; None: it never does
         self.tokenizes = tokenizes  # None: no /tokenize; 'lists': and lists the tokens asked for; 'ignores' them
-        self.obeys = obeys  # whether a prescribed form of the reply is kept to
+        self.obeys = obeys  # whether a prescribed form of the reply is kept to; 'llama.cpp', ...: its own form alone
         self.script, self.log_probs, self.schema, self.refuse = script, log_probs, schema, refuse
         self.models = {"object": "list", "data": [{"id": model} for model in models]}
         self.paths = []
@@ -112,6 +116,18 @@ class Server:
         elif kind == "raw":
             handler.reply(200, value)
 
+    def prescribed(self, body):
+        """The words of which the reply must be one, if it is told so in a way that this server knows."""
+        form, quoted = body.get("response_format", {}), re.compile(r'"([^"]+)"')
+        said = {
+            "vLLM": body.get("structured_outputs", {}).get("choice"),
+            "SGLang": body["regex"].strip("()").split("|") if "regex" in body else None,
+            "llama.cpp": quoted.findall(body["grammar"]) if "grammar" in body else None,
+            "LMDeploy": form["regex_schema"].split("|") if form.get("type") == "regex_schema" else None,
+            "Ollama": form["json_schema"]["schema"].get("enum") if form.get("type") == "json_schema" else None,
+        }
+        return said["vLLM"] if self.obeys is True else said[self.obeys] if self.obeys else None
+
     def completion(self, body, choices=1):
         """Prefers the name with the most letters; sees which option carries it, as a model would."""
         text = body["messages"][0]["content"][1]["text"]
@@ -121,13 +137,18 @@ class Server:
             choice["message"]["content"] = "The answer: ['polar bear', \"bird's nest\", 'unicorn']"
         elif options:
             choice["message"]["content"] = max(options, key=lambda letter: len(options[letter]))
-        choices_allowed = body.get("structured_outputs", {}).get("choice") if self.obeys else None
+        choices_allowed = self.prescribed(body)
         if choices_allowed and choice["message"]["content"] not in choices_allowed:
             choice["message"]["content"] = choices_allowed[0]
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema") if self.obeys else None
-        if schema and "enum" in schema["items"]:
+        if schema and "enum" in schema.get("items", {}):
             choice["message"]["content"] = json.dumps(schema["items"]["enum"][:1])
-        if body.get("logprobs"):
+        if self.thinks and not self.thinks.items() <= body.items():
+            choice["message"] = {"role": "assistant", "content": None, "reasoning_content": "Let me see"}
+            choice["logprobs"] = {"content": [{"token": "So", "top_logprobs": [
+                {"token": token, "logprob": -1.0} for token in ("So", "Let", "First")
+            ]}]}  # fmt: skip
+        elif body.get("logprobs"):
             if "yes or no" in text:
                 p = 0.05 + 0.9 * len(text.split("image a ")[1].split("?")[0]) / 40
                 top = [(" Yes", math.log(p)), ("No", math.log(1 - p))]

@@ -37,23 +37,29 @@ def weight(name, picture):
 class RerankServer(Server):
     """A multimodal reranker: p(yes) of a photo and each name by itself."""
 
-    spoil = None
+    spoil, path, query, documents, results, score = None, "/rerank", "query", "documents", "results", "relevance_score"
 
     def act(self, handler, body, action):
-        if handler.path != "/v1/rerank":
+        if handler.path != f"/v1{self.path}":
             handler.reply(404, {"detail": "Not Found"})
         else:
             super().act(handler, body, action)
 
     def completion(self, body, choices=1):
-        url = body["query"]["content"][0]["image_url"]["url"]
+        url = body[self.query]["content"][0]["image_url"]["url"]
         picture = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
-        odds = [weight(name, picture) / 50 for name in body["documents"]]
-        results = [{"index": i, "relevance_score": value / (1 + value)} for i, value in enumerate(odds)]
-        results.sort(key=lambda result: -result["relevance_score"])  # as servers do
+        odds = [weight(name, picture) / 50 for name in body[self.documents]]
+        results = [{"index": i, self.score: value / (1 + value)} for i, value in enumerate(odds)]
+        results.sort(key=lambda result: -result[self.score])  # as servers do
         if self.spoil and len(self.bodies) > 2:
             results = self.spoil(results)
-        return {"model": "m", "results": results}
+        return {"model": "m", self.results: results}
+
+
+class ScoreServer(RerankServer):
+    """vLLM's older route for the same."""
+
+    path, query, documents, results, score = "/score", "text_1", "text_2", "data", "score"
 
 
 class DecisionServer(Server):
@@ -216,8 +222,9 @@ def test_names_that_repeat_or_differ_in_case_are_offered_once_each(start):
     assert alike.order.tolist() == [[0, 1, 2, 3]]
 
 
-def test_a_reranker_is_asked_like_a_decision_server():
-    server, pixels, shortlist = RerankServer(), crops(4), make_shortlist(4, 60, 100)
+@pytest.mark.parametrize("kind", [RerankServer, ScoreServer])
+def test_a_reranker_is_asked_like_a_decision_server(kind):
+    server, pixels, shortlist = kind(), crops(4), make_shortlist(4, 60, 100)
     try:
         ranking = make_ranker(server.url).rank(pixels, shortlist, NAMES)
         torch.testing.assert_close(ranking.log_probs, expected(pixels, shortlist), atol=1e-4, rtol=0)
@@ -226,7 +233,7 @@ def test_a_reranker_is_asked_like_a_decision_server():
             odds = [weight(NAMES[i], picture) / 50 for i in shortlist.category_ids[row].tolist()]
             absent = math.prod(1 / (1 + value) for value in odds)
             assert float(ranking.presence[row]) == pytest.approx(1 - absent, abs=1e-5)
-        documents = server.bodies[-1]["documents"]
+        documents = server.bodies[-1][kind.documents]
         assert len(documents) == 60
     finally:
         server.close()

@@ -26,6 +26,7 @@ from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
 from rar_mmdet.rankers import Generate, Letter, OpenAIRanker, ServerSettings
 from rar_mmdet.rankers import server as wire
 from rar_mmdet.rankers.completions import Reply
+from rar_mmdet.rankers.dialect import CHOICES, QUIET
 from rar_mmdet.rankers.openai_ranker import _label_scores
 from rar_mmdet.structures import RankStatus
 from rar_mmdet.testing import make_shortlist
@@ -913,9 +914,48 @@ def test_a_prescribed_form_that_is_ignored_is_found_out_and_left_out(serve, capl
         with caplog.at_level(logging.WARNING):
             ranking = make_ranker(server.url, ask=ask).rank(crops(2), shortlist, NAMES)
         assert (ranking.status == RankStatus.PARTIAL).all()
-        sent = {"structured_outputs", "response_format"} & set(server.bodies[-1])
+        sent = {"structured_outputs", "response_format", "grammar", "regex"} & set(server.bodies[-1])
         assert bool(sent) is obeys
-        assert ("takes a prescribed form of the reply and ignores it" in caplog.text) is not obeys
+        assert ("keeps to no prescribed form of the reply" in caplog.text) is not obeys
+
+
+@pytest.mark.parametrize("kind", list(CHOICES))
+def test_each_servers_own_way_to_prescribe_a_letter_is_found(serve, kind):
+    """Without log-probabilities; what a server does not know it ignores."""
+    server = serve(log_probs=False, obeys=kind)
+    ranking = make_ranker(server.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.PARTIAL).all()
+    wanted = CHOICES[kind](["A", "B", "C", "D"])
+    assert {name: server.bodies[-1].get(name) for name in wanted} == wanted
+    others = {name for other in CHOICES.values() for name in other("AB")} - set(wanted)
+    assert not others & set(server.bodies[-1])
+
+
+@pytest.mark.parametrize("ask", ["letter", "yesno", "generate"])
+@pytest.mark.parametrize("quiet", QUIET)
+def test_a_model_that_thinks_first_is_told_not_to(serve, caplog, ask, quiet):
+    server, shortlist = serve(thinks=quiet), make_shortlist(2, 4, 8)
+    with caplog.at_level(logging.INFO):
+        ranking = make_ranker(server.url, ask=ask).rank(crops(2), shortlist, NAMES)
+    assert (ranking.status != RankStatus.FALLBACK).all()
+    assert quiet.items() <= server.bodies[-1].items()
+    assert caplog.text.count("thinks before it answers; switched off by") == 1
+
+
+def test_a_model_that_always_thinks_says_what_was_wrong(serve, caplog):
+    server = serve(thinks={"no such": "field"})
+    with caplog.at_level(logging.WARNING):
+        ranking = make_ranker(server.url).rank(crops(2), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert "among the first tokens the server lists, [['So', 'Let', 'First']]" in caplog.text
+    assert not set(QUIET[0]) & set(server.bodies[-1])
+
+
+def test_a_configs_own_word_on_thinking_stays(serve):
+    server = serve()
+    own = {"chat_template_kwargs": {"enable_thinking": True}}
+    make_ranker(server.url, extra_body=own).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+    assert server.bodies[-1]["chat_template_kwargs"] == own["chat_template_kwargs"]
 
 
 def test_all_labels_are_listed_where_a_server_lists_what_is_asked(serve, caplog):

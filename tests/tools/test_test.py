@@ -241,6 +241,101 @@ class TestTwoProcesses:
         assert not Path("two/summary.json").exists()
 
 
+@pytest.fixture
+def serve():
+    """Starts chat servers on this machine that prefer the longest name, and stops them."""
+    loopback, servers = load_tool(ROOT / "tests" / "rankers" / "loopback.py"), []
+
+    def start(**settings):
+        servers.append(loopback.Server(models=("m",), **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def asking_servers(boxes_config, *urls):
+    """The config with a ranker behind servers."""
+    config = Config.fromfile(boxes_config)
+    config.model.recognizer.ranker = {"type": "OpenAIRanker", "base_url": list(urls), "model": "m", "image_size": 32}
+    config.dump(str(boxes_config))
+    return boxes_config
+
+
+class TestServers:
+    """Several processes, several servers, some of which go away."""
+
+    def test_two_processes_share_two_servers_of_which_one_dies(self, tool, boxes_config, serve):
+        config = asking_servers(boxes_config, serve().url)
+        assert run(tool, config, "--work-dir", "one") == 0
+        lasting, dying = serve(), serve(script=lambda number, body: ("half", None) if number > 4 else None)
+        config = asking_servers(boxes_config, lasting.url, dying.url)
+        done = TestTwoProcesses.run(config, "none", "2", "--work-dir", "two")
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = summary("one"), summary("two")
+        assert two["num_processes"] == 2
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+        counts = [{name: s["report"]["ranker"][name] for name in ("asked", "ok", "fallback")} for s in (one, two)]
+        assert counts[0] == counts[1]
+        assert counts[1]["ok"] == counts[1]["asked"] > 8
+        assert len(lasting.bodies) > len(dying.bodies) > 4
+        assert len(list(Path("two").glob("answers.*.sqlite"))) == 1  # one machine, one file of answers
+
+    def test_the_script_for_slurm(self, tool, boxes_config, serve, tmp_path):
+        """The script itself; in place of a cluster and of vLLM, commands that start two nodes here, and a server."""
+        server = serve()
+        config = asking_servers(boxes_config, server.url)
+        assert run(tool, config, "--work-dir", "one") == 0
+        commands = tmp_path / "bin"
+        commands.mkdir()
+        stand_ins = {
+            "srun": 'while [ "$1" != bash ]; do echo "$1" >>srun.txt; shift; done\n'
+            "export SLURM_NNODES=2 SLURM_JOB_NODELIST=here\n"
+            'SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@" && wait $!',
+            "scontrol": "echo 127.0.0.1; echo other",
+            "vllm": 'echo "$@" >>vllm.txt; exec sleep 100',  # the server listens already
+        }
+        for name, body in stand_ins.items():
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (commands / name).chmod(0o755)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        environment = os.environ | {
+            "PATH": f"{commands}:{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "NODES": "2",
+            "SRUN_ARGS": "--gres=gpu:1 --time=1:00:00", "PORT": server.url.rpartition(":")[2].removesuffix("/v1"),
+            "MASTER_PORT": port,
+        }  # fmt: skip
+        script = [str(ROOT / "tools" / "slurm_test.sh"), str(config), "none", "m", "--work-dir", "two"]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = summary("one"), summary("two")
+        assert two["num_processes"] == 2
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-9)
+        assert Path("srun.txt").read_text().split() == [
+            "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--gres=gpu:1", "--time=1:00:00",
+        ]  # fmt: skip
+        assert Path("vllm.txt").read_text() == 2 * f"serve m --port {environment['PORT']} --max-logprobs 20\n"
+
+    def test_a_server_that_does_not_start_ends_its_node(self, tmp_path):
+        (tmp_path / "vllm").write_text("#!/usr/bin/env bash\nexit 3\n")
+        (tmp_path / "vllm").chmod(0o755)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": port}
+        script = [str(ROOT / "tools" / "slurm_test.sh"), "--on-node", "config.py", "none", "m"]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert f"vllm serve m ended before it listened on port {port}" in done.stderr
+
+    def test_the_script_for_slurm_says_how_it_is_called(self):
+        done = subprocess.run([str(ROOT / "tools" / "slurm_test.sh"), "config.py"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "tools/slurm_test.sh CONFIG CHECKPOINT|none MODEL" in done.stderr
+
+
 class TestBadInput:
     def test_missing_data_and_weights(self, tool, boxes_config, capsys):
         changes = ["test_dataloader.dataset.data_root=nowhere", "test_dataloader.dataset.ann_file=ann.json"]
