@@ -4,7 +4,7 @@
 #   NODES=4 SRUN_ARGS='--gres=gpu:8 --time=8:00:00' tools/slurm_test.sh CONFIG CHECKPOINT|none MODEL [options of tools/test.py]
 # CONFIG asks http://127.0.0.1:PORT/v1 (configs/rar_lvis_server.py); its other parts run in PROCESSES processes a machine (1).
 # PORT=8000 and VLLM_ARGS='--data-parallel-size 8 --max-logprobs 20 --gpu-memory-utilization 0.8' are for `vllm serve`.
-# Run it again to go on where it was: every machine keeps its answers in WORK_DIR/answers.<machine>.sqlite.
+# Run it again to go on where it was: every machine keeps its answers in WORK_DIR/ranker_answers.<machine>.sqlite.
 set -euo pipefail
 
 if [ "${1-}" != --on-node ]; then

@@ -280,7 +280,7 @@ class TestServers:
         assert counts[0] == counts[1]
         assert counts[1]["ok"] == counts[1]["asked"] > 8
         assert len(lasting.bodies) > len(dying.bodies) > 4
-        assert len(list(Path("two").glob("answers.*.sqlite"))) == 1  # one machine, one file of answers
+        assert len(list(Path("two").glob("ranker_answers.*.sqlite"))) == 1  # one machine, one file of answers
 
     def test_the_script_for_slurm(self, tool, boxes_config, serve, tmp_path):
         """The script itself; in place of a cluster and of vLLM, commands that start two nodes here, and a server."""
