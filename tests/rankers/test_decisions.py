@@ -24,6 +24,7 @@ from rar_mmdet.testing import make_shortlist
 
 NAMES = [f"{word} {number}" for word in ("cat", "polar bear", "red car", "bow, long", "nest") for number in range(20)]
 FORMS = ["sglang", "openai", "systemone", "systemone-images"]
+EVERY_FORM = [*FORMS, "rerank", "score"]
 PATHS = {"sglang": "/decisions", "openai": "/decisions", "systemone": "/systemone", "systemone-images": "/systemone"}
 
 
@@ -130,8 +131,9 @@ class DecisionServer(Server):
 def start():
     servers = []
 
-    def begin(*args, **settings):
-        servers.append(DecisionServer(*args, **settings))
+    def begin(form, **settings):
+        kinds = {"rerank": RerankServer, "score": ScoreServer}
+        servers.append(kinds[form](**settings) if form in kinds else DecisionServer(form, **settings))
         return servers[-1]
 
     yield begin
@@ -242,20 +244,20 @@ def test_a_reranker_is_asked_like_a_decision_server(kind):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        pytest.param(lambda r: r[:-1], "5 names were sent, 4 are scored", id="fewer"),
-        pytest.param(lambda r: [r[0], *r[:-1]], "5 are scored, or one of them twice", id="twice"),
-        pytest.param(lambda r: [{**x, "relevance_score": 7.5} for x in r], "relevance_score is 7.5", id="logits"),
-        pytest.param(lambda r: [{**x, "relevance_score": math.nan} for x in r], "relevance_score is nan", id="nan"),
+        pytest.param(lambda r, f: r[:-1], "5 names were sent, 4 are scored", id="fewer"),
+        pytest.param(lambda r, f: [r[0], *r[:-1]], "5 are scored, or one of them twice", id="twice"),
+        pytest.param(lambda r, f: [{**x, f: 7.5} for x in r], "score is 7.5, expected a number in", id="logits"),
+        pytest.param(lambda r, f: [{**x, f: math.nan} for x in r], "score is nan, expected a number in", id="nan"),
+        pytest.param(lambda r, f: [{"index": x["index"]} for x in r], "expected answers with probabilities", id="none"),
     ],
-)  # fmt: skip
-def test_rerankers_whose_scores_are_none(caplog, spoil, message):
-    server = RerankServer()
-    server.spoil = spoil
-    try:
-        with caplog.at_level(logging.WARNING):
-            ranking = make_ranker(server.url, form="rerank").rank(crops(1), make_shortlist(1, 5, 100), NAMES)
-    finally:
-        server.close()
+)
+@pytest.mark.parametrize("kind", [RerankServer, ScoreServer])
+def test_rerankers_whose_scores_are_none(start, caplog, kind, spoil, message):
+    form = kind.path.strip("/")
+    server = start(form)
+    server.spoil = lambda results: spoil(results, kind.score)
+    with caplog.at_level(logging.WARNING):
+        ranking = make_ranker(server.url, form=form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
     assert (ranking.status == RankStatus.FALLBACK).all()
     assert message in caplog.text
 
@@ -287,6 +289,27 @@ def test_rounds_are_exact_where_lucess_axiom_holds_and_never_depend_on_the_order
     wanted = torch.tensor([odds[name] for name in names], dtype=torch.float64)
     torch.testing.assert_close(torch.tensor(found[0].scores[0], dtype=torch.float64).exp(), wanted / wanted.sum())
     assert found[0].masses == (0.5,)
+
+
+@pytest.mark.parametrize("form", ["sglang", "systemone"])
+def test_more_candidates_than_a_server_takes_get_the_same_answer_in_any_order(start, form):
+    """Three groups and their winners; a model that follows no axiom, so that other groups would give other odds."""
+    server, pixels = start(form, most=26, spoil=lambda answers: [_uneven(answer) for answer in answers]), crops(1)
+    ids = torch.randperm(100, generator=torch.Generator().manual_seed(1))[:60]
+    found = []
+    for seed in range(3):
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+        shortlist = Shortlist(ids[order][None], torch.full((1, 60), 1 / 60))
+        ranking = make_ranker(server.url, form=form).rank(pixels, shortlist, NAMES)
+        found.append(dict(zip(ids[order].tolist(), ranking.log_probs[0].tolist(), strict=True)))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0].values())) > 10
+
+
+def _uneven(answer):
+    """Shares that depend on who else is offered, but not on the order."""
+    sharp = {name: p ** (1 + len(answer) / 20) for name, p in answer.items()}
+    return {name: p / sum(sharp.values()) for name, p in sharp.items()}
 
 
 def test_ties_are_broken_by_name_and_not_by_order():
@@ -337,7 +360,7 @@ def fewer(answers):
     return [dict(list(answer.items())[1:]) for answer in answers]
 
 
-@pytest.mark.parametrize("form", ["openai", "systemone"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -371,6 +394,7 @@ def test_a_model_that_declines(start, caplog):
     assert "the model declines to answer" in caplog.text
 
 
+@pytest.mark.parametrize("form", EVERY_FORM)
 @pytest.mark.parametrize(
     "action",
     [
@@ -380,20 +404,30 @@ def test_a_model_that_declines(start, caplog):
         pytest.param(("status", (503,)), id="503"),
     ],
 )
-def test_what_passes_is_tried_again(start, monkeypatch, action):
+def test_what_passes_is_tried_again(start, monkeypatch, action, form):
     monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.02)
-    server = start("sglang", script=lambda number, body: action if number == 2 else None)
-    ranking = make_ranker(server.url, form="sglang").rank(crops(1), make_shortlist(1, 5, 100), NAMES)
+    server = start(form, script=lambda number, body: action if number == 2 else None)
+    ranking = make_ranker(server.url, form=form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
     assert (ranking.status == RankStatus.OK).all()
 
 
-def test_a_picture_that_is_too_large_costs_its_region_alone(start, caplog):
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_a_picture_that_is_too_large_costs_its_region_alone(start, caplog, form):
     too_large = ("status", (413,))
-    server = start("sglang", script=lambda number, body: too_large if number == 2 else None)
+    server = start(form, script=lambda number, body: too_large if number == 2 else None)
     with caplog.at_level(logging.WARNING):
-        ranking = make_ranker(server.url, form="sglang").rank(crops(3), make_shortlist(3, 5, 100), NAMES)
+        ranking = make_ranker(server.url, form=form).rank(crops(3), make_shortlist(3, 5, 100), NAMES)
     assert sorted(ranking.status.tolist()) == [0, 0, int(RankStatus.FALLBACK)]
     assert "HTTP 413" in caplog.text
+
+
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_a_route_that_is_not_there_is_named(start, form):
+    other = start("sglang", path="/elsewhere")
+    with pytest.raises(
+        RankerError, match=rf"takes no form of a decision.*{form} at {other.url}/.*: .*HTTP 404, Not Found"
+    ):
+        make_ranker(other.url, form=form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
 
 
 def test_a_server_that_takes_no_form_is_told_what_was_tried(serve):
@@ -459,16 +493,18 @@ def test_several_servers_share_the_requests(start):
     assert min(asked) >= 10
 
 
-def test_one_of_two_servers_wrong_about_its_model_is_named(start, serve):
-    good, wrong = start("sglang", models=("m",)), start("sglang", models=("other-model",))
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_one_of_two_servers_wrong_about_its_model_is_named(start, form):
+    good, wrong = start(form, models=("m",)), start(form, models=("other-model",))
     with pytest.raises(RankerError, match=rf"{wrong.url}, one of 2 servers, is wrong.*It serves other-model"):
         make_ranker([good.url, wrong.url]).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
 
 
-def test_one_of_two_servers_of_another_form_is_named(start):
-    good, other = start("sglang"), start("openai")
-    with pytest.raises(RankerError, match=rf"sglang at {other.url}/decisions"):
-        make_ranker([good.url, other.url], form="sglang").rank(crops(1), make_shortlist(1, 5, 100), NAMES)
+@pytest.mark.parametrize(("form", "another"), zip(EVERY_FORM, (*EVERY_FORM[1:], EVERY_FORM[0]), strict=True))
+def test_one_of_two_servers_of_another_form_is_named(start, form, another):
+    good, other = start(form), start(another)
+    with pytest.raises(RankerError, match=rf"{form} at {other.url}/"):
+        make_ranker([good.url, other.url], form=form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
 
 
 def test_addresses_are_different():

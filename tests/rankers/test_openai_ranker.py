@@ -898,6 +898,12 @@ def test_one_of_two_servers_dies_and_the_other_goes_on(serve, caplog, monkeypatc
     assert len(lasting.bodies) > 40
 
 
+def test_one_of_two_servers_wrong_about_its_model_is_named(serve):
+    good, wrong = serve(models=("m",)), serve(models=("m2",))
+    with pytest.raises(RankerError, match=rf"{wrong.url}, one of 2 servers, is wrong.*did you mean 'm2'.*serves m2"):
+        make_ranker([good.url, wrong.url]).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
 def test_two_servers_of_which_one_takes_other_requests(serve):
     plain, strict = serve(), serve(refuse=lambda body: "no logprobs here" if body.get("logprobs") else None)
     with pytest.raises(RankerError, match=rf"{strict.url} rejects a request that {plain.url} takes: .*no logprobs"):
