@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rar_mmdet.errors import ConfigError, RankerError
-from rar_mmdet.rankers.asks import Decide, expect_count
+from rar_mmdet.rankers.asks import Decide, as_ask, expect_count
 from rar_mmdet.rankers.completions import MalformedReplyError, reason_of
 from rar_mmdet.rankers.decision_forms import FORMS, Decided, Form, read_decisions
 from rar_mmdet.rankers.options import Limits
@@ -114,7 +114,7 @@ class DecisionRanker(ServedRanker):
 
     Args:
         base_url, model, limits, cache, image_size, jpeg_quality, timeout, max_retries, server: see `ServedRanker`.
-        ask: a `Decide`, or 'decide'.
+        ask: a `Decide`, the default, or 'decide'.
         form: 'sglang', 'openai', 'systemone', 'systemone-images', 'rerank' or 'score'; `None`: found out.
         max_options: options in one question; `None`: the form's own limit (26, OpenAI 255). More are asked in rounds.
         extra_body: more fields of every request.
@@ -125,7 +125,7 @@ class DecisionRanker(ServedRanker):
         *,
         base_url: str | Sequence[str],
         model: str,
-        ask: Ask | Mapping[str, Any] | str = Decide(),  # noqa: B008 - frozen
+        ask: Ask | Mapping[str, Any] | str | None = None,
         form: str | None = None,
         max_options: int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
@@ -150,8 +150,6 @@ class DecisionRanker(ServedRanker):
             extra_body=extra_body,
             server=server,
         )
-        if self.ask.wants != "options":
-            raise ConfigError(f"DecisionRanker asks by 'decide' alone, got ask={ask!r}; a chat server takes other ways")
         expect_count("max_options", max_options, optional=True)
         if max_options == 1:
             raise ConfigError("max_options must be at least 2: of one option nothing can be decided")
@@ -160,6 +158,14 @@ class DecisionRanker(ServedRanker):
             raise ConfigError(f"form must be one of {', '.join(known)}, or None to find out, got {form!r}")
         self.max_options, self._given = max_options, form and known[form]
         self._form: type[Form] | None = None
+
+    @staticmethod
+    def way_to_ask(ask: Ask | Mapping[str, Any] | str | None) -> Ask:
+        """See `ServedRanker`."""
+        way = Decide() if ask is None else as_ask(ask)
+        if way.wants != "options":
+            raise ConfigError(f"DecisionRanker asks by 'decide' alone, got ask={ask!r}; a chat server takes other ways")
+        return way
 
     def identity(self) -> Mapping[str, Any]:
         """See `ServedRanker`; the size of a question shapes its answer where there are rounds."""

@@ -7,20 +7,19 @@ import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from rar_mmdet.errors import ConfigError, RankerError
-from rar_mmdet.rankers.asks import Letter
+from rar_mmdet.rankers.asks import Letter, as_ask
 from rar_mmdet.rankers.completions import Reply, read_completion
 from rar_mmdet.rankers.dialect import CHOICES, QUIET, Dialect
-from rar_mmdet.rankers.options import Limits
 from rar_mmdet.rankers.prompts import LETTERS
 from rar_mmdet.rankers.questions import Answer, Ask, Question
 from rar_mmdet.rankers.served import PNG_URL, ServedRanker, around_picture, picture_url
-from rar_mmdet.rankers.server import Client, Refusal, Request, ServerSettings
+from rar_mmdet.rankers.server import Client, Refusal, Request
 from rar_mmdet.structures import RankStatus
 
 __all__ = ["OpenAIRanker"]
@@ -49,45 +48,22 @@ class OpenAIRanker(ServedRanker):
             for a field leaves it out. Fields of ours that the server refuses are left out, or renamed, without that.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str | Sequence[str],
-        model: str,
-        ask: Ask | Mapping[str, Any] | str = _ONE_ORDER,
-        limits: Limits | Mapping[str, Any] | None = None,
-        cache: str | Path | None = None,
-        image_size: int = 336,
-        jpeg_quality: int | None = None,
-        timeout: float = 90.0,
-        max_retries: int = 5,
-        extra_body: Mapping[str, Any] | None = None,
-        server: ServerSettings | Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            base_url=base_url,
-            model=model,
-            ask=_ONE_ORDER if ask == "letter" else ask,
-            limits=limits,
-            cache=cache,
-            image_size=image_size,
-            jpeg_quality=jpeg_quality,
-            timeout=timeout,
-            max_retries=max_retries,
-            extra_body=extra_body,
-            server=server,
-        )
-        if self.ask.wants == "options":
+    own_fields = ("messages",)
+    _dialect = Dialect()
+    _label_ids: Mapping[str, int] = MappingProxyType({})  # by how labels are written, where the server lists any token
+
+    @staticmethod
+    def way_to_ask(ask: Ask | Mapping[str, Any] | str | None) -> Ask:
+        """See `ServedRanker`."""
+        way = _ONE_ORDER if ask in (None, "letter") else as_ask(ask)
+        if way.wants == "options":
             raise ConfigError("OpenAIRanker cannot ask='decide': that is what DecisionRanker asks decision servers")
-        if self.ask.wants == "names":
+        if way.wants == "names":
             raise ConfigError(
                 "OpenAIRanker cannot ask='likelihood': a server would prefill the prompt once per candidate. Use "
                 "ask='letter' (one token) or 'yesno', or TransformersRanker for likelihoods"
             )
-        if "messages" in (extra_body or {}):
-            raise ConfigError("extra_body holds further fields of a request; 'messages' are the ranker's own")
-        self._dialect = Dialect()
-        self._label_ids: dict[str, int] = {}  # of labels, by how they are written, where the server lists what is asked
+        return way
 
     def connect(self, key: str) -> Client[Reply]:
         """A client of chat completions."""
@@ -184,6 +160,7 @@ class OpenAIRanker(ServedRanker):
 
         Otherwise the list ends at 20 tokens, and a label that is not in it has no more than a bound.
         """
+        ids: dict[str, int] = {}
         labels, root = self.ask.labels(len(LETTERS)), client.nodes[0].url.rstrip("/").removesuffix("/v1")
         words = [form for spellings in labels for word in spellings for form in (word, f" {word}")]
         for word in dict.fromkeys(words):
@@ -192,8 +169,9 @@ class OpenAIRanker(ServedRanker):
             if tokens is None:
                 break
             if len(tokens) == 1 and isinstance(tokens[0], int):
-                self._label_ids[word] = tokens[0]
-        if self._label_ids:
+                ids[word] = tokens[0]
+        self._label_ids = ids
+        if ids:
             request = self._request(dialect, "Answer with the letter A.", LETTERS)
             said = client.probe(around_picture(self._grey(), request))
             listed = [] if isinstance(said, Refusal) else said.top_log_probs or []

@@ -14,7 +14,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -47,33 +47,37 @@ class ServedRanker(AskingRanker):
         base_url: as `http://host:8000/v1`; a list of them for several servers of one model, which share the requests.
             HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the environment are honoured.
         model: the name the server serves it under.
-        ask, limits, cache: see `AskingRanker`.
+        ask, limits, cache: see `AskingRanker`; the default way to ask is the class's own.
         image_size: side in pixels of the crops sent.
         jpeg_quality: 1 to 100: crops are sent as JPEG, at 95 an eighth of the bytes; `None`: as PNG, without loss.
         timeout: seconds one request may take.
         max_retries: attempts after the first, each after a pause of 0.5 s growing to 8 s, or of the server's
             Retry-After up to 300 s. Only what may pass is tried again: broken connections and replies, 408, 409, 425,
             429 and 5xx. A request refused for itself (400, 413, 422, ...) is a region without an answer.
-        extra_body: more fields of every request.
+        extra_body: more fields of every request; `None` for a field leaves it out.
         server: key, concurrency, patience; a `ServerSettings` or a dict of its settings.
     """
+
+    own_fields: ClassVar[tuple[str, ...]] = ()  # of a request, which `extra_body` must not hold
 
     def __init__(
         self,
         *,
         base_url: str | Sequence[str],
         model: str,
-        ask: Ask | Mapping[str, Any] | str,
-        limits: Limits | Mapping[str, Any] | None,
-        cache: str | Path | None,
-        image_size: int,
-        jpeg_quality: int | None,
-        timeout: float,
-        max_retries: int,
-        extra_body: Mapping[str, Any] | None,
-        server: ServerSettings | Mapping[str, Any] | None,
+        ask: Ask | Mapping[str, Any] | str | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        cache: str | Path | None = None,
+        image_size: int = 336,
+        jpeg_quality: int | None = None,
+        timeout: float = 90.0,
+        max_retries: int = 5,
+        extra_body: Mapping[str, Any] | None = None,
+        server: ServerSettings | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(ask=ask, limits=limits, cache=cache)
+        super().__init__(ask=self.way_to_ask(ask), limits=limits, cache=cache)
+        if own := [field for field in self.own_fields if field in (extra_body or {})]:
+            raise ConfigError(f"extra_body holds further fields of a request; {own[0]!r} are the ranker's own")
         if timeout <= 0 or max_retries < 0:
             raise ConfigError(f"need timeout > 0 and max_retries >= 0, got {timeout} and {max_retries}")
         expect_count("image_size", image_size)
@@ -92,6 +96,15 @@ class ServedRanker(AskingRanker):
         self.server = as_options(ServerSettings, server, "server")
         self._client: Client[Any] | None = None
         self.meter = self._new_meter()
+
+    @staticmethod
+    @abstractmethod
+    def way_to_ask(ask: Ask | Mapping[str, Any] | str | None) -> Ask:
+        """The way to ask that was given, by default the best for these servers.
+
+        Raises:
+            ConfigError: such servers cannot be asked that way.
+        """
 
     @abstractmethod
     def connect(self, key: str) -> Client[Any]:
