@@ -122,7 +122,7 @@ class LabelService:
     def __init__(self, labeller: Labeller, max_pixels: int) -> None:
         self._base, self._detector, self.max_pixels = labeller, _AskedOnce(labeller.detector), max_pixels
         self._labellers = _Recent(WORD_LISTS)
-        self._records = _Recent(PHOTOS)
+        self._records, self._pictures = _Recent(PHOTOS), _Recent(PHOTOS)
 
     def _find(self, data: bytes, name: str, words: str) -> tuple[NDArray[np.uint8], Labeller, list[RegionRecord]]:
         labeller = self._labellers(
@@ -156,7 +156,10 @@ class LabelService:
         """
         photo, labeller, records = self._find(data, name, words)
         height, width = photo.shape[:2]
-        picture = crop_address(photo, (0, 0, width, height), side=PICTURE_SIDE, context=0)
+        picture = self._pictures(
+            hashlib.blake2b(data).digest(),
+            lambda: crop_address(photo, (0, 0, width, height), side=PICTURE_SIDE, context=0),
+        )
         boxes = [_describe(labeller, record) for record in records]
         return {"words": labeller.words.describe(), "wh": [width, height], "picture": picture, "boxes": boxes}
 
