@@ -146,9 +146,10 @@ class LabelService:
 
         Returns:
             `words` in numbers; `wh`, the photo's size, and the `picture`; and for each of the `boxes`: `box` (x1, y1,
-            x2, y2 in pixels of the upright photo) and `box_score`; `labels`, the (class, score) that it gets, the first
-            one whose score is at least the threshold; `best`, the name that scores highest; (name, probability) as
-            `retrieved` and (name, score) as `ranked`, best first; and whether a ranker was `asked`.
+            x2, y2 in pixels of the upright photo), `box_score`, and the `outline` of its mask, if it has one; `labels`,
+            the (class, score) that it gets, the first one whose score is at least the threshold; `best`, the name that
+            scores highest; (name, probability) as `retrieved` and (name, score) as `ranked`, best first; and whether a
+            ranker was `asked`.
 
         Raises:
             VocabularyError: the words are none.
@@ -188,7 +189,7 @@ class LabelService:
             file, out = Path(folder, "photos", name), Path(folder, "labels")
             file.parent.mkdir()
             file.write_bytes(data)
-            (writer,) = open_writers(out, [form], labeller.words.classes)
+            (writer,) = open_writers(out, [form], labeller.words.classes, any(label.outline for label in labels))
             writer.add(LabelledPhoto(1, name, file, width, height, tuple(labels)))
             place = writer.finish()
             if place.is_dir():
@@ -201,6 +202,7 @@ def _describe(labeller: Labeller, record: RegionRecord) -> dict[str, Any]:
     ranked = sorted(columns, key=lambda column: -record.fused[column])
     return {
         "box": record.box_xyxy,
+        "outline": record.outline or (),
         "box_score": record.box_score,
         "labels": [(labeller.words.classes[row], score) for row, score in _labels(labeller, record)],
         "best": record.names[ranked[0]],

@@ -13,6 +13,7 @@ import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -139,6 +140,23 @@ def test_labels_to_save_are_those_above_the_thresholds(form):
             if form == "yolo":  # the photo itself, not a link to what is gone
                 assert archive.read("yolo/images/a.png") == data
     assert name.split(".")[0] == FORMATS[form].place.split(".")[0]
+
+
+def test_masks_are_shown_and_saved():
+    class Masks(Boxes):
+        def detect(self, images, paths=None):
+            (found,) = super().detect(images, paths)
+            masks = torch.zeros(3, *images[0].shape[:2], dtype=torch.bool)
+            masks[0, 5:15, 4:16] = True
+            return [replace(found, masks=masks)]
+
+    service, data = make_service(Masks()), photo_bytes()
+    outlines = [box["outline"] for box in service.describe(data, "a.png", "cat\ndog")["boxes"]]
+    assert [len(outline) for outline in outlines] == [1, 0, 0]
+    points = np.reshape(outlines[0][0], (-1, 2))
+    np.testing.assert_array_equal([points.min(axis=0), points.max(axis=0)], [[4, 5], [16, 15]])
+    first = json.loads(service.write(data, "a.png", "cat\ndog", "coco", 0.0, 0.0)[1])["annotations"][0]
+    assert np.reshape(first["segmentation"], (-1, 2)).tolist() == points.tolist()
 
 
 @pytest.mark.parametrize(
