@@ -38,11 +38,11 @@ from starlette.routing import Route
 
 from rar_mmdet.detectors import Detected, Detector
 from rar_mmdet.drawing import crop_address
-from rar_mmdet.errors import ConfigError, RarError
+from rar_mmdet.errors import ConfigError, ImageReadError, RarError
 from rar_mmdet.files.images import check_pixels, decode_image, read_image
 from rar_mmdet.files.pages import render_page
 from rar_mmdet.labelling.labeller import Labeller, label_of
-from rar_mmdet.labelling.photos import LabelledPhoto
+from rar_mmdet.labelling.photos import RAW, VIDEO, LabelledPhoto
 from rar_mmdet.labelling.words import read_words
 from rar_mmdet.labelling.writers import FORMATS, open_writers
 from rar_mmdet.records import RegionRecord
@@ -131,6 +131,8 @@ class LabelService:
                 self._base.recognizer, read_words(words.splitlines()), self._detector, self._base.min_score
             ),
         )
+        if Path(name).suffix.lower() in (*RAW, *VIDEO):  # a RAW file may be read as the small picture inside it
+            raise ImageReadError(f"{name} is a RAW photo or a video; develop it, or cut it into photos, first")
         check_pixels(data, name, self.max_pixels)
         photo = decode_image(data, name)
         key = hashlib.blake2b(data).digest(), name, words

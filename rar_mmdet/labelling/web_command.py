@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
             example=_demo(EXAMPLE) if args.embedded else None,
             hosts=LOOPBACK if args.host in LOOPBACK else ("*",),
         )
-        host = f"[{args.host}]" if ":" in args.host else args.host
+        host = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
+        host = f"[{host}]" if ":" in host else host
         print(f"open http://{host}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
         if args.host not in LOOPBACK:
             print("whoever reaches this address can use it; there is no password", file=sys.stderr)

@@ -120,9 +120,11 @@ def test_the_last_ones_are_remembered():
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
-def test_labels_to_save_are_those_above_the_thresholds(form):
+def test_labels_to_save_are_those_above_the_thresholds(form, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     service, data = make_service(), photo_bytes()
     name, content = service.write(data, "a.png", "cat\ndog", form, 0.0, 0.5)
+    assert not list(tmp_path.iterdir())  # no photo is kept
     if form == "coco":
         labels = json.loads(content)
         assert [image["file_name"] for image in labels["images"]] == ["a.png"]
@@ -263,6 +265,8 @@ def test_what_is_refused_is_said():
         assert "'cat' is there twice" in refused("labels", 422, words="cat\ncat")
         assert "note.txt is not an image" in refused("labels", 422, photo=("note.txt", b"a note"))
         assert "it is a HEIC photo; save it as JPEG" in refused("labels", 422, photo=("a", b"\0\0\0\x18ftypheic\0\0"))
+        raw = ("a.NEF", photo_bytes(kind="TIFF"))
+        assert "a.NEF is a RAW photo or a video; develop it" in refused("labels", 422, photo=raw)
         large = refused("labels", 422, photo=("big.png", photo_bytes(200, 60)))
         assert "big.png is 200x60 px, 0.0 megapixels; at most 0.01 are taken. Make it smaller" in large
         assert "the photo has 1.5 MB; at most 1 MB are taken" in refused("labels", 413, photo=("a", b"0" * 1_500_000))
