@@ -134,7 +134,7 @@ def device_of(model: nn.Module) -> torch.device:
 def recall_at(
     model: nn.Module, processor: RTDetrImageProcessor, photos: np.ndarray, boxes: list[np.ndarray], limit: int = 100
 ) -> dict[str, float]:
-    """Recall of the ``limit`` best boxes per photo, whatever their class: over IoU .50:.05:.95, at IoU .5, by COCO area."""
+    """Recall of the ``limit`` best boxes per photo, whatever their class: IoU .50:.05:.95, IoU .5, by COCO area."""
     model.eval()
     best, area = [], []
     for start in range(0, len(photos), 8):
