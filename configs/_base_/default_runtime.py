@@ -5,7 +5,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=10),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    visualization=dict(type="DetVisualizationHook", score_thr=0.0),
+    visualization=dict(type="rar_mmdet.RecognitionVisualizationHook", score_thr=0.0),
 )
 custom_hooks = [dict(type="rar_mmdet.RecognitionHook")]
 

@@ -62,7 +62,7 @@ class KeepOriginalImage(BaseTransform):
                 "loading transform"
             )
         name = describe(results)
-        if self.check:
+        if self.check and "unreadable" not in results:
             self._check(results, name)
         keep_proposals(results)
         image = results["img"]
@@ -241,6 +241,8 @@ class PackRecognitionInputs(PackDetInputs):
         sample = packed["data_samples"]
         if not frame.is_identity and "homography_matrix" in results:
             sample.set_metainfo({"homography_matrix": results["homography_matrix"]})
+        if "unreadable" in results:  # the dataset could not read the image, and there is nothing to see
+            sample.set_metainfo({"unreadable": results["unreadable"]})
         annotated = annotated_objects(results)
         if annotated is not None:
             sample.annotated = InstanceData(**annotated)

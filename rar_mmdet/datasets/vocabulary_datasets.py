@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset, LVISV1Dataset
 from mmengine.fileio import get, get_local_path, join_path
 from mmengine.logging import print_log
@@ -15,9 +17,9 @@ from mmengine.utils import is_abs
 
 from rar_mmdet.datasets.annotation_records import read_records
 from rar_mmdet.datasets.proposal_files import read_proposals
-from rar_mmdet.errors import AnnotationFileError, ImageReadError, InvalidBoxError, RarError, RepeatedIdError
+from rar_mmdet.errors import AnnotationFileError, ImageReadError, InvalidBoxError, RepeatedIdError
 from rar_mmdet.files.coco import path_in_url
-from rar_mmdet.files.images import decode_image
+from rar_mmdet.files.images import check_complete, decode_image
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.files.vocabulary import read_vocabulary
 from rar_mmdet.registry import DATASETS
@@ -57,9 +59,11 @@ class VocabularyDataset:
         backend_args: dict | None = None,
         lazy_init: bool = False,
         image_ids: str | None = None,
+        max_unreadable: int = 0,
         **kwargs: Any,
     ) -> None:
-        self._image_list = image_ids
+        self._image_list, self._max_unreadable = image_ids, max_unreadable
+        self._unreadable: list[str] = []
         given = dict(metainfo or {})
         classes = given.get("classes")
         self._classes: tuple[str, ...] | None = None
@@ -147,23 +151,57 @@ class VocabularyDataset:
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline on one image.
 
+        Up to `max_unreadable` images whose file is missing or damaged become samples without boxes; their metainfo says
+        so (`unreadable`), and the models of this project leave them without detections.
+
         Raises:
-            ImageReadError: its file is missing or not an image.
+            ImageReadError: the file is missing or not an image, and so were `max_unreadable` before.
         """
         try:
             return super().prepare_data(idx)  # type: ignore[misc]
-        except RarError:
-            raise
-        except (OSError, AssertionError, cv2.error) as error:  # what mmcv's loaders raise, often without a name
-            info = self.get_data_info(idx)  # type: ignore[attr-defined]
-            name = f"image {info.get('img_id')} ({info.get('img_path')})"
-            try:
-                decode_image(get(info.get("img_path"), backend_args=self.backend_args), name)  # type: ignore[attr-defined]
-            except ImageReadError as problem:
-                raise problem from error
-            except OSError as problem:
-                raise ImageReadError(f"{name} cannot be read: {problem}. Is the file missing?") from error
-            raise  # the file is sound, so it was about something else
+        except (OSError, AssertionError, cv2.error, ImageReadError) as error:  # mmcv's loaders often give no name
+            problem = self._why_unreadable(idx)
+            if problem is None:
+                raise  # the file is sound, so it was about something else
+            self._unreadable.append(str(problem))
+            if len(self._unreadable) <= self._max_unreadable:
+                blank = self._without_pixels(idx, str(problem))
+                if blank is not None:
+                    return blank
+            if len(self._unreadable) > 1:
+                problem = ImageReadError(
+                    f"{problem} It is such image number {len(self._unreadable)}, the first was: {self._unreadable[0]} "
+                    "Is data_root, or the data prefix, another folder?"
+                )
+            raise problem from error
+
+    def _why_unreadable(self, idx: int) -> ImageReadError | None:
+        """What is wrong with the file of an image, if anything."""
+        info = self.get_data_info(idx)  # type: ignore[attr-defined]
+        name = f"image {info.get('img_id')} ({info.get('img_path')})"
+        try:
+            data = get(info.get("img_path"), backend_args=self.backend_args)  # type: ignore[attr-defined]
+            decode_image(data, name)
+            check_complete(data, name)
+        except ImageReadError as problem:
+            return problem
+        except OSError as problem:
+            return ImageReadError(f"{name} cannot be read: {problem}. Is the file missing?")
+        return None
+
+    def _without_pixels(self, idx: int, reason: str) -> Any:
+        """A black image without boxes through the rest of the pipeline; `None` where the pipeline drops the reason."""
+        results = self.get_data_info(idx)  # type: ignore[attr-defined]
+        shape = (int(results.get("height") or 32), int(results.get("width") or 32))
+        empty = {"bboxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32)}
+        results |= {"img": np.zeros((*shape, 3), np.uint8), "img_shape": shape, "ori_shape": shape}
+        results |= {"instances": [], "unreadable": reason} | ({"proposals": empty} if "proposals" in results else {})
+        for transform in self.pipeline.transforms:  # type: ignore[attr-defined]
+            if not isinstance(transform, LoadImageFromFile):
+                results = transform(results)
+        samples = results["data_samples"]
+        views = samples if isinstance(samples, list) else [samples]
+        return results if all("unreadable" in view.metainfo for view in views) else None
 
 
 @DATASETS.register_module()
@@ -178,6 +216,8 @@ class CocoVocabularyDataset(VocabularyDataset, CocoDataset):
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
         image_ids: file that lists the images to take, see `read_image_ids`; all by default.
+        max_unreadable: images whose file is missing or damaged that are taken as images without boxes, counted in each
+            process that loads data; the next one ends the run.
         kwargs: the other arguments of `CocoDataset`, checked there.
     """
 
@@ -199,6 +239,7 @@ class LVISVocabularyDataset(VocabularyDataset, LVISV1Dataset):
         data_root: root of `ann_file` and `data_prefix`.
         backend_args: MMEngine file backend.
         lazy_init: as in `BaseDataset`.
+        max_unreadable: as in `CocoVocabularyDataset`.
         image_ids: as in `CocoVocabularyDataset`; LVIS minival is such a list, or an annotation file of its own.
         kwargs: the other arguments of `LVISV1Dataset`, checked there.
     """

@@ -6,5 +6,14 @@ from rar_mmdet.engine.preflight import missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.engine.report_hook import ReportHook
+from rar_mmdet.engine.visualization_hook import RecognitionVisualizationHook
 
-__all__ = ["ProgressHook", "RecognitionHook", "RegionRecordHook", "ReportHook", "collect_reports", "missing_assets"]
+__all__ = [
+    "ProgressHook",
+    "RecognitionHook",
+    "RecognitionVisualizationHook",
+    "RegionRecordHook",
+    "ReportHook",
+    "collect_reports",
+    "missing_assets",
+]

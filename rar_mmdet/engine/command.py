@@ -29,7 +29,7 @@ from rar_mmdet.engine.check import check_run
 from rar_mmdet.engine.console import QuietRunner
 from rar_mmdet.engine.peers import PeerWatch
 from rar_mmdet.engine.preflight import check_config, check_vocabulary, inner_dataset, missing_assets
-from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports, find_branches
+from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports, collect_unreadable, find_branches
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.errors import CheckpointError, ConfigError, MissingAssetError, RarError
 from rar_mmdet.files.checkpoints import file_sha256
@@ -66,6 +66,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="only look: what is missing, what looks wrong, a few images end to end, and how long the whole run takes",
     )
+    parser.add_argument(
+        "--max-unreadable",
+        type=int,
+        default=10,
+        help="photos that are missing or damaged and are left without detections, named at the end, in each process "
+        "that loads data; one more ends the run (default: %(default)s)",
+    )
     parser.add_argument("--results", help="write the detections as FILE.bbox.json, which `rar-mmdet score` reads")
     parser.add_argument("--no-records", action="store_true", help="do not write regions.jsonl")
     parser.add_argument(
@@ -88,6 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out must end in .pkl or .pickle, got {args.out}")
+    if args.max_unreadable < 0:
+        parser.error(f"--max-unreadable must be at least 0, got {args.max_unreadable}")
     if args.num_images is not None and args.num_images < 1:
         parser.error(f"--num-images must be at least 1, got {args.num_images}")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -124,6 +133,7 @@ def load_config(args: argparse.Namespace) -> Config:
         inner_dataset(config).indices = args.num_images
         for metric in settings.score_seen_images(config):
             _say(f"warning: {metric} cannot score a subset: objects of the other images count as missed")
+    settings.allow_unreadable(config, args.max_unreadable)
     if args.results is not None:
         settings.write_results(config, args.results)
     if not args.no_records:
@@ -242,6 +252,7 @@ def _summarise(runner: Runner, config: Config, metrics: dict[str, Any], seconds:
         "seconds_per_image": timing if timing is not None else seconds / max(num_images, 1),
         "metrics": metrics,
         "report": report,
+        "unreadable": {str(image): why for image, why in collect_unreadable(runner.model).items()},
         "protocol": {**_protocol(config), "used": [_used(branch.recognizer) for branch in find_branches(runner.model)]},
     }
 

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from rar_mmdet.datasets.vocabulary_datasets import VocabularyDataset
+from rar_mmdet.files.names import counted, shown
 from rar_mmdet.files.vocabulary import check_same_vocabulary
 from rar_mmdet.models.recognition_branch import RecognitionBranch
 from rar_mmdet.rankers import report_table
@@ -23,7 +24,7 @@ from rar_mmdet.regions.boxes import find_suspicious_boxes
 from rar_mmdet.registry import HOOKS
 from rar_mmdet.terminal import show
 
-__all__ = ["RecognitionHook", "collect_reports", "find_branches", "judge_rankers"]
+__all__ = ["RecognitionHook", "collect_reports", "collect_unreadable", "find_branches", "judge_rankers"]
 
 _IMAGES_TO_LOOK_AT = 2000  # enough to see what is wrong with the boxes of a file
 
@@ -55,6 +56,12 @@ def collect_reports(model: nn.Module) -> dict[str, Any]:
     own = [branch.recognizer.report(judge=False) for branch in find_branches(model)]
     reports = [report for rank in all_gather_object(own) for report in rank]
     return _add_up(reports)
+
+
+def collect_unreadable(model: nn.Module) -> dict[Any, str]:
+    """Ids of the images that could not be read, and why, of all processes; call it in every process."""
+    own = {image: why for branch in find_branches(model) for image, why in branch.unreadable.items()}
+    return {image: why for rank in all_gather_object(own) for image, why in rank.items()}
 
 
 def judge_rankers(model: nn.Module) -> None:
@@ -131,6 +138,12 @@ class RecognitionHook(Hook):
         if report:
             runner.logger.info(f"RAR report: {json.dumps(report, default=str)}")
             show(runner.logger, report_lines(report))
+        unreadable = collect_unreadable(runner.model)
+        if unreadable:
+            runner.logger.warning(
+                f"{counted(len(unreadable), 'image')} could not be read and have no detections; their objects count as "
+                f"missed: {shown(list(unreadable.values()), '; ')}"
+            )
         if report.get("images") and not report.get("regions"):
             runner.logger.warning(
                 "no region was recognised in the whole run, so every number is about nothing. Are there boxes: in the "

@@ -11,11 +11,13 @@ from mmengine.config import Config, ConfigDict
 
 from rar_mmdet import registry
 from rar_mmdet.components import asks_a_model
+from rar_mmdet.datasets.vocabulary_datasets import VocabularyDataset
 from rar_mmdet.engine.preflight import inner_dataset
 from rar_mmdet.errors import ConfigError
 
 __all__ = [
     "add_test_time_augmentation",
+    "allow_unreadable",
     "keep_answers",
     "score_seen_images",
     "show_progress",
@@ -80,6 +82,14 @@ def score_seen_images(config: Config) -> list[str]:
         elif "ann_file" in parameters and not str(metric["type"]).endswith("RecognitionMetric"):
             stubborn.append(str(metric["type"]))
     return stubborn
+
+
+def allow_unreadable(config: Config, number: int) -> None:
+    """Let a data set of this project leave so many photos that cannot be read without detections."""
+    dataset = inner_dataset(config)
+    kind = registry.DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    if isinstance(kind, type) and issubclass(kind, VocabularyDataset):
+        dataset.setdefault("max_unreadable", number)
 
 
 def show_progress(config: Config) -> None:

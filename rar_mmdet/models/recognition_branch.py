@@ -40,6 +40,7 @@ class RecognitionBranch:
     ) -> None:
         self.recognizer = build_recognizer(recognizer, where, default_emission, backend_args)
         self.backend_args = backend_args
+        self.unreadable: dict[Any, str] = {}  # id of each image that could not be read -> why
         # Told of every image before its annotations and pixels are dropped: hooks that keep more than a sample holds.
         self.listeners: list[Callable[[DetDataSample, Recognition], None]] = []
 
@@ -93,7 +94,9 @@ class RecognitionBranch:
         scores: Sequence[Tensor | None] = [None] * len(samples) if box_scores is None else box_scores
         classes: Sequence[Tensor | None] = [None] * len(samples) if class_scores is None else class_scores
         batch = [
-            replace(self._regions(sample, boxes, image_scores, device), class_scores=image_classes)
+            self._without_regions(sample)
+            if "unreadable" in sample.metainfo
+            else replace(self._regions(sample, boxes, image_scores, device), class_scores=image_classes)
             for sample, boxes, image_scores, image_classes in zip(samples, boxes_xyxy, scores, classes, strict=True)
         ]
         recognitions = self.recognizer.recognize(batch)
@@ -105,6 +108,14 @@ class RecognitionBranch:
                 if field in sample:
                     delattr(sample, field)
         return recognitions
+
+    def _without_regions(self, sample: DetDataSample) -> ImageRegions:
+        """An image that the dataset could not read: whatever was found in its stead is left out, and it is counted."""
+        image_id = sample.metainfo.get("img_id")
+        if image_id not in self.unreadable:  # once, also where there are several views of it
+            self.unreadable[image_id] = sample.metainfo["unreadable"]
+            self.recognizer.counts["unreadable images"] += 1
+        return ImageRegions(None, torch.zeros(0, 4), name=describe(sample.metainfo))
 
     def _regions(
         self, sample: DetDataSample, boxes_xyxy: Tensor, box_scores: Tensor | None, device: torch.device

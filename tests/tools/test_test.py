@@ -235,7 +235,7 @@ class TestTwoProcesses:
 
     def test_one_of_them_fails(self, boxes_config):
         (boxes_config.parent / "val2017" / "000003.png").write_bytes(b"")
-        done = self.run(boxes_config, "none", "2", "--work-dir", "two")
+        done = self.run(boxes_config, "none", "2", "--work-dir", "two", "--max-unreadable", "0")
         assert done.returncode != 0
         assert "ImageReadError: image 4" in done.stderr
         assert not Path("two/summary.json").exists()
@@ -336,6 +336,46 @@ class TestServers:
         assert "tools/slurm_test.sh CONFIG CHECKPOINT|none MODEL" in done.stderr
 
 
+class TestPhotosThatCannotBeRead:
+    """They are counted and named, and the run goes on; objects on them count as missed."""
+
+    @staticmethod
+    def spoil(config, names=("000003.png",)):
+        for name in names:
+            (config.parent / "val2017" / name).write_bytes(b"no photo")
+
+    def test_given_boxes(self, tool, boxes_config):
+        assert run(tool, boxes_config, "--work-dir", "whole") == 0
+        self.spoil(boxes_config)
+        assert run(tool, boxes_config, "--work-dir", "out", "--show-dir", "drawn") == 0
+        found = summary("out")
+        assert found["report"]["unreadable images"] == 1
+        assert list(found["unreadable"]) == ["4"]
+        assert "000003.png) is not an image" in found["unreadable"]["4"]
+        assert (found["num_images"], found["report"]["regions"]) == (5, 9)
+        assert found["metrics"]["recognition/objects"] == 12
+        assert found["metrics"]["recognition/matched"] == 0.75
+        assert len(list(Path("out").rglob("drawn/*.png"))) == 4
+        kept = [record for record in read_records("whole/regions.jsonl") if record.image != 4]
+        assert [record.to_json() for record in read_records("out/regions.jsonl")] == [r.to_json() for r in kept]
+        log = next(Path("out").rglob("*.log")).read_text()
+        assert "1 image could not be read and have no detections" in log
+
+    def test_a_detector_does_not_see_the_black_image(self, tool, detector_config, detector_weights):
+        self.spoil(detector_config)
+        options = ["--work-dir", "out", "--results", "r.bbox.json", "--tta"]
+        assert run(tool, detector_config, detector_weights, *options) == 0
+        assert {record["image_id"] for record in json.loads(Path("r.bbox.json").read_text())} == {1, 2, 3, 5}
+        assert summary("out")["report"]["unreadable images"] == 1
+
+    def test_many_end_the_run(self, tool, boxes_config, capsys):
+        self.spoil(boxes_config, ["000002.png", "000003.png", "000004.png"])
+        assert run(tool, boxes_config, "--work-dir", "out", "--max-unreadable", "2") == 2
+        said = capsys.readouterr().err
+        assert "ImageReadError: image 5" in said
+        assert "such image number 3, the first was: image 3" in said
+
+
 class TestBadInput:
     def test_missing_data_and_weights(self, tool, boxes_config, capsys):
         changes = ["test_dataloader.dataset.data_root=nowhere", "test_dataloader.dataset.ann_file=ann.json"]
@@ -350,7 +390,7 @@ class TestBadInput:
 
     def test_missing_image(self, tool, boxes_config, capsys):
         (boxes_config.parent / "val2017" / "000003.png").unlink()
-        assert run(tool, boxes_config, "--work-dir", "out") == 2
+        assert run(tool, boxes_config, "--work-dir", "out", "--max-unreadable", "0") == 2
         said = capsys.readouterr().err
         assert "ImageReadError: image 4" in said
         assert "000003.png" in said
@@ -375,7 +415,7 @@ class TestBadInput:
 
     def test_an_image_that_a_worker_cannot_read(self, tool, boxes_config, capsys):
         (boxes_config.parent / "val2017" / "000003.png").write_bytes(b"")
-        options = ["--cfg-options", "test_dataloader.num_workers=1"]
+        options = ["--cfg-options", "test_dataloader.num_workers=1", "--max-unreadable", "0"]
         assert run(tool, boxes_config, "--work-dir", "out", *options) == 2
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert last.startswith("ImageReadError: image 4 (")
@@ -397,7 +437,12 @@ class TestBadInput:
         assert "config configs/absent.py does not exist" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("options", "match"), [(["--out", "x.json"], "must end in .pkl"), (["--num-images", "0"], "at least 1")]
+        ("options", "match"),
+        [
+            (["--out", "x.json"], "must end in .pkl"),
+            (["--num-images", "0"], "at least 1"),
+            (["--max-unreadable", "-1"], "at least 0"),
+        ],
     )
     def test_bad_options(self, tool, options, match, capsys):
         with pytest.raises(SystemExit):
