@@ -96,6 +96,7 @@ def on_tiny_world(config, ann_file):
     """The config with data and image sizes that a CPU can have in a second."""
     dataset = config.test_dataloader.dataset
     dataset.data_root, dataset.ann_file = str(ann_file.parents[1]), str(ann_file)
+    dataset.data_prefix = {"img": ""}
     side = 320 if "dino" in config.filename else 96  # DINO wants as many pixels as it has queries
     for transform in dataset.pipeline:
         if transform.type == "Resize":
@@ -125,6 +126,8 @@ def on_tiny_models(config, root, server):
     if isinstance(detector, dict) and detector.get("model") in DETECTORS:
         kind = DETECTORS[detector.model]
         detector.model, detector.score_threshold = str(root / kind), 0.0
+        if detector.get("names"):  # the vocabulary, as everywhere in the tiny world
+            detector["names"] = recognizer.vocabulary
         if not (root / kind).is_dir():
             _helper("detectors/tiny_detectors.py").write_detector(root / kind, kind)
     if ranker and "base_url" in ranker:

@@ -23,7 +23,6 @@ from rar_mmdet.detectors import Detected, Detector, class_scores, rows_of_names
 from rar_mmdet.detectors.selection import RegionSelection
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.files.images import photo_hw
-from rar_mmdet.files.names import shown
 from rar_mmdet.fusion import DetectorFusion, LogPool
 from rar_mmdet.rankers.calibration import negative_log_likelihood
 from rar_mmdet.recognizer import RegionRecognizer
@@ -92,17 +91,9 @@ def name_boxes(
         regions: the annotated objects.
         truth: (objects,) int64 their labels.
         folder: an existing folder.
-
-    Raises:
-        ConfigError: the detector knows none of the names.
     """
     names = recognizer.category_names
     rows_of = rows_of_names(found[0].names, names)
-    if not rows_of:
-        raise ConfigError(
-            f"none of the detector's {len(found[0].names)} names ({shown(found[0].names)}) is one of the vocabulary's "
-            f"{len(names)}: there is no class score to join"
-        )
     starts = np.cumsum([0, *map(len, found)])
     shape = (int(starts[-1]), min(recognizer.shortlist_depth, len(names)))
     kinds: tuple[tuple[str, type], ...] = (("ids", np.int32), ("probs", np.float32), ("class_scores", np.float32))

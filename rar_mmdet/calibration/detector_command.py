@@ -30,11 +30,11 @@ from rar_mmdet.calibration.detector import FoundRegions, find_boxes, fit_pool, n
 from rar_mmdet.calibration.ranker import labels_of
 from rar_mmdet.calibration.report import put_at, write_config
 from rar_mmdet.components import build_component, build_recognizer
-from rar_mmdet.detectors import TransformersDetector
+from rar_mmdet.detectors import TransformersDetector, rows_of_names
 from rar_mmdet.detectors.selection import FOUND_SELECTION, RegionSelection
 from rar_mmdet.emission import FOUND_BOXES, Emission
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
-from rar_mmdet.files.names import short
+from rar_mmdet.files.names import short, shown
 from rar_mmdet.fusion import LogPool
 from rar_mmdet.scoring import load_annotation_file
 
@@ -84,22 +84,24 @@ def build_detector(model: Mapping[str, Any]) -> tuple[TransformersDetector, Regi
     return detector, RegionSelection.from_config(model.get("selection"), "model.selection", **FOUND_SELECTION)
 
 
-def measure(score: Scorer, found: FoundRegions, pool: LogPool, emission: Emission) -> dict[str, Any]:
-    """AP by retrieval alone and pooled, over the weights of the box scores, and at the config's own."""
+def measure(score: Scorer, found: FoundRegions, pool: LogPool | None, emission: Emission) -> dict[str, Any]:
+    """AP by retrieval alone and, with a pool, pooled: over the weights of the box scores, and at the config's own."""
     curves = {}
-    for name, fusion in (("retrieval", None), ("pooled", pool)):
+    ways: dict[str, LogPool | None] = {"retrieval": None} | ({} if pool is None else {"pooled": pool})
+    for name, fusion in ways.items():
         bar = tqdm(WEIGHTS, desc=f"score, {name}", unit="weight", leave=False, disable=None)
         curves[name] = [
             score.summary_of_found(found.pooled(fusion), with_box_weight(emission, weight))["AP"] for weight in bar
         ]
-    best = max(range(len(WEIGHTS)), key=lambda i: curves["pooled"][i])
+    last = list(curves.values())[-1]
+    best = max(range(len(WEIGHTS)), key=lambda i: last[i])
     return {
         "weights": WEIGHTS,
         "AP_over_box_weight": curves,
         "box_score_weight": WEIGHTS[best],
         "AP_before": score.summary_of_found(found.pooled(None), emission)["AP"],
         "AP_pooled": score.summary_of_found(found.pooled(pool), emission)["AP"],
-        "AP_after": curves["pooled"][best],
+        "AP_after": last[best],
     }
 
 
@@ -122,18 +124,20 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 def describe(result: Mapping[str, Any]) -> str:
     """What was found, for people."""
-    names = ("nll_retrieval", "nll_pooled", "top1_retrieval", "top1_pooled")
-    return "\n".join(
-        [
-            f"{result['boxes']} boxes, {result['covering']} cover an object; the detector knows the name of "
-            f"{100 * result['known_truth']:.0f} % of the {result['used']} used",
+    lines = [f"{result['boxes']} boxes that the detector found"]
+    if "weight" in result:
+        names = ("nll_retrieval", "nll_pooled", "top1_retrieval", "top1_pooled")
+        lines += [
+            f"{result['covering']} cover an object; of the {result['used']} used the detector knows the name of "
+            f"{100 * result['known_truth']:.0f} %",
             f"detector_fusion: LogPool(weight={result['weight']}, unknown={result['unknown']})",
-            f"emission: box_score_weight={result['box_score_weight']}",
             *(f"  {name:20s} {result[name]:.4f}" for name in names),
-            f"  AP {100 * result['AP_before']:.2f} as the config is, {100 * result['AP_pooled']:.2f} with the class "
-            f"scores, {100 * result['AP_after']:.2f} with that weight of the box scores too",
         ]
-    )
+    lines.append(f"emission: box_score_weight={result['box_score_weight']}")
+    told = f"  AP {100 * result['AP_before']:.2f} as the config is, "
+    if "weight" in result:
+        told += f"{100 * result['AP_pooled']:.2f} with the class scores, "
+    return "\n".join([*lines, f"{told}{100 * result['AP_after']:.2f} with that weight of the box scores too"])
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +168,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory(dir=out) as folder:
         boxes = find_boxes(detector, selection, regions)
         found = name_boxes(recognizer, boxes, regions, truth, Path(folder))
-        pool, result = fit_pool(found, floor)
+        pool: LogPool | None = None
+        result: dict[str, Any] = {"boxes": len(found)}
+        if rows_of_names(detector.names, recognizer.category_names):
+            pool, result = fit_pool(found, floor)
+        else:
+            print(
+                f"none of the detector's {len(detector.names)} names ({shown(detector.names)}) is one of the "
+                f"vocabulary's {len(recognizer.category_names)}: its box scores alone are fitted"
+            )
         score = Scorer(recognizer.memory, recognizer.emission, regions, annotations)
         result |= measure(score, found, pool, recognizer.emission)
         del found  # the files it reads from go now
@@ -181,11 +193,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def changes_of(pool: LogPool, box_weight: float, where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def changes_of(pool: LogPool | None, box_weight: float, where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a fit changes in a config."""
-    fusion: dict[str, Any] = {"type": "LogPool", **asdict(pool)}
+    fusion: dict[str, Any] | None = None if pool is None else {"type": "LogPool", **asdict(pool)}
     old = settings.get("detector_fusion") or {}
-    if old and old.get("type") != "LogPool":
+    if fusion is not None and old and old.get("type") != "LogPool":
         fusion["_delete_"] = True
     own = {} if settings.get("emission") else asdict(FOUND_BOXES)
     return put_at(where, {"detector_fusion": fusion, "emission": {**own, "box_score_weight": box_weight}})

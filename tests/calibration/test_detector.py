@@ -158,9 +158,17 @@ def test_what_cannot_be_calibrated_is_said(world, tmp_path, capsys):
     assert "calibrate detector runs without MMDetection and needs" in capsys.readouterr().err
     assert calibrate(world, tmp_path, "--cfg-options", "model.detector.model=nobody/nothing") == 2
     assert "hf download nobody/nothing" in capsys.readouterr().err
+
+
+def test_of_a_detector_that_knows_no_name_the_box_scores_are_fitted(world, tmp_path, capsys):
     file = json.loads((world / "ann_calib.json").read_text())
     for category in file["categories"]:
         category["name"] = f"thing {category['id']}"
     (tmp_path / "things.json").write_text(json.dumps(file))
-    assert calibrate(world, tmp_path, "--annotations", str(tmp_path / "things.json")) == 2
-    assert "none of the detector's 3 names (cat, dog, red star) is one of the vocabulary's 5" in capsys.readouterr().err
+    assert calibrate(world, tmp_path / "out", "--annotations", str(tmp_path / "things.json")) == 0
+    assert "none of the detector's 3 names (cat, dog, red star) is one of the vocabulary's 5" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert list(result["AP_over_box_weight"]) == ["retrieval"]
+    best = RegionRecognizer.from_config(tmp_path / "out" / "best_detector_fusion.py", vocabulary=NAMES)
+    assert best.detector_fusion is None
+    assert best.emission == TopPairs(300, result["box_score_weight"], 0.5)

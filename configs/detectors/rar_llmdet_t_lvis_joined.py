@@ -1,0 +1,8 @@
+# LLMDet Swin-T asked for the 1,203 names of LVIS in chunks of 40, and its own scores joined with CLIP's. The weights are
+# the defaults: fit them on photos of LVIS train, rar-mmdet calibrate detector CONFIG --annotations lvis_v1_train.json.
+_base_ = "rar_llmdet_t_lvis.py"
+
+model = dict(
+    detector=dict(prompt=None, names=_base_.ann_file),
+    recognizer=dict(detector_fusion=dict(type="LogPool", weight=0.3, unknown=0.1)),
+)
