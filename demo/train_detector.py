@@ -6,11 +6,6 @@
 It stands in for RT-DETR, D-FINE or LLMDet where no weights can be downloaded, and knows no class: every object of the
 training photos is an "object", so that names are the recogniser's business. Trained on the train split of the world
 alone (400 photos, mirrored and cut at random). A killed run goes on where its last state stands.
-
-    python demo/train_detector.py --names f --start demo/weights/detector --lr 3e-4 --out work_dirs/named_detector
-
-trains one that also knows the names of the frequent classes, as a detector of LVIS or COCO knows some names of a large
-vocabulary; whatever else there is stays an "object".
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_iou
 from tqdm import tqdm
 from training import load_checkpoint, save_checkpoint, write_json
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
@@ -35,8 +30,8 @@ NETWORK_HW = (288, 384)  # what the network sees; photos are 360 x 480
 IOU_THRESHOLDS = torch.arange(0.5, 1.0, 0.05, dtype=torch.float64)
 
 
-def build_model(names: list[str]) -> RTDetrForObjectDetection:
-    """The untrained network: about 1.5 million parameters."""
+def build_model() -> RTDetrForObjectDetection:
+    """The untrained network: about 1.5 million parameters, one class."""
     width = 96
     backbone = RTDetrResNetConfig(
         embedding_size=24,
@@ -60,21 +55,15 @@ def build_model(names: list[str]) -> RTDetrForObjectDetection:
         hidden_expansion=0.5,
         num_queries=100,
         num_denoising=50,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
+        id2label={0: "object"},
+        label2id={"object": 0},
     )
     return RTDetrForObjectDetection(config)
 
 
-def read_annotations(root: Path, split: str) -> dict[str, Any]:
-    """The annotation file of a split."""
-    data: dict[str, Any] = json.loads((root / "annotations" / f"lvis_demo_{split}.json").read_text())
-    return data
-
-
 def read_split(root: Path, split: str, folder: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Photos (N, H, W, 3) uint8 RGB of a split and their boxes, N of (G, 4) float32 xyxy in pixels."""
-    data = read_annotations(root, split)
+    data = json.loads((root / "annotations" / f"lvis_demo_{split}.json").read_text())
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -83,21 +72,8 @@ def read_split(root: Path, split: str, folder: str) -> tuple[np.ndarray, list[np
     return np.stack(photos), [np.array(rows, np.float32).reshape(-1, 4) for rows in boxes.values()]
 
 
-def read_labels(root: Path, split: str, names: list[str]) -> list[np.ndarray]:
-    """The class of each box of `read_split`, N of (G,) int64; that of a name that is not known is the last one."""
-    data = read_annotations(root, split)
-    name_of = {category["id"]: category["name"] for category in data["categories"]}
-    row_of = {name: row for row, name in enumerate(names)}
-    labels: dict[int, list[int]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        labels[annotation["image_id"]].append(row_of.get(name_of[annotation["category_id"]], len(names) - 1))
-    return [np.array(rows, np.int64) for rows in labels.values()]
-
-
-def draw_view(
-    rng: np.random.Generator, photo: np.ndarray, boxes: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """A photo cut and mirrored at random, at the network's size, and what is in it: boxes as cxcywh in [0, 1].
+def draw_view(rng: np.random.Generator, photo: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A photo cut and mirrored at random, at the network's size, and its boxes as cxcywh in [0, 1].
 
     Half of the views are the whole photo. Of an object cut by the view, what can be seen is the object; it is left
     out where that is less than a third.
@@ -110,13 +86,11 @@ def draw_view(
     shift = np.array([left, top, left, top], np.float32)
     seen = np.clip(boxes - shift, 0, np.array([w, h, w, h], np.float32))
     size, seen_size = boxes[:, 2:] - boxes[:, :2], seen[:, 2:] - seen[:, :2]
-    kept = seen_size.prod(1) * 3 > size.prod(1)
-    seen = seen[kept] / np.array([w, h, w, h], np.float32)
+    seen = seen[seen_size.prod(1) * 3 > size.prod(1)] / np.array([w, h, w, h], np.float32)
     if rng.random() < 0.5:
         view = view[:, ::-1]
         seen = np.stack([1 - seen[:, 2], seen[:, 1], 1 - seen[:, 0], seen[:, 3]], 1)
-    cxcywh = np.concatenate([(seen[:, :2] + seen[:, 2:]) / 2, seen[:, 2:] - seen[:, :2]], 1)
-    return view, {"class_labels": torch.from_numpy(labels[kept]), "boxes": torch.from_numpy(cxcywh)}
+    return view, np.concatenate([(seen[:, :2] + seen[:, 2:]) / 2, seen[:, 2:] - seen[:, :2]], 1)
 
 
 def as_pixels(views: list[np.ndarray]) -> Tensor:
@@ -125,26 +99,20 @@ def as_pixels(views: list[np.ndarray]) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where its weights are."""
-    return next(model.parameters()).device
-
-
 @torch.inference_mode()
 def recall_at(
     model: nn.Module, processor: RTDetrImageProcessor, photos: np.ndarray, boxes: list[np.ndarray], limit: int = 100
 ) -> dict[str, float]:
-    """Recall of the ``limit`` best boxes per photo, whatever their class: IoU .50:.05:.95, IoU .5, by COCO area."""
+    """Recall of the ``limit`` best boxes per photo: averaged over IoU .50:.05:.95, at IoU .5, and by COCO area."""
     model.eval()
     best, area = [], []
     for start in range(0, len(photos), 8):
         batch = list(photos[start : start + 8])
-        output = model(**processor(batch, return_tensors="pt").to(device_of(model)))
-        order = output.logits.amax(-1).argsort(descending=True)[:, :limit]
-        shares = box_convert(output.pred_boxes.gather(1, order[..., None].expand(-1, -1, 4)), "cxcywh", "xyxy").cpu()
-        for photo, one, truth in zip(batch, shares, boxes[start : start + 8], strict=True):
-            height, width = photo.shape[:2]
-            ious = box_iou(torch.from_numpy(truth), one * torch.tensor([width, height, width, height]))
+        output = model(**processor(batch, return_tensors="pt"))
+        found = processor.post_process_object_detection(output, 0.0, [photo.shape[:2] for photo in batch])
+        for one, truth in zip(found, boxes[start : start + 8], strict=True):
+            order = one["scores"].argsort(descending=True)[:limit]
+            ious = box_iou(torch.from_numpy(truth), one["boxes"][order])
             best.append(greedy_ious(ious))
             area.append(torch.from_numpy((truth[:, 2:] - truth[:, :2]).prod(1)))
     model.train()
@@ -173,27 +141,9 @@ def greedy_ious(ious: Tensor) -> Tensor:
     return found
 
 
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy a detector's weights into one of more classes: "object", the last, stays what it was.
-
-    The rows of other classes begin without a preference and unlikely, so that boxes are found from the first step on.
-    """
-    own = target.state_dict()
-    for key, value in source.state_dict().items():
-        if value.shape == own[key].shape:
-            own[key] = value
-        else:  # a row for each class, and in the embedding of the noisy labels one more, for none
-            own[key][: -len(value)] = -4.6 if key.endswith("bias") else value[0] if "denoising" in key else 0.0
-            own[key][-len(value) :] = value
-    target.load_state_dict(own)
-
-
-def train(
-    args: argparse.Namespace, model: nn.Module, processor: RTDetrImageProcessor, names: list[str]
-) -> list[dict[str, Any]]:
+def train(args: argparse.Namespace, model: nn.Module, processor: RTDetrImageProcessor) -> list[dict[str, Any]]:
     """Run or resume the training loop; returns the measured curve."""
     photos, boxes = read_split(args.data, "train", "train2017")
-    labels = read_labels(args.data, "train", names)
     calib = read_split(args.data, "calib", "train2017")
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
@@ -212,10 +162,11 @@ def train(
         # Seeded by step, so that a resumed run draws the same batches.
         rng = np.random.default_rng([DOMAIN, args.seed, step])
         torch.manual_seed(int(rng.integers(2**31)))  # the noise of the denoising queries
-        chosen = rng.choice(len(photos), args.batch, replace=False)
-        drawn = [draw_view(rng, photos[i], boxes[i], labels[i]) for i in chosen]
-        seen = [{key: value.to(device_of(model)) for key, value in one.items()} for _, one in drawn]
-        loss = model(pixel_values=as_pixels([view for view, _ in drawn]).to(device_of(model)), labels=seen).loss
+        drawn = [draw_view(rng, photos[i], boxes[i]) for i in rng.choice(len(photos), args.batch, replace=False)]
+        labels = [
+            {"class_labels": torch.zeros(len(b), dtype=torch.int64), "boxes": torch.from_numpy(b)} for _, b in drawn
+        ]
+        loss = model(pixel_values=as_pixels([view for view, _ in drawn]), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -245,22 +196,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=250, help="steps between measured, resumable states")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu (the shipped weights were trained there) or cuda")
-    parser.add_argument("--names", default="", help="frequencies whose classes it tells apart, such as f")
-    parser.add_argument("--start", type=Path, help="folder of a one-class detector whose weights it starts from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    categories = read_annotations(args.data, "train")["categories"]
-    names = [category["name"] for category in categories if category["frequency"] in args.names] + ["object"]
-    model = build_model(names)
-    if args.start is not None:
-        copy_weights(RTDetrForObjectDetection.from_pretrained(args.start, dtype=torch.float32), model)
-    model = model.to(args.device, memory_format=torch.channels_last).train()
+    model = build_model().to(memory_format=torch.channels_last).train()
     processor = RTDetrImageProcessor(
         size={"height": NETWORK_HW[0], "width": NETWORK_HW[1]}, do_resize=True, do_rescale=True, do_normalize=False
     )
-    curve = train(args, model, processor, names)
+    curve = train(args, model, processor)
     model.half().float()  # what is measured below is what is stored
     result = {"test photos": recall_at(model, processor, *read_split(args.data, "test", "val2017")), "curve": curve}
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-# LLMDet Swin-T asked for the 1,203 names of LVIS in chunks of 40, and its own scores joined with CLIP's. The weights are
-# the defaults: fit them on photos of LVIS train, rar-mmdet calibrate detector CONFIG --annotations lvis_v1_train.json.
+# LLMDet Swin-T asked for the 1,203 names of LVIS in chunks of 40, and its own scores joined with those of CLIP. The
+# weights are defaults: fit them by rar-mmdet calibrate detector CONFIG --annotations lvis_v1_train.json --images DIR.
 _base_ = "rar_llmdet_t_lvis.py"
 
 model = dict(

@@ -1,6 +1,6 @@
 """Fit how a detector's own scores join those of retrieval, on annotated training images.
 
-    rar-mmdet calibrate detector configs/detectors/clip_rtdetr_named_demo.py [--out work_dirs/detector/NAME]
+    rar-mmdet calibrate detector configs/detectors/clip_rtdetr_demo.py [--out work_dirs/detector/NAME]
 
 The config's detector finds boxes and retrieval names them; the ranker, if any, is not asked. Where the detector's names
 are names of the vocabulary (COCO's "car" is LVIS's "car_(automobile)"), its class scores are pooled with retrieval's:

@@ -21,6 +21,7 @@ from rar_mmdet.scoring.comparison import Comparison, Interval, compare
 from rar_mmdet.scoring.errors import MAX_PER_IMAGE, MEANINGS, ErrorReport, find_errors
 from rar_mmdet.scoring.image_lists import check_known_images, of_images, read_image_ids
 from rar_mmdet.scoring.protocols import (
+    FIXED_SUFFIX,
     PROTOCOLS,
     Score,
     find_category_tree,
@@ -252,7 +253,7 @@ def print_comparison(args: argparse.Namespace, comparison: Comparison, truth: Gr
     print(f"\n{args.results} minus {args.compare}: 95 % intervals of {args.resamples} paired draws of the images")
     print(f"  {'':<24} {'first':>8} {'other':>8} {'diff':>8}   interval")
     for key, interval in comparison.numbers.items():
-        print_interval(f"{args.metric}_{key}", interval)
+        print_interval(f"{args.metric}_{key}{suffix_of(args)}", interval)
     order = sorted(
         (i for i, c in enumerate(comparison.per_category) if not math.isnan(c.difference)),
         key=lambda i: -abs(comparison.per_category[i].difference),
@@ -260,6 +261,11 @@ def print_comparison(args: argparse.Namespace, comparison: Comparison, truth: Gr
     print(f"\nclasses that differ most (all {len(order)}: --classes FILE)")
     for i in order[:LISTED_CLASSES]:
         print_interval(truth.category_names[i][:24], comparison.per_category[i])
+
+
+def suffix_of(args: argparse.Namespace) -> str:
+    """What names of numbers that are compared end in: those of fixed AP are, where both are scored."""
+    return FIXED_SUFFIX if PROTOCOLS[args.protocol].max_per_category is not None else ""
 
 
 def print_errors(errors: ErrorReport, protocol: Protocol) -> None:
@@ -300,7 +306,7 @@ def comparison_json(comparison: Comparison, truth: GroundTruth, args: argparse.N
         "other": args.compare,
         "resamples": args.resamples,
         "seed": args.seed,
-        "numbers": {f"{args.metric}_{key}": interval_json(i) for key, i in comparison.numbers.items()},
+        "numbers": {f"{args.metric}_{key}{suffix_of(args)}": interval_json(i) for key, i in comparison.numbers.items()},
         "classes": [
             {"id": category, "name": name, **interval_json(interval)}
             for category, name, interval in zip(

@@ -18,7 +18,7 @@ from rar_mmdet.scoring.settings import COCO, LVIS, LVIS_FIXED, V3DET, IouType, P
 from rar_mmdet.scoring.sparse_eval import SparseResult, evaluate
 from rar_mmdet.scoring.summaries import coco_summary, limited_summary, lvis_summary, novelty_summary
 
-__all__ = ["PROTOCOLS", "Score", "find_category_tree", "explain_zero", "read_checked_results", "score"]
+__all__ = ["FIXED_SUFFIX", "PROTOCOLS", "Score", "find_category_tree", "explain_zero", "read_checked_results", "score"]
 
 ProtocolName = Literal["lvis", "lvis-fixed", "coco", "v3det"]
 PROTOCOLS: dict[str, Protocol] = {"lvis": LVIS, "lvis-fixed": LVIS_FIXED, "coco": COCO, "v3det": V3DET}

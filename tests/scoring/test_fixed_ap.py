@@ -96,6 +96,22 @@ def test_both_numbers_from_the_command(reference: SimpleNamespace, tmp_path: Pat
     assert "bbox_AR_fixed" in numbers
 
 
+def test_two_files_are_compared_by_fixed_ap(reference: SimpleNamespace, tmp_path: Path) -> None:
+    dataset, records = reference.world(5)
+    weaker = [record | {"score": -record["score"]} for record in records]
+    for name, content in (("a", dataset), ("one", records), ("other", weaker)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    paths = [str(tmp_path / f"{name}.json") for name in ("one", "a", "other", "n")]
+    arguments = [*paths[:2], "--protocol", "lvis-fixed", "--compare", paths[2], "--json", paths[3], "--resamples", "20"]
+    assert main(arguments) == 0
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    compared = numbers["compare"]["numbers"]["bbox_AP_fixed"]
+    assert compared["first"] == numbers["bbox_AP_fixed"]
+    assert compared["other"] == pytest.approx(reference.fixed_ap(dataset, weaker)["AP"], abs=1e-12)
+    assert compared["low"] <= compared["difference"] <= compared["high"]
+    assert "bbox_AP" not in numbers["compare"]["numbers"]
+
+
 @pytest.mark.parametrize("form", ["json", "text", "annotations"])
 def test_part_of_a_set_is_scored_as_a_file_of_that_part(reference: SimpleNamespace, tmp_path: Path, form: str) -> None:
     dataset, records = reference.world(7, images=8)
