@@ -12,10 +12,19 @@ from PIL import Image
 from tiny_detectors import BY_TEXT, CLOSED, KINDS, SOFTMAX, write_detector
 from torchvision.ops import box_iou
 from transformers import AutoModelForObjectDetection, OmDetTurboProcessor, RTDetrImageProcessor
+from transformers.utils import ModelOutput
 
 from rar_mmdet.detectors import Detected, TransformersDetector, merge_boxes
 from rar_mmdet.detectors.base import class_scores
-from rar_mmdet.errors import ConfigError, DetectionError, DetectorLoadError, MissingAssetError
+from rar_mmdet.detectors.families import FAMILIES
+from rar_mmdet.errors import (
+    ConfigError,
+    DetectionError,
+    DetectorLoadError,
+    MissingAssetError,
+    RarError,
+    VocabularyError,
+)
 
 NAMES = ["cat", "dog", "red_star", "blue cup"]
 ALL = {"score_threshold": 0.0, "merge_iou": 1.0, "min_size": 1e-6}
@@ -260,3 +269,24 @@ def test_numbers_that_are_none_are_refused(folders):
     with pytest.raises(DetectionError, match="scores that are not finite"):
         found_by.detect(photos((20, 20)))
     assert isinstance(parts.processor, RTDetrImageProcessor)
+
+
+def test_outputs_and_masks_that_do_not_fit():
+    """A model whose class is right and whose output is not; masks of other boxes."""
+    family = FAMILIES["rt_detr"]
+    with pytest.raises(DetectorLoadError, match=r"output has no pred_boxes \(it has logits\); is this a detector"):
+        family.boxes(ModelOutput(logits=torch.zeros(1, 2, 3)))
+    with pytest.raises(DetectorLoadError, match="gives 5 class scores and its config names 3 classes"):
+        family.scores(ModelOutput(logits=torch.zeros(1, 2, 5)), 3)
+    with pytest.raises(DetectionError, match="gave 1 masks for 2 boxes"):
+        Detected(torch.zeros(2, 4), torch.zeros(2), masks=torch.zeros(1, 8, 8, dtype=torch.bool))
+    with pytest.raises(DetectionError, match=r"gave boxes \(2, 5\) for 2 scores"):
+        Detected(torch.zeros(2, 5), torch.zeros(2))
+
+
+def test_a_names_file_that_does_not_fit(folders, tmp_path):
+    with pytest.raises(RarError, match="none.txt"):
+        detector(folders, "owlv2", names=str(tmp_path / "none.txt")).detect(photos((20, 20)))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(VocabularyError, match="empty.txt"):
+        detector(folders, "owlv2", names=str(tmp_path / "empty.txt")).detect(photos((20, 20)))
