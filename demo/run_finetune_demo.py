@@ -5,8 +5,10 @@
 The base sees and names (demo/weights/base_ranker). It is asked as it is, with an example of the format ("in context"),
 and with a LoRA adapter trained by `rar-mmdet finetune train` on source A or B, three seeds each; both sources have
 other classes than the photos it is asked about. Every question has five names, the true one and the four that the
-retriever finds most alike, shuffled: chance is 20 %. WORK_DIR/summary.json has rank-1 as means over the seeds, also
-with blank photos; WORK_DIR/classify/ the rows of `rar-mmdet classify`, where the retriever chooses the names.
+retriever finds most alike, shuffled: chance is 20 %. Answers are read by the likelihood of each name.
+
+WORK_DIR/summary.json has rank-1 as means over the seeds, also with blank photos; WORK_DIR/classify/ has
+the rows of `rar-mmdet classify`, where the retriever chooses the names.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def rank_one(
 ) -> float:
     """Share of right first names."""
     settings = read_config(CONFIGS / "finetune" / "demo.py")["ranker"]
-    settings |= {"ask": {"type": "Generate", "prompt": prompt}, "adapter": adapter}
+    settings |= {"ask": {"type": "Likelihood", "prompt": prompt}, "adapter": adapter}
     ranker = build_component(settings, "ranker")
     ranker.load(device)
     cropper = RegionCropper(window="pad").with_size(ranker.crop_size)
@@ -145,7 +147,16 @@ def main() -> None:
         if not (work / source / "data" / "records.jsonl").is_file():
             run(
                 *("finetune", "data", CONFIGS / "classification" / "demo.py", "--out", work / source / "data"),
-                *("--device", "cpu", "--prompt", "paper", "--cfg-options", f"dataset.root={world}"),
+                *(
+                    "--device",
+                    "cpu",
+                    "--ask",
+                    "likelihood",
+                    "--prompt",
+                    "paper",
+                    "--cfg-options",
+                    f"dataset.root={world}",
+                ),
             )
         adapters[source] = []
         for seed in args.seeds:

@@ -7,8 +7,7 @@ ranker = dict(
     type="TransformersRanker",
     model="{{fileDirname}}/../../demo/weights/base_ranker",
     adapter=None,
-    ask=dict(type="Generate", prompt="paper_in_context"),
+    ask=dict(type="Likelihood", prompt="paper_in_context"),
     batch_size=48,
-    limits=dict(max_fallback_rate=1.0),  # what it answers unasked for is what the table is about
     loading=dict(dtype="float32", modules=["{{fileDirname}}/../../demo/tiny_vision.py"]),
 )
