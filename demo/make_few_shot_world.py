@@ -7,8 +7,8 @@ writes
     data/demo_few_shot/{train,val,test}/CLASS NAME/*.jpg    20, 5 and 20 photos of each of 48 classes
     data/demo_few_shot/world.json                           version, seed, sizes and a checksum
 
-With ``--classes source-a`` or ``source-b`` it makes a world to fine-tune a ranker on: as many classes, none of them
-held out, drawn from those with the first six shapes or with the last six; no class is in two of the three worlds.
+With ``--classes source-a`` or ``source-b`` it makes a world to fine-tune a ranker on: 192 classes that are not rare,
+other ones in each; both have all colours, patterns and shapes, and no class is in two of the three worlds.
 
 which ``rar_mmdet.classification.read_folders`` reads as it is. Nothing is done when that world is already there. The
 same version and seed give the same bytes, whatever the number of workers.
@@ -36,7 +36,7 @@ from typing import Any
 import cv2
 import numpy as np
 from tqdm import tqdm
-from world import ATTRIBUTES, CLASS_NAMES, SHAPES, WORLD_VERSION, Thing, draw_photo, rare_classes
+from world import ATTRIBUTES, CLASS_NAMES, WORLD_VERSION, Thing, draw_photo, rare_classes
 from world_files import drawing_pool, new_world, read_manifest, write_jpeg, write_manifest
 
 WORLD, VERSION = "rar_mmdet few-shot demo", 1
@@ -48,7 +48,8 @@ SIDES = (34.0, 64.0)  # longer side of the object in pixels, log-uniform
 OFF_CENTRE = (0.04, 0.16)  # distance of its centre from that of the photo, in heights of the photo
 SPLITS = ("train", "val", "test")
 HELD_OUT = "held-out"
-SOURCES = {"source-a": SHAPES[:6], "source-b": SHAPES[6:]}  # circle and polygons; star, cross and other signs
+SOURCES = ("source-a", "source-b")
+NUM_SOURCE_CLASSES = 192  # as Stanford Cars, the paper's second source, has 196
 
 
 def held_out_classes(number: int = NUM_CLASSES) -> list[int]:
@@ -65,12 +66,12 @@ def held_out_classes(number: int = NUM_CLASSES) -> list[int]:
     return left.tolist()
 
 
-def source_classes(source: str, number: int = NUM_CLASSES) -> list[int]:
-    """Classes (indices) of a source: of its own shapes, and none that is rare in the demo world."""
-    shapes = [SHAPES.index(shape) for shape in SOURCES[source]]
-    known = np.setdiff1d(np.flatnonzero(np.isin(ATTRIBUTES[:, 2], shapes)), rare_classes())
-    rng = np.random.default_rng([DOMAIN, VERSION, min(shapes)])
-    return sorted(rng.choice(known, number, replace=False).tolist())
+def source_classes(source: str) -> list[int]:
+    """Classes (indices) of a source, of those that are not rare in the demo world."""
+    known = np.setdiff1d(np.arange(len(CLASS_NAMES)), rare_classes())
+    start = NUM_SOURCE_CLASSES * SOURCES.index(source)
+    drawn = np.random.default_rng([DOMAIN, VERSION]).permutation(known)
+    return sorted(drawn[start : start + NUM_SOURCE_CLASSES].tolist())
 
 
 def classes_of(name: str) -> list[int]:

@@ -39,7 +39,7 @@ from make_few_shot_world import HELD_OUT, SOURCES, make_few_shot_world  # noqa: 
 
 CONFIGS = HERE.parent / "configs"  # beside demo/ in a checkout as well as in an installed package
 NAMES = 5  # of a question
-PHOTOS = 480  # asked about
+PHOTOS = 240  # asked about
 SHOTS = 4  # exemplars of the rows of `classify`
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     adapters: dict[str, list[Path]] = {}
     for source in SOURCES:
         world = args.data / f"demo_{source.replace('-', '_')}"
-        make_few_shot_world(world, 0, (20, 1, 1), classes=source)
+        make_few_shot_world(world, 0, (5, 1, 1), classes=source)
         if not (work / source / "data" / "records.jsonl").is_file():
             run(
                 *("finetune", "data", CONFIGS / "classification" / "demo.py", "--out", work / source / "data"),
