@@ -66,7 +66,7 @@ def with_lora(model: Any, settings: LoraSettings, base: str, seed: int) -> Any:
         target_modules=lora_targets(model, settings.projector),
     )
     wrapped = peft.get_peft_model(model, config)
-    config.base_model_name_or_path = base  # PEFT puts the folder of this machine there
+    config.base_model_name_or_path = base
     return wrapped
 
 
@@ -106,7 +106,8 @@ def train_ranker(
     taught, looked = (
         TaughtQuestions(part, recipe.asks, cropper, ranker.special_tokens(), schedule.seed) for part in (rows, held)
     )
-    model = with_lora(loaded.model, recipe.adapter, ranker.checkpoint.model, schedule.seed)
+    # Where the base lies on this machine: of a hub id PEFT would ask the hub each time it saves.
+    model = with_lora(loaded.model, recipe.adapter, str(ranker.checkpoint.folder), schedule.seed)
     looks = _Looks(recipe, looked, tell)
     trainer = trainer_class()(
         model=model,

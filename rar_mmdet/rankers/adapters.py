@@ -78,7 +78,9 @@ class Adapter:
         return {"id": self.folder.resolve().name, "weights": self.fingerprint}
 
     def name_base(self, checkpoint: Checkpoint) -> None:
-        """Write down which model this adapter was trained on."""
+        """Write down which model this adapter was trained on, also where PEFT and servers look for its name."""
+        config = {**self._json(CONFIG), "base_model_name_or_path": checkpoint.model}
+        (self.folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         base = {"model": checkpoint.model, "weights": weights_digest(checkpoint)}
         (self.folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
