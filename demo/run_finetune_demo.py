@@ -81,9 +81,11 @@ def rank_one(
     return look.rank_one
 
 
-def train(source: str, seed: int, work: Path, device: str) -> tuple[Path, float]:
-    """An adapter, and the minutes it took; nothing is done where it is there."""
+def train(source: str, seed: int, work: Path, device: str) -> tuple[Path, float | None]:
+    """An adapter, and the minutes it took; nothing is done where it is there, and no minutes are known."""
     out, records = work / source / f"seed{seed}", work / source / "data" / "records.jsonl"
+    if (out / "summary.json").is_file():
+        return out / "adapter", None
     started = time.monotonic()
     options = [f"records={records}", f"schedule.seed={seed}"]
     run(
@@ -139,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     work, held_out = args.work_dir, args.data / "demo_few_shot"
     make_few_shot_world(held_out, 0)
-    minutes: list[float] = []
+    minutes: list[float | None] = []
     adapters: dict[str, list[Path]] = {}
     for source in SOURCES:
         world = args.data / f"demo_{source.replace('-', '_')}"
@@ -179,7 +181,11 @@ def main() -> None:
         "tuned_b": classify(work, "tuned_b", adapters["source-b"][0], "paper", args.device),
     }
     means = {key: statistics.fmean(values) for key, values in found.items()}
-    details = {"seeds": found, "classify": rows_of, "minutes_of_training": [round(took, 2) for took in minutes]}
+    details = {
+        "seeds": found,
+        "classify": rows_of,
+        "minutes_of_training": [took and round(took, 2) for took in minutes],
+    }
     (work / "summary.json").write_text(json.dumps({**means, "details": details}, indent=2) + "\n", encoding="utf-8")
     print(f"\n{table(found, rows_of)}\n\nclasses of {HELD_OUT} photos are in no source; {work}/summary.json")
 
