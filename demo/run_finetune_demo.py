@@ -107,7 +107,7 @@ def classify(work: Path, name: str, adapter: Path | None, prompt: str, device: s
     options = [f"ranker.ask.prompt={prompt}", *([] if adapter is None else [f"ranker.adapter={adapter}"])]
     out = work / "classify" / name
     config = CONFIGS / "classification" / "demo_base.py"
-    words = ("--shots", SHOTS, "--rows", "text+rar", "knn+rar", "--device", device, "--out", out)
+    words = ("--shots", SHOTS, "--seeds", 1, "--rows", "text+rar", "knn+rar", "--device", device, "--out", out)
     run("classify", config, *words, "--cfg-options", *options)
     rows = json.loads((out / "summary.json").read_text())["rows"]
     return {row: by[str(SHOTS)] for row, by in rows.items()}
