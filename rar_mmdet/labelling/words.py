@@ -76,6 +76,8 @@ class WordList:
         above = len(set(self.parents) - {NO_PARENT})
         never = self.class_of.count(NEVER_WRITTEN)
         said = [counted(len(self.classes), "class", "classes"), counted(len(self.phrases) - never, "phrase")]
+        if len(self.phrases) == 1 and "," in self.phrases[0]:  # in a longer list it is a name such as "boxer, brown"
+            said[-1] += f" ({self.phrases[0]!r}: a comma parts no words, write one a line)"
         if above:
             said.append(f"{above} of the classes above others")
         if never:

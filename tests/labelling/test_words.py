@@ -62,6 +62,11 @@ def test_every_form_says_the_same(tmp_path, suffix, text):
     assert set(words.classes) == {"cat", "dog", "poodle", "boxer, brown", "horse", "pony", "mare"}
 
 
+def test_a_line_of_words_with_commas_is_remarked_on():
+    assert "'cat, dog': a comma parts no words, write one a line" in read_words(["cat, dog"]).describe()
+    assert read_words(["cat, dog", "boxer, brown"]).describe() == "2 classes, 2 phrases"
+
+
 def test_plain_words_keep_their_order_and_are_their_own_classes():
     words = read_words(["zebra", "ape  ", "", "# no word", "łoś", "🦊 fox"])
     assert words.classes == words.phrases == ("zebra", "ape", "łoś", "🦊 fox")
