@@ -90,7 +90,7 @@ def test_the_papers_figures_stand_as_printed_and_are_not_called_ours(made):
     assert "almost surely AP_s, AP_m and AP_l under the wrong heads" in text
     assert "19.6" not in text
     assert "TAP, ViT-H" in text
-    assert "TopPairs(max_per_image=300, box_score_weight=0.0, nms_iou=0.5)" in text  # RegionCLIP's own emission
+    assert "TopPairs(max_per_image=300, box_score_weight=0.0, nms_iou=0.5" in text  # RegionCLIP's own emission
     assert "K = 5" in text
 
 
