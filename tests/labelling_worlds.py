@@ -1,13 +1,14 @@
 """A labeller of small fakes, and what it labels."""
 
 import torch
+from PIL import Image
 
 from rar_mmdet import RegionRecognizer
 from rar_mmdet.detectors import Detected
 from rar_mmdet.labelling import Labeller
 from rar_mmdet.memory import TextMemory
 from rar_mmdet.regions import RegionCropper
-from rar_mmdet.testing import FakeEncoder, FakeRanker
+from rar_mmdet.testing import FakeEncoder, FakeRanker, make_image
 
 WORDS = ["red & <blue>", 'say "cat"', "dog > poodle", "łoś"]
 SIZES = {"a.png": (60, 40), "b/ü c.jpg": (50, 50), "a.jpg": (30, 70)}  # width, height; two of one stem
@@ -37,3 +38,11 @@ def labeller(boxes=None, min_score=0.0, words=WORDS):
         num_candidates=3,
     )
     return Labeller(recognizer, words, boxes or ThreeBoxes(), min_score)
+
+
+def write_photos(folder):
+    """The photos of `SIZES`."""
+    for seed, (name, (width, height)) in enumerate(SIZES.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_image(height, width, seed=seed)).save(folder / name)
+    return folder

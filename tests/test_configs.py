@@ -17,11 +17,11 @@ from rar_mmdet.engine.preflight import check_config, check_vocabulary
 from rar_mmdet.models.testing import write_lvis_world
 
 ROOT = Path(__file__).parents[1] / "configs"
-# Those of whole photos and of trainings have no model of MMDetection; tests of their rooms have them.
+# Those of whole photos, of labelling and of trainings have no model of MMDetection; tests of their rooms have them.
 CONFIGS = sorted(
     p.relative_to(ROOT).as_posix()
     for p in ROOT.rglob("*.py")
-    if not {"_base_", "classification", "finetune"} & set(p.parts)
+    if not {"_base_", "classification", "finetune", "labelling"} & set(p.parts)
 )
 # The files whose names are promised elsewhere.
 PROMISED = {

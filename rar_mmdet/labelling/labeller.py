@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from rar_mmdet.detectors import Detected, Detector
 from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, RecordFileError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.fusion import NoneOfThese
-from rar_mmdet.labelling.decisions import Decision, decide
+from rar_mmdet.labelling.corrections import read_corrections, write_corrections
+from rar_mmdet.labelling.decisions import Choice, Decision, choices, decide
+from rar_mmdet.labelling.learning import LEARNED, Learned, TaughtMemory, learn, read_learned
 from rar_mmdet.labelling.outlines import Outline, clipped, outline_of_mask, outline_of_segmentation
 from rar_mmdet.labelling.photos import Label, LabelledPhoto, find_photos
 from rar_mmdet.labelling.words import WordList, read_words
@@ -28,10 +31,12 @@ from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.records import RegionRecord, describe_regions
 from rar_mmdet.structures import ImageRegions
 
-__all__ = ["LabelRun", "Labeller", "WholePhoto", "label_of", "read_corrections"]
+__all__ = ["LabelRun", "Labeller", "WholePhoto", "label_of"]
 
 PHOTOS_AT_ONCE = 8  # recognised together (ours): fills the batches of encoder and ranker
 RECORDS, PHOTOS, SETTINGS, CORRECTIONS = "records.jsonl", "photos.jsonl", "run.json", "corrections.json"
+BROUGHT = "brought.safetensors"  # what an earlier run learned, as this one got it
+THRESHOLDS = 1000  # that `--precision` chooses from
 
 
 class WholePhoto:
@@ -55,6 +60,7 @@ class Labeller:
         detector: where boxes come from, such as `TransformersDetector` or `AnnotationDetector`; whole photos by
             default.
         min_score: labels below it are not written, or replaced by a class above that has it.
+        learned: from corrections of an earlier run; a score is then the probability that the label is right.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Labeller:
         words: WordList | str | Path | Sequence[str],
         detector: Detector | None = None,
         min_score: float = 0.5,
+        learned: Learned | None = None,
     ) -> None:
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score must be in [0, 1], got {min_score}")
@@ -70,7 +77,17 @@ class Labeller:
         self.recognizer = recognizer.with_vocabulary(list(self.words.phrases))
         if not isinstance(self.recognizer.fusion, NoneOfThese):  # a box may be none of the words
             self.recognizer.fusion = NoneOfThese(self.recognizer.fusion)
-        self.detector, self.min_score = detector or WholePhoto(), min_score
+        self.detector, self.min_score, self.learned = detector or WholePhoto(), min_score, learned
+        self.source = recognizer.memory_source  # without exemplars
+        if isinstance(self.source, TaughtMemory):
+            self.source = self.source.source
+        self.recognizer.memory_source = self.source
+        if learned is not None or self.words.exemplars:
+            self.recognizer.memory_source = TaughtMemory(self.source, self.recognizer, self.words, learned or Learned())
+
+    def taught(self, learned: Learned | None) -> Labeller:
+        """The same labeller with what an earlier run learned; no weights are loaded again."""
+        return Labeller(self.recognizer, self.words, self.detector, self.min_score, learned)
 
     def __call__(self, photo: Any) -> list[tuple[str | None, float, tuple[float, ...]]]:
         """(class name or `None`, score, box in pixels) of each box of one photo.
@@ -79,7 +96,7 @@ class Labeller:
             photo: what `read_image` takes.
         """
         (records,) = self.recognize([(str(photo) if isinstance(photo, str | Path) else "", read_image(photo))])
-        decisions = [self.decide(record) for record in records]
+        decisions = self.decide(records)
         return [
             (None if d.class_id is None else self.words.classes[d.class_id], d.score, record.box_xyxy)
             for d, record in zip(decisions, records, strict=True)
@@ -102,9 +119,32 @@ class Labeller:
             for one, detected, (name, pixels) in zip(recognized, found, photos, strict=True)
         ]
 
-    def decide(self, record: RegionRecord, min_score: float | None = None) -> Decision:
-        """What a region is called, by this labeller's `min_score` unless another is given."""
-        return decide(record, self.words, self.min_score if min_score is None else min_score)
+    def recognize_again(self, photo: Path, records: Sequence[RegionRecord]) -> list[RegionRecord]:
+        """Other records of the same boxes of a photo, without asking the detector.
+
+        Raises:
+            ImageReadError: the photo cannot be read any more.
+        """
+        boxes = torch.tensor([r.box_xyxy for r in records]).reshape(-1, 4)
+        scores = torch.tensor([r.box_score for r in records])
+        regions = ImageRegions(read_image(photo), boxes, scores, name=str(photo))
+        (found,) = self.recognizer.recognize([regions])
+        told = describe_regions(found, records[0].image if records else str(photo))
+        return [dataclasses.replace(new, region=old.region) for new, old in zip(told, records, strict=True)]
+
+    def choices(self, records: Sequence[RegionRecord]) -> list[Choice]:
+        """What each region of one photo may be called, whatever score is asked for."""
+        return choices(records, self.words, None if self.learned is None else self.learned.certainty)
+
+    def decide(self, records: Sequence[RegionRecord], min_score: float | None = None) -> list[Decision]:
+        """What the regions of one photo are called.
+
+        Args:
+            records: of all regions of the photo.
+            min_score: in place of the labeller's own.
+        """
+        least = self.min_score if min_score is None else min_score
+        return [decide(choice, least) for choice in self.choices(records)]
 
 
 def _with_outlines(records: list[RegionRecord], found: Detected, image_hw: tuple[int, int]) -> list[RegionRecord]:
@@ -147,9 +187,11 @@ class LabelRun:
         out: of labels, records and the review page.
         settings: what else tells this run from another, such as the config.
         overwrite: drop what another run left in `out`.
+        learned: folder of labels that were corrected; what was learned there is used.
+        precision: wanted share of right labels, in place of the labeller's `min_score`; needs something learned.
 
     Raises:
-        ConfigError: `out` holds the labels of other words or settings.
+        ConfigError: `out` holds the labels of other words or settings, or nothing was learned.
     """
 
     def __init__(
@@ -159,16 +201,33 @@ class LabelRun:
         out: str | Path,
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        learned: str | Path | None = None,
+        precision: float | None = None,
     ) -> None:
-        self.labeller, self.photos, self.out = labeller, Path(photos), Path(out)
+        if precision is not None and not 0 < precision < 1:
+            raise ConfigError(f"precision must lie between 0 and 1, got {precision}; 0.95 asks for 95 % right labels")
+        self.photos, self.out, self.precision = Path(photos), Path(out), precision
         self.names, self.passed_over = find_photos(self.photos)
-        self._claim(settings or {}, overwrite)
+        brought = None if learned is None else Path(learned) / LEARNED
+        if brought is not None and not brought.is_file():
+            raise ConfigError(
+                f"nothing was learned in {learned} (no {LEARNED}): give the --out of a run with corrections"
+            )
+        self._claim(labeller.words, settings or {}, overwrite, brought)
+        self.brought = read_learned(self.out / BROUGHT)
+        known = read_learned(self.out / LEARNED) or self.brought
+        self.labeller = labeller if known is None else labeller.taught(known)
         self.done = self._read_done()
+        self._min_score: float | None = None
 
-    def _claim(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        words = self.labeller.words
-        digest = hashlib.sha256(repr((words.classes, words.parents, words.phrases, words.class_of)).encode())
+    def _claim(self, words: WordList, settings: Mapping[str, Any], overwrite: bool, brought: Path | None) -> None:
+        said: tuple[Any, ...] = (words.classes, words.parents, words.phrases, words.class_of)
+        if words.exemplars:
+            said += (words.exemplars,)
+        digest = hashlib.sha256(repr(said).encode())
         mine = json.loads(json.dumps({**settings, "photos": str(self.photos.resolve()), "words": digest.hexdigest()}))
+        if brought is not None:
+            mine["learned"] = str(brought.parent.resolve())
         file = self.out / SETTINGS
         if file.is_file() and not overwrite:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -180,8 +239,14 @@ class LabelRun:
                 )
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        for name in (RECORDS, PHOTOS, CORRECTIONS):
+        # Copied first: what was learned may be what is now dropped.
+        part = self.out / f"{BROUGHT}.part"
+        if brought is not None:
+            shutil.copyfile(brought, part)
+        for name in (RECORDS, PHOTOS, CORRECTIONS, LEARNED, BROUGHT):
             (self.out / name).unlink(missing_ok=True)
+        if brought is not None:
+            os.replace(part, self.out / BROUGHT)
         part = file.with_name(f"{SETTINGS}.part")
         part.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
         os.replace(part, file)
@@ -210,6 +275,7 @@ class LabelRun:
         known = {state.name for state in self.done}
         left = [name for name in self.names if name not in known]
         counts: Counter[str] = Counter(photos=len(self.names), done_before=len(self.names) - len(left))
+        self._min_score = None
         with (
             open(self.out / RECORDS, "a", encoding="utf-8") as records,
             open(self.out / PHOTOS, "a", encoding="utf-8") as photos,
@@ -265,6 +331,57 @@ class LabelRun:
                 if state.error is None:
                     yield state, records
 
+    @property
+    def min_score(self) -> float:
+        """The score that a label needs: the one asked for, or the least that gives the precision asked for.
+
+        Labels are then right as often as their probabilities say: those of all labels, which are what the fit of the
+        reviewed regions makes of these photos, have the wanted mean. Corrected boxes do not count.
+
+        Raises:
+            ConfigError: a precision was asked for, and nothing was learned to judge scores by.
+        """
+        if self.precision is None:
+            return self.labeller.min_score
+        if self.labeller.learned is None or self.labeller.learned.certainty is None:
+            raise ConfigError(
+                f"--precision {self.precision:g} needs reviewed labels to judge scores by: review a run, give its "
+                "corrections.json (or a file of annotated boxes of its photos) to --apply, and say --learned OUT in "
+                "the next; or ask for a score with --min-score"
+            )
+        if self._min_score is None:
+            corrected = self.corrections()
+            chains = (
+                choice.chain
+                for state, records in self.regions()
+                for record, choice in zip(records, self.labeller.choices(records), strict=True)
+                if (state.name, record.region) not in corrected
+            )
+            self._min_score = score_for(self.precision, chains)
+        return self._min_score
+
+    def decided(self) -> Iterator[tuple[PhotoState, list[tuple[RegionRecord, Decision]]]]:
+        """Every photo that could be read, with what its regions are called, corrections left aside."""
+        least = self.min_score
+        for state, records in self.regions():
+            chosen = (decide(choice, least) for choice in self.labeller.choices(records))
+            yield state, list(zip(records, chosen, strict=True))
+
+    def correct(self, corrections: Mapping[tuple[str, int], int | None]) -> Learned:
+        """Fold in what a person said of regions: labels, exemplars, and how far scores can be trusted.
+
+        What was said before of other regions stays. Photos that are not done yet are named with what was learned.
+
+        Args:
+            corrections: (photo, region) -> class, `None` for none; also of labels that are right as they are.
+        """
+        both = {**self.corrections(), **corrections}
+        write_corrections(self.out / CORRECTIONS, both, self.labeller.words)
+        learned = learn(self, self.brought)
+        learned.save(self.out / LEARNED)
+        self.labeller, self._min_score = self.labeller.taught(learned), None
+        return learned
+
     def corrections(self) -> dict[tuple[str, int], int | None]:
         """(photo, region) -> class that a person gave it, `None` for none."""
         file = self.out / CORRECTIONS
@@ -280,8 +397,8 @@ class LabelRun:
         corrected = self.corrections()
         try:
             with tqdm(total=len(self.done), desc="write", unit="photo", disable=None, leave=False) as bar:
-                for state, records in self.regions():
-                    labels = tuple(self._labels(records, (state.width, state.height), corrected, counts))
+                for state, decided in self.decided():
+                    labels = tuple(self._labels(decided, (state.width, state.height), corrected, counts))
                     photo = LabelledPhoto(
                         state.id, state.name, self.photos / state.name, state.width, state.height, labels
                     )
@@ -296,18 +413,17 @@ class LabelRun:
 
     def _labels(
         self,
-        records: Iterable[RegionRecord],
+        decided: Iterable[tuple[RegionRecord, Decision]],
         photo_wh: tuple[int, int],
         corrected: Mapping[tuple[str, int], int | None],
         counts: Counter[str],
     ) -> Iterator[Label]:
-        for record in records:
+        for record, decision in decided:
             key = (str(record.image), record.region)
             if key in corrected:
                 class_id, score = corrected[key], 1.0
                 counts["corrected"] += 1
             else:
-                decision = self.labeller.decide(record)
                 class_id, score = decision.class_id, decision.score
             counts["unsure" if class_id is None else "labels"] += 1
             if class_id is not None:
@@ -322,21 +438,21 @@ def label_of(record: RegionRecord, class_id: int, score: float, photo_wh: tuple[
     return Label(box, class_id, score, clipped(outline, photo_wh))
 
 
-def read_corrections(file: Path, words: WordList) -> dict[tuple[str, int], int | None]:
-    """What a review page saved.
+def score_for(precision: float, chains: Iterable[Sequence[tuple[int, float]]]) -> float:
+    """The least score at which labels have that mean probability of being right.
 
-    Raises:
-        RecordFileError: it is no such file, or names a class that the words do not have.
+    Args:
+        precision: in (0, 1).
+        chains: of each region, as `Choice` has them; scores are probabilities.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        choices = [(str(c["photo"]), int(c["region"]), c["class"]) for c in content["corrections"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordFileError(f"corrections {str(file)!r} are no file that the review page saved: {error!r}") from error
-    rows = {name: row for row, name in enumerate(words.classes)}
-    unknown = sorted({str(name) for _, _, name in choices if name is not None and name not in rows})
-    if unknown:
-        raise RecordFileError(
-            f"corrections {str(file)!r} name {unknown[0]!r}, which is not among the words; were they made with others?"
-        )
-    return {(photo, region): None if name is None else rows[name] for photo, region, name in choices}
+    sums, counts = np.zeros(THRESHOLDS + 1), np.zeros(THRESHOLDS + 1)
+    for chain in chains:
+        reached = 0
+        for _, score in chain:  # the first class that has the threshold gets the label
+            end = int(score * THRESHOLDS) + 1
+            if end > reached:
+                sums[reached:end] += score
+                counts[reached:end] += 1
+                reached = end
+    mean = np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
+    return float(np.flatnonzero(mean >= precision)[0]) / THRESHOLDS

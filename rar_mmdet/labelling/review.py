@@ -17,7 +17,7 @@ from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import RecordFileError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.files.pages import render_page
-from rar_mmdet.labelling.decisions import doubt
+from rar_mmdet.labelling.decisions import Decision
 from rar_mmdet.labelling.labeller import LabelRun, PhotoState
 from rar_mmdet.records import RegionRecord
 
@@ -30,23 +30,21 @@ QUALITY = 70
 CONTEXT = 0.15  # of the box's sides, shown around it
 
 
-def review_order(run: LabelRun, most: int | None = None) -> list[tuple[float, PhotoState, RegionRecord]]:
-    """The most doubtful regions with what makes them so, most doubtful first; equal ones in the order of photos.
+def review_order(run: LabelRun, most: int | None = None) -> list[tuple[Decision, PhotoState, RegionRecord]]:
+    """The most doubtful regions with what they are called, most doubtful first; equal ones in the order of photos.
 
     Args:
         run: whose photos are recognised.
         most: at most so many.
     """
-    labeller = run.labeller
 
     def entries() -> Any:
-        for place, (state, records) in enumerate(run.regions()):
-            for record in records:
-                value = doubt(record, labeller.words, labeller.decide(record))
-                yield -value, place, record.region, state, record
+        for place, (state, decided) in enumerate(run.decided()):
+            for record, decision in decided:
+                yield -decision.doubt, place, record.region, decision, state, record
 
     found = sorted(entries(), key=_order) if most is None else heapq.nsmallest(most, entries(), key=_order)
-    return [(-value, state, record) for value, _, _, state, record in found]
+    return [entry[3:] for entry in found]
 
 
 def _order(entry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -77,7 +75,7 @@ def write_review(run: LabelRun, file: Path, most: int = 5000, title: str = "") -
                 pixels, record.box_xyxy, side=SIDE, context=CONTEXT, quality=QUALITY
             )
     corrected = run.corrections()
-    items = [_item(run, file, state, record, crops[state.name, record.region]) for _, state, record in queue]
+    items = [_item(run, file, *entry, crops[entry[1].name, entry[2].region]) for entry in queue]
     for item in items:
         if (item["photo"], item["region"]) in corrected:
             item["label"] = corrected[item["photo"], item["region"]]
@@ -95,8 +93,9 @@ def write_review(run: LabelRun, file: Path, most: int = 5000, title: str = "") -
     return len(items)
 
 
-def _item(run: LabelRun, file: Path, state: PhotoState, record: RegionRecord, crop: str) -> dict[str, Any]:
-    decision = run.labeller.decide(record)
+def _item(
+    run: LabelRun, file: Path, decision: Decision, state: PhotoState, record: RegionRecord, crop: str
+) -> dict[str, Any]:
     photo = os.path.relpath(run.photos / state.name, file.parent).replace(os.sep, "/")
     return {
         "photo": state.name,

@@ -41,9 +41,10 @@ from rar_mmdet.drawing import crop_address
 from rar_mmdet.errors import ConfigError, ImageReadError, RarError
 from rar_mmdet.files.images import check_pixels, decode_image, read_image
 from rar_mmdet.files.pages import render_page
+from rar_mmdet.labelling.decisions import Choice, decide
 from rar_mmdet.labelling.labeller import Labeller, label_of
 from rar_mmdet.labelling.photos import RAW, VIDEO, LabelledPhoto
-from rar_mmdet.labelling.words import read_words
+from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import FORMATS, open_writers
 from rar_mmdet.records import RegionRecord
 
@@ -163,7 +164,8 @@ class LabelService:
             hashlib.blake2b(data).digest(),
             lambda: crop_address(photo, (0, 0, width, height), side=PICTURE_SIDE, context=0),
         )
-        boxes = [_describe(labeller, record) for record in records]
+        told = zip(records, labeller.choices(records), strict=True)
+        boxes = [_describe(labeller.words, record, choice) for record, choice in told]
         return {"words": labeller.words.describe(), "wh": [width, height], "picture": picture, "boxes": boxes}
 
     def write(
@@ -183,8 +185,7 @@ class LabelService:
         photo, labeller, records = self._find(data, name, words)
         height, width = photo.shape[:2]
         labels = []
-        for record in records:
-            decision = labeller.decide(record, min_score)
+        for record, decision in zip(records, labeller.decide(records, min_score), strict=True):
             if decision.class_id is not None and record.box_score >= min_box_score:
                 labels.append(label_of(record, decision.class_id, decision.score, (width, height)))
         with tempfile.TemporaryDirectory() as folder:
@@ -199,14 +200,14 @@ class LabelService:
             return place.name, place.read_bytes()
 
 
-def _describe(labeller: Labeller, record: RegionRecord) -> dict[str, Any]:
+def _describe(words: WordList, record: RegionRecord, choice: Choice) -> dict[str, Any]:
     columns = range(len(record.names))
     ranked = sorted(columns, key=lambda column: -record.fused[column])
     return {
         "box": record.box_xyxy,
         "outline": record.outline or (),
         "box_score": record.box_score,
-        "labels": [(labeller.words.classes[row], score) for row, score in _labels(labeller, record)],
+        "labels": [(words.classes[row], score) for row, score in _labels(choice)],
         "best": record.names[ranked[0]],
         "retrieved": [(record.names[column], record.probs[column]) for column in columns[:LISTED]],
         "ranked": [(record.names[column], record.fused[column]) for column in ranked[:LISTED]],
@@ -214,10 +215,10 @@ def _describe(labeller: Labeller, record: RegionRecord) -> dict[str, Any]:
     }
 
 
-def _labels(labeller: Labeller, record: RegionRecord) -> Iterator[tuple[int, float]]:
+def _labels(choice: Choice) -> Iterator[tuple[int, float]]:
     """(class, score) of what a region is called as the threshold rises from 0 to 1, each until its own score."""
     threshold = 0.0
-    while (decision := labeller.decide(record, threshold)).class_id is not None:
+    while (decision := decide(choice, threshold)).class_id is not None:
         yield decision.class_id, decision.score
         threshold = math.nextafter(decision.score, math.inf)
 

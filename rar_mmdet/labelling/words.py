@@ -5,6 +5,7 @@
     animal
         horse                      the same by indent
     ! shadow                       competes, and is never written
+    gasket A17 @ photos/a17        looks like the photos of that folder, beside what its name says
     # a remark
 
 The same as YAML or CSV. Phrases are what a recogniser looks for; classes are what labels say.
@@ -45,6 +46,7 @@ class WordList:
     phrases: tuple[str, ...]  # P
     class_of: tuple[int, ...]  # P: class of each phrase, or NEVER_WRITTEN
     origin: str = "words"  # what messages call them
+    exemplars: tuple[tuple[int, Path], ...] = ()  # classes with folders of photos of them
 
     def __post_init__(self) -> None:
         if not any(c != NEVER_WRITTEN for c in self.class_of):
@@ -82,7 +84,13 @@ class WordList:
             said.append(f"{above} of the classes above others")
         if never:
             said.append(counted(never, "word that is never written", "words that are never written"))
+        if self.exemplars:
+            said.append(f"{counted(len(self.exemplars), 'class', 'classes')} with exemplar photos")
         return ", ".join(said)
+
+    def phrase_of(self, row: int) -> int | None:
+        """The first phrase of a class; nothing where a class above others has none of its own."""
+        return self.class_of.index(row) if row in self.class_of else None
 
     @property
     def is_flat(self) -> bool:
@@ -95,9 +103,11 @@ class _Builder:
     """Collects classes and phrases in the order they are named."""
 
     origin: str
+    folder: Path | None = None  # what paths of exemplars start from; none: the words are in no file
     parents: dict[str, str | None] = field(default_factory=dict)  # class -> the one above
     shown: dict[str, str] = field(default_factory=dict)  # how a class was first written
     phrases: list[tuple[str, str | None]] = field(default_factory=list)  # (phrase, its class; None: never written)
+    exemplars: list[tuple[str, Path]] = field(default_factory=list)  # (class, folder)
 
     def add_class(self, name: str, parent: str | None, where: str) -> str:
         key = cleaned(name).casefold()
@@ -122,6 +132,17 @@ class _Builder:
             self.phrases.append((" ".join(phrase.split()), key))
         return key
 
+    def add_exemplars(self, key: str, folder: str, where: str) -> None:
+        """A folder of photos of a class."""
+        if self.folder is None:  # they may come from a browser, which is not to look into folders here
+            raise VocabularyError(f"{where}: exemplar photos ({self.shown[key]!r} @ ...) need words in a file")
+        place = self.folder / Path(folder.strip()).expanduser()
+        if not folder.strip() or not place.is_dir():
+            raise VocabularyError(
+                f"{where}: the exemplars of {self.shown[key]!r} should be a folder of photos; there is none at {place}"
+            )
+        self.exemplars.append((key, place))
+
     def never(self, names: Sequence[str], where: str) -> None:
         for phrase in names:
             if not cleaned(phrase):
@@ -137,6 +158,7 @@ class _Builder:
             phrases=tuple(phrase for phrase, _ in self.phrases),
             class_of=tuple(NEVER_WRITTEN if key is None else rows[key] for _, key in self.phrases),
             origin=self.origin,
+            exemplars=tuple((rows[key], place) for key, place in self.exemplars),
         )
 
 
@@ -144,15 +166,16 @@ def read_words(source: str | os.PathLike[str] | Iterable[str]) -> WordList:
     """Words of a .txt, .yaml or .csv file, or lines as a .txt file has them.
 
     YAML: a list of words, or a mapping of words to lists of synonyms, with `never` for words that are never written;
-    keys `words`, `never` and `above` (word: the word above it). CSV: columns `word`, and if wanted `synonyms` (with
-    bars between), `above`, `never` (yes or no).
+    keys `words`, `never`, `above` (word: the word above it) and `exemplars` (word: a folder of photos of it). CSV:
+    columns `word`, and if wanted `synonyms` (with bars between), `above`, `never` (yes or no), `exemplars`. Folders
+    start from the file's.
 
     Raises:
         MissingAssetError: there is no such file.
         VocabularyError: it holds no words, or is not as described; line and word are named.
     """
     if not isinstance(source, str | os.PathLike):
-        return _of_lines(list(source), "words (a list)")
+        return _of_lines(list(source), "words (a list)", None)
     path = Path(source)
     origin = f"words {str(path)!r}"
     if path.suffix.lower() not in SUFFIXES:
@@ -162,25 +185,30 @@ def read_words(source: str | os.PathLike[str] | Iterable[str]) -> WordList:
         )
     text = decode_text(read_bytes(str(path), origin, VocabularyError), origin, VocabularyError)
     if path.suffix.lower() == ".csv":
-        return _of_csv(text, origin)
-    return _of_yaml(text, origin) if path.suffix.lower() != ".txt" else _of_lines(text.splitlines(), origin)
+        return _of_csv(text, origin, path.parent)
+    if path.suffix.lower() == ".txt":
+        return _of_lines(text.splitlines(), origin, path.parent)
+    return _of_yaml(text, origin, path.parent)
 
 
-def _of_lines(lines: Sequence[str], origin: str) -> WordList:
-    builder = _Builder(origin)
+def _of_lines(lines: Sequence[str], origin: str, folder: Path | None) -> WordList:
+    builder = _Builder(origin, folder)
     above: list[tuple[int, str]] = []  # (indent, class) of the lines that this one may stand below
-    pending: tuple[list[str], str | None, str, int] | None = None  # the last line, until it is known to be a leaf
+    # The last line, until it is known to be a leaf: names, the class above, where, indent, folder of exemplars.
+    pending: tuple[list[str], str | None, str, int, str | None] | None = None
 
     def settle(next_indent: int) -> None:
         """A line with deeper ones below it is a class above them and no phrase."""
         nonlocal pending
         if pending is None:
             return
-        names, parent, where, indent = pending
-        if next_indent > indent and len(names) == 1:
+        names, parent, where, indent, photos = pending
+        if next_indent > indent and len(names) == 1 and photos is None:
             builder.add_class(names[0], parent, where)
         else:
-            builder.add(names, parent, where)
+            key = builder.add(names, parent, where)
+            if photos is not None:
+                builder.add_exemplars(key, photos, where)
         pending = None
 
     for number, line in enumerate(lines, 1):
@@ -197,6 +225,7 @@ def _of_lines(lines: Sequence[str], origin: str) -> WordList:
         if text.startswith("!"):
             builder.never(_phrases(text[1:]), where)
             continue
+        text, *photos = re.split(r"\s@(?:\s|$)", text, maxsplit=1)
         *path, last = (part.strip() for part in re.split(r"\s>(?:\s|$)", text))  # "a>b" is a name
         parent = above[-1][1] if above else None
         for name in path:
@@ -205,7 +234,7 @@ def _of_lines(lines: Sequence[str], origin: str) -> WordList:
         names = _phrases(last)
         if not cleaned(names[0]):
             raise VocabularyError(f"{where}: {line.strip()!r} has no word behind the last '>'")
-        pending = names, parent, where, indent
+        pending = names, parent, where, indent, photos[0] if photos else None
         above.append((indent, names[0]))
     settle(-1)
     return builder.build()
@@ -215,7 +244,7 @@ def _phrases(text: str) -> list[str]:
     return [part.strip() for part in text.split("|")]
 
 
-def _of_yaml(text: str, origin: str) -> WordList:
+def _of_yaml(text: str, origin: str, folder: Path) -> WordList:
     import yaml
 
     try:
@@ -226,16 +255,20 @@ def _of_yaml(text: str, origin: str) -> WordList:
         content = {"words": content}
     if not isinstance(content, Mapping) or not content.get("words"):
         raise VocabularyError(f"{origin} hold no words; expected a list of words, or a mapping with a list `words`")
-    odd = sorted(set(map(str, content)) - {"words", "never", "above"})
+    known = ("words", "never", "above", "exemplars")
+    odd = sorted(set(map(str, content)) - set(known))
     if odd:
-        raise VocabularyError(f"{origin}: unknown key {odd[0]!r}; known are words, never, above")
+        raise VocabularyError(f"{origin}: unknown key {odd[0]!r}; known are {', '.join(known)}")
     above = content.get("above") or {}
     if not isinstance(above, Mapping):
         raise VocabularyError(f"{origin}: `above` must be a mapping, word: the word above it")
+    photos = content.get("exemplars") or {}
+    if not isinstance(photos, Mapping):
+        raise VocabularyError(f"{origin}: `exemplars` must be a mapping, word: a folder of photos of it")
     parents = {cleaned(str(word)).casefold(): str(parent) for word, parent in above.items()}
     words = content["words"]
     entries = words.items() if isinstance(words, Mapping) else ((word, None) for word in words)
-    builder = _Builder(origin)
+    builder = _Builder(origin, folder)
     listed: set[str] = set()
     for word, synonyms in entries:
         if isinstance(word, Mapping):  # - cat: [kitten]
@@ -256,16 +289,21 @@ def _of_yaml(text: str, origin: str) -> WordList:
             raise VocabularyError(f"{origin}: `above` names {key!r}, which is not among the words")
     for word, parent in above.items():  # classes above that are themselves below others
         builder.add_class(str(word), str(parent), origin)
+    for word, place in photos.items():
+        key = cleaned(str(word)).casefold()
+        if key not in builder.parents:
+            raise VocabularyError(f"{origin}: `exemplars` names {str(word)!r}, which is not among the words")
+        builder.add_exemplars(key, str(place), f"{origin}, exemplars")
     builder.never([str(word) for word in content.get("never") or []], f"{origin}, never")
     return builder.build()
 
 
-def _of_csv(text: str, origin: str) -> WordList:
+def _of_csv(text: str, origin: str, folder: Path) -> WordList:
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     columns = [name.strip().lower() for name in rows.fieldnames or []]
     if "word" not in columns:
         raise VocabularyError(f"{origin} have the columns {', '.join(columns) or 'none'}; expected one called word")
-    builder = _Builder(origin)
+    builder = _Builder(origin, folder)
     for number, row in enumerate(rows, 2):
         cells: dict[str, Any] = {str(key).strip().lower(): (value or "") for key, value in row.items() if key}
         where = f"{origin}, line {number}"
@@ -276,5 +314,7 @@ def _of_csv(text: str, origin: str) -> WordList:
             parent = cells.get("above", "").strip() or None
             if parent is not None and cleaned(parent).casefold() not in builder.parents:
                 builder.add_class(parent, None, where)
-            builder.add(names, parent, where)
+            key = builder.add(names, parent, where)
+            if cells.get("exemplars", "").strip():
+                builder.add_exemplars(key, cells["exemplars"], where)
     return builder.build()

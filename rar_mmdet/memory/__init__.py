@@ -2,6 +2,7 @@
 
 from rar_mmdet.memory.base import MemorySource, Shortlister
 from rar_mmdet.memory.entries import Entries, EntryKind
+from rar_mmdet.memory.exemplar_cache import ExemplarCache, fit_cache
 from rar_mmdet.memory.exemplars import Exemplar, encode_exemplars, read_exemplars, sample_exemplars
 from rar_mmdet.memory.faiss_index import IndexSpec
 from rar_mmdet.memory.faiss_search import FaissMemory, FaissSearch
@@ -15,6 +16,7 @@ __all__ = [
     "Entries",
     "EntryKind",
     "Exemplar",
+    "ExemplarCache",
     "FaissMemory",
     "FaissSearch",
     "IndexSpec",
@@ -24,6 +26,7 @@ __all__ = [
     "TEMPLATE_SETS",
     "TextMemory",
     "encode_exemplars",
+    "fit_cache",
     "load_memory",
     "read_exemplars",
     "resolve_templates",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rar_mmdet.labelling.decisions import decide, doubt
+from rar_mmdet.labelling.decisions import choices, decide
 from rar_mmdet.labelling.words import read_words
 from rar_mmdet.records import RegionRecord
 
@@ -18,6 +18,11 @@ def region(fused, order=()):
     scores = tuple(fused.values())
     status = "ok" if order else "skipped"
     return RegionRecord("a", 0, (0, 0, 9, 9), 1.0, ids, tuple(fused), scores, scores, status, tuple(order))
+
+
+def decided(record, min_score=0.5):
+    (choice,) = choices([record], WORDS)
+    return decide(choice, min_score)
 
 
 @pytest.mark.parametrize(
@@ -34,25 +39,25 @@ def region(fused, order=()):
     ],
 )
 def test_by_hand(fused, expected, score):
-    found = decide(region(fused), WORDS, 0.5)
+    found = decided(region(fused))
     assert found.class_id == expected
     assert found.score == pytest.approx(score)
 
 
 def test_everything_has_a_label_at_zero():
-    assert decide(region({"poodle": 0.01}), WORDS, 0.0).class_id == POODLE
+    assert decided(region({"poodle": 0.01}), 0.0).class_id == POODLE
 
 
 def test_doubt_is_the_margin_and_more_where_the_stages_differ():
     sure, unsure = region({"cat": 0.9, "poodle": 0.1}), region({"cat": 0.5, "poodle": 0.45})
-    values = [doubt(one, WORDS, decide(one, WORDS, 0.5)) for one in (sure, unsure)]
+    values = [decided(one).doubt for one in (sure, unsure)]
     assert values == pytest.approx([0.18, 0.855])
     agreed = region({"cat": 0.9, "poodle": 0.1}, order=(0, 1))
-    assert doubt(agreed, WORDS, decide(agreed, WORDS, 0.5)) == pytest.approx(0.18)
+    assert decided(agreed).doubt == pytest.approx(0.18)
     # Retrieval had the poodle first, the ranker made it a cat.
     differ = region({"poodle": 0.1, "cat": 0.9}, order=(1, 0))
-    assert doubt(differ, WORDS, decide(differ, WORDS, 0.5)) == pytest.approx(0.28)
+    assert decided(differ).doubt == pytest.approx(0.28)
     found = replace(sure, box_score=0.5)
-    assert doubt(found, WORDS, decide(found, WORDS, 0.5)) == pytest.approx(1 - 0.82 / 2)
+    assert decided(found).doubt == pytest.approx(1 - 0.82 / 2)
     nothing = region({"shadow": 1.0})
-    assert doubt(nothing, WORDS, decide(nothing, WORDS, 0.5)) == 1.0
+    assert decided(nothing).doubt == 1.0

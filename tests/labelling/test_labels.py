@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stdout
-from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from labelling_worlds import SIZES, ThreeBoxes, labeller
+from labelling_worlds import SIZES, ThreeBoxes, labeller, write_photos
 from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.ops import box_iou
@@ -23,9 +21,8 @@ from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.errors import ConfigError, ImageReadError, MissingAssetError, RecordFileError
 from rar_mmdet.files.yolo import read_yolo
 from rar_mmdet.labelling import FORMATS, LabelRun
-from rar_mmdet.labelling.labeller import read_corrections
+from rar_mmdet.labelling.corrections import read_corrections
 from rar_mmdet.labelling.photos import find_photos
-from rar_mmdet.labelling.review import review_order, write_review
 from rar_mmdet.testing import make_image
 
 ROOT = Path(__file__).parents[2]
@@ -33,19 +30,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    for seed, (name, (width, height)) in enumerate(SIZES.items()):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make_image(height, width, seed=seed)).save(folder / name)
-    return folder
+    return write_photos(tmp_path / "photos")
 
 
 def labels_of(run):
     """(photo, class, box) of every label, as the run decides."""
     found = []
-    for state, records in run.regions():
-        for record in records:
-            row = run.labeller.decide(record).class_id
+    for state, decided in run.decided():
+        for record, decision in decided:
+            row = decision.class_id
             if row is not None:
                 x1, y1, x2, y2 = record.box_xyxy
                 box = [x1, y1, min(x2, state.width), min(y2, state.height)]
@@ -260,81 +253,6 @@ def test_corrections_are_folded_in(photos, tmp_path):
         file.write_text(text)
         with pytest.raises(RecordFileError, match=message):
             read_corrections(file, run.labeller.words)
-
-
-def test_the_page_has_the_doubtful_first(photos, tmp_path):
-    run = LabelRun(labeller(), photos, tmp_path / "out")
-    run.run()
-    order = [value for value, _, _ in review_order(run)]
-    assert order == sorted(order, reverse=True)
-    assert [key(e) for e in review_order(run, 4)] == [key(e) for e in review_order(run)[:4]]
-    assert write_review(run, tmp_path / "out" / "review.html", most=4) == 4
-
-
-def key(entry):
-    return entry[1].name, entry[2].region
-
-
-class Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.probe = None
-
-    def handle_starttag(self, tag, attrs):
-        self.probe = dict(attrs).get("data-probe", self.probe)
-
-
-PROBE = """<script>
-const press = key => document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-const log = {}, now = () => shown[at];
-log.first = now(); press("2"); log.moved = at; press("0"); press("Enter"); press("u"); log.back = at;
-log.count = by("count").textContent;
-by("filter").value = String(items[shown.at(-1)].label); by("filter").dispatchEvent(new Event("change"));
-log.filtered = shown.every(row => String(label(row)) === by("filter").value); log.left = shown.length;
-by("accept").click(); log.after = by("count").textContent;
-log.corrections = corrections().corrections; log.fetched = performance.getEntriesByType("resource").map(e => e.name);
-document.body.dataset.probe = JSON.stringify(log);
-</script>"""
-
-
-def in_browser(page, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}/b"]
-    done = subprocess.run(
-        [browser, *flags, "--virtual-time-budget=4000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not said
-    parsed = Page()
-    parsed.feed(done.stdout)
-    return json.loads(parsed.probe)
-
-
-def test_keys_filters_and_saving_in_a_real_browser(photos, tmp_path):
-    run = LabelRun(labeller(), photos, tmp_path / "out")
-    run.run()
-    page = tmp_path / "out" / "review.html"
-    write_review(run, page)
-    page.write_text(page.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
-    queue, words = review_order(run), run.labeller.words
-    log = in_browser(page, tmp_path)
-    assert log["first"] == 0
-    assert log["moved"] == 1
-    assert log["back"] == 2  # the third was kept with Enter, and that was undone
-    assert log["count"] == "2 of 9 looked at"
-    assert log["filtered"]
-    second = run.labeller.decide(queue[0][2]).best[1][0]
-    saved = {(c["photo"], c["region"]): c["class"] for c in log["corrections"]}
-    assert saved[key(queue[0])] == words.classes[second]
-    assert saved[key(queue[1])] is None
-    assert int(log["after"].split()[0]) == len(saved)
-    file = tmp_path / "out" / "corrections.json"
-    file.write_text(json.dumps({"corrections": log["corrections"]}))
-    assert run.write(["coco"])[1]["corrected"] == len(saved)
-    assert all(name.startswith(("file:", "data:")) for name in log["fetched"])
 
 
 def test_the_command_with_the_demos_models(tmp_path, capsys):

@@ -84,7 +84,7 @@ def test_the_slider_says_what_the_labeller_decides():
         scores = [score for _, score in box["labels"]]
         assert scores == sorted(scores)
         for threshold in [*np.linspace(0, 1, 41), *scores]:
-            decision = labeller.decide(record, threshold)
+            (decision,) = labeller.decide([record], threshold)
             expected = (
                 None if decision.class_id is None else (labeller.words.classes[decision.class_id], decision.score)
             )
