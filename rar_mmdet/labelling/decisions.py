@@ -31,7 +31,8 @@ class Choice:
 
     chain: tuple[tuple[int, float], ...]  # (class, score); none: it is nothing that may be written
     best: tuple[tuple[int, float], ...]  # as in `Decision`
-    doubt: float
+    doubt: float  # of the best one
+    learned: bool = False  # whether scores are probabilities, and doubt the rest of the best one's
 
 
 def choices(records: Sequence[RegionRecord], words: WordList, certainty: Certainty | None = None) -> list[Choice]:
@@ -55,18 +56,21 @@ def choices(records: Sequence[RegionRecord], words: WordList, certainty: Certain
             continue
         first = telling.best[0][0] if telling.best else None
         if first is None:
-            found.append(Choice((), (), 1.0))
+            found.append(Choice((), (), 1.0, learned=True))
             continue
         rows = words.ancestors(first)
         signs = np.array([telling.signs(row, beside[place]) for row in rows])
         sure = certainty.probability(signs, [words_of(words.classes[row]) for row in rows]).tolist()
         chain = tuple(zip(rows, sure, strict=True)) if chain else ()
-        found.append(Choice(chain, telling.best, 1.0 - sure[0]))
+        found.append(Choice(chain, telling.best, 1.0 - sure[0], learned=True))
     return found
 
 
 def decide(choice: Choice, min_score: float) -> Decision:
     """Name a region: the best class if it has `min_score`; else the nearest one above it that has; else none.
+
+    Where scores are probabilities, doubt is how likely that is wrong: where nothing is written, that the best class is
+    right after all.
 
     Args:
         choice: of the region.
@@ -74,9 +78,9 @@ def decide(choice: Choice, min_score: float) -> Decision:
     """
     for row, score in choice.chain:
         if score >= min_score:
-            return Decision(row, score, choice.best, choice.doubt)
+            return Decision(row, score, choice.best, 1.0 - score if choice.learned else choice.doubt)
     score = choice.chain[0][1] if choice.chain else choice.best[0][1] if choice.best else 0.0
-    return Decision(None, score, choice.best, choice.doubt)
+    return Decision(None, score, choice.best, 1.0 - choice.doubt if choice.learned else choice.doubt)
 
 
 def signs_of(records: Sequence[RegionRecord], words: WordList) -> Iterator[tuple[int, FloatArray] | None]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rar_mmdet.labelling.certainty import RIDGE, SIGNS, WORD_RIDGE, fit_certainty, logit, words_of
-from rar_mmdet.labelling.decisions import choices, signs_of
+from rar_mmdet.labelling.decisions import choices, decide, signs_of
 from rar_mmdet.labelling.labeller import THRESHOLDS, score_for
 from rar_mmdet.labelling.words import read_words
 from rar_mmdet.records import RegionRecord
@@ -117,6 +117,13 @@ def test_with_a_certainty_the_score_is_the_probability_and_a_broader_class_is_th
     (choice,) = choices([one], words, sure)
     assert [words.classes[row] for row, _ in choice.chain] == ["cat", "animal"]
     assert choice.doubt == pytest.approx(1 - choice.chain[0][1])
+    (_, narrow), (_, broad) = choice.chain
+    # Doubt is how likely the decision is wrong, also the one to write nothing.
+    assert decide(choice, 0.0).doubt == pytest.approx(1 - narrow)
+    assert decide(choice, 1.0).class_id is None
+    assert decide(choice, 1.0).doubt == pytest.approx(narrow)
+    if broad > narrow:
+        assert decide(choice, (narrow + broad) / 2).doubt == pytest.approx(1 - broad)
     assert choice.chain[0][1] == pytest.approx(
         sure.probability(next(iter(signs_of([one], words)))[1][None], [words_of("cat")])[0]
     )
