@@ -249,4 +249,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(
+            f"error: {error.filename or args.out}: {error.strerror}; nothing is half-written. Make room, then give the "
+            "same command again: it goes on where it was",
+            file=sys.stderr,
+        )
+        return 2
     return 0

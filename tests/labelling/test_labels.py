@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stdout
 from io import StringIO
@@ -156,6 +159,32 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(photos, tmp_path, mon
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_sigkill_in_the_middle(tmp_path):
+    """A process of its own, killed for real; what goes on ends with the bytes of a run that nobody stopped."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(400):
+        Image.fromarray(make_image(40, 40, seed=number % 7)).save(folder / f"{number:03d}.png")
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from labelling_worlds import labeller\n"
+        f"from rar_mmdet.labelling import LabelRun; LabelRun(labeller(), {str(folder)!r}, sys.argv[1]).run()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    done, end = tmp_path / "killed" / "photos.jsonl", time.monotonic() + 120
+    while not (done.is_file() and done.read_bytes().count(b"\n") >= 16) and time.monotonic() < end:
+        time.sleep(0.01)
+    child.kill()
+    assert child.wait() == -9
+    resumed = LabelRun(labeller(), folder, tmp_path / "killed")
+    assert 16 <= len(resumed.done) < 400
+    whole = LabelRun(labeller(), folder, tmp_path / "whole")
+    for run in (resumed, whole):
+        run.run()
+        run.write(["coco"])
+    for name in ("records.jsonl", "photos.jsonl", "coco.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_new_photos_do_not_change_the_ids_of_others(photos, tmp_path):
     LabelRun(labeller(), photos, tmp_path / "out").run()
     shutil.copy(photos / "a.png", photos / "0.png")  # sorts first
@@ -275,6 +304,35 @@ def test_the_command_with_the_demos_models(tmp_path, capsys):
     assert "1 corrected by hand" in shown
     assert rar_mmdet([*line, "--formats", "coca"]) == 2
     assert "there is no format 'coca'; known are coco, yolo" in capsys.readouterr().err
+
+
+def test_ctrl_c_and_a_full_disk_say_how_to_go_on(tmp_path, capsys, monkeypatch):
+    photos = ROOT / "demo" / "photos"
+    line = ["label", str(photos), "--words", str(photos / "words.txt"), "--embedded", "--whole", "--out"]
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LabelRun, "run", interrupted)
+    assert rar_mmdet([*line, str(tmp_path / "a")]) == 130
+    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+
+    def full(self):
+        raise OSError(28, "No space left on device", str(self.out / "records.jsonl"))
+
+    monkeypatch.setattr(LabelRun, "run", full)
+    assert rar_mmdet([*line, str(tmp_path / "a")]) == 2
+    told = capsys.readouterr().err
+    assert "records.jsonl: No space left on device; nothing is half-written. Make room, then give the same" in told
+
+
+def test_a_photo_of_20000_pixels(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20_000, 300), (90, 120, 30)).save(tmp_path / "photos" / "wide.png")
+    run = LabelRun(labeller(), tmp_path / "photos", tmp_path / "out")
+    assert run.run()["labelled"] == 1
+    run.write(list(FORMATS))
+    assert json.loads((tmp_path / "out" / "coco.json").read_text())["images"][0]["width"] == 20_000
 
 
 def test_a_detector_finds_the_boxes(tmp_path, capsys):

@@ -132,6 +132,53 @@ def test_odd_files(tmp_path, name, text, message):
         read_words(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".txt", "cat | kitten @ like/cats\ndog > poodle @ like/poo dles\n! shadow\n"),
+        (".yaml", "words: [{cat: kitten}, poodle]\nabove: {poodle: dog}\nnever: [shadow]\n"
+                  "exemplars: {cat: like/cats, poodle: like/poo dles}\n"),
+        (".csv", "word,synonyms,above,never,exemplars\ncat,kitten,,,like/cats\npoodle,,dog,,like/poo dles\n"
+                 "shadow,,,yes,\n"),
+    ],
+)  # fmt: skip
+def test_folders_of_exemplars_in_every_form(tmp_path, suffix, text):
+    for name in ("cats", "poo dles"):
+        (tmp_path / "like" / name).mkdir(parents=True)
+    (tmp_path / f"words{suffix}").write_text(text, encoding="utf-8")
+    words = read_words(tmp_path / f"words{suffix}")
+    assert meaning(words) == {"cat": ["cat"], "kitten": ["cat"], "poodle": ["poodle", "dog"], "shadow": None}
+    found = {words.classes[row]: folder.name for row, folder in words.exemplars}
+    assert found == {"cat": "cats", "poodle": "poo dles"}
+    assert words.describe().endswith("2 classes with exemplar photos")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "w.txt",
+            "cat @ nowhere",
+            "line 1: the exemplars of 'cat' should be a folder of photos; .* at .*nowhere",
+        ),
+        ("w.txt", "cat @ ", "the exemplars of 'cat' should be a folder"),
+        ("w.yaml", "words: [cat]\nexemplars: [x]", "`exemplars` must be a mapping, word: a folder"),
+        ("w.yaml", "words: [cat]\nexemplars: {dog: x}", "`exemplars` names 'dog', which is not among the words"),
+        ("w.csv", "word,exemplars\ncat,nowhere", "line 2: the exemplars of 'cat' should be a folder"),
+    ],
+)
+def test_odd_exemplars(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(VocabularyError, match=message):
+        read_words(tmp_path / name)
+
+
+def test_words_that_are_in_no_file_reach_no_folder(tmp_path):
+    """Lines may come from a browser."""
+    with pytest.raises(VocabularyError, match=r"exemplar photos \('cat' @ ...\) need words in a file"):
+        read_words([f"cat @ {tmp_path}"])
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(MissingAssetError, match="nowhere.txt"):
         read_words(tmp_path / "nowhere.txt")
