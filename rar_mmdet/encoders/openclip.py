@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from rar_mmdet.encoders.lazy import LazyEncoder, check_crops
+from rar_mmdet.encoders.openclip_texts import can_share, encode_shared
 from rar_mmdet.encoders.weights import (
     LOCAL_PREFIX,
     WeightsSource,
@@ -40,6 +41,7 @@ class _Loaded:
     std: Tensor
     interpolation: str
     text_trim: tuple[str, str] | None  # parameter and buffer to cut for short texts, see `_trimmable`
+    text_tower: Any = None  # where what texts begin with alike is computed once, see `openclip_texts`
 
 
 class OpenClipEncoder(LazyEncoder[_Loaded]):
@@ -161,6 +163,11 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
             self._warn_of_cut_texts(texts, state)
             for first in range(0, len(texts), TEXTS_AT_ONCE):
                 tokens = state.tokenizer(texts[first : first + TEXTS_AT_ONCE])
+                if state.text_tower is not None:
+                    ends = tokens.argmax(dim=1)  # the end token has the highest id of CLIP's vocabulary
+                    features = encode_shared(state.text_tower, tokens.to(state.device), ends + 1, self.batch_size)
+                    out[first : first + len(tokens)] = self._unit(features)
+                    continue
                 # Texts of as many tokens share a batch: `_encode_tokens` drops the columns that are padding throughout.
                 lengths = torch.zeros(len(tokens)) if state.text_trim is None else tokens.argmax(dim=1)
                 for rows in lengths.argsort(stable=True).split(self.batch_size):
@@ -194,6 +201,10 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
         check_weights_fit(source.checkpoint, model, source.label)
         model.eval().requires_grad_(False)
         preprocess = model.visual.preprocess_cfg | (IMAGENET if self.statistics else {})
+        trim = _trimmable(model)
+        tower = getattr(model, "text", model)
+        # Grouping texts takes the time that it spares where columns are as cheap as on a GPU.
+        shares = trim is not None and device.type == "cpu" and can_share(tower)
         logger.info("encoder %s on %s in %s, %s", source.label, device, precision, source.digest())
         return _Loaded(
             model=model,
@@ -203,7 +214,8 @@ class OpenClipEncoder(LazyEncoder[_Loaded]):
             mean=torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1),
             std=torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1),
             interpolation=preprocess["interpolation"],
-            text_trim=_trimmable(model),
+            text_trim=trim,
+            text_tower=tower if shares else None,
         )
 
     def _preprocess(self, crops: Tensor, state: _Loaded, size_hw: tuple[int, int] | None = None) -> Tensor:
