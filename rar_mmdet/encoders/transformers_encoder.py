@@ -97,7 +97,10 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         self._expect_assets()
         family = self.checkpoint.config.get("model_type")
         if family not in FAMILIES:
-            other = "; FGCLIP2Encoder loads it" if family == "fgclip2" else ""
+            other = {
+                "fgclip2": "; FGCLIP2Encoder loads it",
+                "qwen3_vl": "; Qwen3-VL-Embedding is read by a chat template of its own, which is not there",
+            }.get(str(family), "")
             raise EncoderLoadError(
                 f"{self.checkpoint.folder} holds a model of type {family!r}{other}. TransformersEncoder knows "
                 f"{', '.join(FAMILIES)}, without remote code; models of open_clip: OpenClipEncoder"

@@ -224,7 +224,14 @@ class TestRefusals:
         with pytest.raises(MissingAssetError, match=r"no model\.safetensors"):
             encoder_of(folder).load()
 
-    @pytest.mark.parametrize(("family", "hint"), [("fgclip2", "FGCLIP2Encoder loads it"), ("llava", "OpenClipEncoder")])
+    @pytest.mark.parametrize(
+        ("family", "hint"),
+        [
+            ("fgclip2", "FGCLIP2Encoder loads it"),
+            ("qwen3_vl", "chat template of its own"),
+            ("llava", "OpenClipEncoder"),
+        ],
+    )
     def test_another_family(self, folders, tmp_path, family, hint):
         folder = tmp_path / "model"
         shutil.copytree(folders["clip"], folder)
