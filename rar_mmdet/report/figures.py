@@ -157,7 +157,8 @@ def _series(
     for run in runs:
         settings, x = run.recognizer, value(run)
         if settings and x is not None and run.has_truth.any():
-            same = json.dumps(_without(settings, *free), sort_keys=True)
+            # Where answers are kept, each run its own file by default, changes nothing.
+            same = json.dumps(_without(_without(settings, *free), "ranker", "cache"), sort_keys=True)
             groups.setdefault(same, {}).setdefault(x, run)
     long = [sorted(members.items()) for members in groups.values() if len(members) > 1]
     return [("" if len(long) == 1 else f"{members[0][1].name} ...: ", members) for members in long]

@@ -172,10 +172,23 @@ def test_runs_that_differ_in_one_setting_make_a_figure_of_it(tmp_path):
     assert "ranker_k" not in figures
 
     three = [RegionRecord(**{**vars(r), "order": (*r.order, 2)}) for r in RECORDS]
-    by_k = [run("k3", three, **settings(num_candidates=3)), run("k2", RECORDS, **settings())]
+    by_k = [
+        run("k3", three, **settings(num_candidates=3, ranker={"type": "R", "cache": "k3.sqlite"})),
+        run("k2", RECORDS, **settings(ranker={"type": "R", "cache": "k2.sqlite"})),
+    ]
     lines = {line.label: (line.x, line.y) for f in figures_of(by_k) if f.name == "ranker_k" for line in f.lines}
     assert lines["ranker"] == ((2, 3), pytest.approx((3 / 6, 3 / 6)))
     assert lines["fused"] == ((2, 3), pytest.approx((2 / 6, 2 / 6)))
+
+
+def test_the_protocol_says_what_was_left_to_defaults(tmp_path):
+    used = {"temperature": 0.01, "emission": "TopPairs()"}
+    run = read_run(make_run(tmp_path / "run", RECORDS, protocol={"used": [used], "device": "a card"}))
+    page = Text()
+    page.feed(write_report([run], tmp_path / "page.html", panels=0).read_text(encoding="utf-8"))
+    at = page.cells.index("temperature")
+    said = dict(zip(page.cells[at:][::2], page.cells[at:][1::2], strict=False))
+    assert (said["temperature"], said["emission"], said["device"]) == ("0.01", "TopPairs()", "a card")
 
 
 def test_errors_of_boxes_and_frequencies_come_from_the_numbers_beside_the_records(tmp_path):
