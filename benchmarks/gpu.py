@@ -325,7 +325,6 @@ def measure_training(shape: Shape, clock: Clock, dtype: torch.dtype, batches: Se
         torch.cuda.empty_cache()
     settings = LoraSettings()
     model = with_lora(build(shape.config(), clock.device, dtype), settings, shape.name, seed=0).train()
-    model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
     learned = [p for p in model.parameters() if p.requires_grad]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mmdet.detectors import Detected, Detector
+from rar_mmdet.detectors import Detected, Detector, class_scores
 from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, RecordFileError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.fusion import NoneOfThese
@@ -110,7 +110,7 @@ class Labeller:
         """
         found = self.detector.detect([pixels for _, pixels in photos], [name for name, _ in photos])
         batch = [
-            ImageRegions(pixels, one.boxes_xyxy, one.scores, one.masks, name=name)
+            ImageRegions(pixels, one.boxes_xyxy, one.scores, one.masks, class_scores=self._class_scores(one), name=name)
             for one, (name, pixels) in zip(found, photos, strict=True)
         ]
         recognized = self.recognizer.recognize(batch)
@@ -127,10 +127,17 @@ class Labeller:
         """
         boxes = torch.tensor([r.box_xyxy for r in records]).reshape(-1, 4)
         scores = torch.tensor([r.box_score for r in records])
-        regions = ImageRegions(read_image(photo), boxes, scores, name=str(photo))
+        silent = self._class_scores(Detected(boxes, scores))  # records do not keep what the detector said of names
+        regions = ImageRegions(read_image(photo), boxes, scores, class_scores=silent, name=str(photo))
         (found,) = self.recognizer.recognize([regions])
         told = describe_regions(found, records[0].image if records else str(photo))
         return [dataclasses.replace(new, region=old.region) for new, old in zip(told, records, strict=True)]
+
+    def _class_scores(self, found: Detected) -> torch.Tensor | None:
+        """(R, C) what the detector says of each word, where the recogniser joins that."""
+        if self.recognizer.detector_fusion is None:
+            return None
+        return class_scores(found, self.recognizer.category_names)
 
     def choices(self, records: Sequence[RegionRecord]) -> list[Choice]:
         """What each region of one photo may be called, whatever score is asked for."""

@@ -21,8 +21,11 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
 from rar_mmdet.cli import main as rar_mmdet
+from rar_mmdet.detectors import Detected
 from rar_mmdet.errors import ConfigError, ImageReadError, MissingAssetError, RecordFileError
+from rar_mmdet.files.images import read_image
 from rar_mmdet.files.yolo import read_yolo
+from rar_mmdet.fusion import LogPool
 from rar_mmdet.labelling import FORMATS, LabelRun
 from rar_mmdet.labelling.corrections import read_corrections
 from rar_mmdet.labelling.photos import find_photos
@@ -370,3 +373,26 @@ def test_python_in_five_lines():
     assert all(name in {"red & <blue>", 'say "cat"', "poodle", "łoś", None} for name, _, _ in found)
     with pytest.raises(ConfigError, match=r"min_score must be in \[0, 1\], got 2"):
         labeller(min_score=2)
+
+
+class Certain(ThreeBoxes):
+    """Boxes of a detector that knows one of the words and gives it to every box."""
+
+    def detect(self, images, paths=None):
+        rows, ones = torch.arange(3), torch.ones(3)
+        return [
+            Detected(one.boxes_xyxy, one.scores, ("dog",), rows, torch.zeros(3, dtype=torch.int64), ones)
+            for one in super().detect(images, paths)
+        ]
+
+
+def test_a_detectors_own_names_join(photos):
+    """A recogniser that joins class scores is told what the detector says of the words; weight 1 leaves it alone."""
+    ours = labeller(boxes=Certain(), words=["cat", "dog", "bird"])
+    ours.recognizer.detector_fusion = LogPool(weight=1.0)
+    photo = photos / "a.png"
+    (records,) = ours.recognize([(str(photo), read_image(photo))])
+    assert [record.names[0] for record in records] == ["dog"] * 3
+    again = ours.recognize_again(photo, records)  # records do not keep it: the detector has no opinion then
+    assert {record.names for record in again} != {record.names for record in records}
+    assert [record.box_xyxy for record in again] == [record.box_xyxy for record in records]
