@@ -34,6 +34,7 @@ PRECISION = 0.95
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="the world (default: data/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="of the world whose test photos are labelled (default: 0)")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/label-demo"))
     parser.add_argument("--min-score", type=float, default=0.5, help="of labels (default: 0.5)")
     return parser.parse_args()
@@ -133,8 +134,9 @@ def open_run(photos: Path, words: Path, out: Path, min_score: float, **more: Any
 
 def main() -> None:
     args = parse_args()
-    worlds = [args.data, args.data.with_name(f"{args.data.name}_seed1")]
-    for seed, world in enumerate(worlds):
+    seeds = (args.seed, args.seed + 1)
+    worlds = [args.data.with_name(f"{args.data.name}_seed{seed}") if seed else args.data for seed in seeds]
+    for seed, world in zip(seeds, worlds, strict=True):
         subprocess.run([sys.executable, HERE / "make_world.py", "--out", world, "--seed", str(seed)], check=True)
     work: Path = args.work_dir
     test, calib, words = work / "photos", work / "reviewed_photos", work / "words.txt"

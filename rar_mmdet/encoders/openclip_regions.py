@@ -1,4 +1,4 @@
-"""Dense features of CLIP's vision transformers: a vector of each patch, and of boxes by averaging them."""
+"""Dense features of CLIP's image towers: a vector of each patch, and of boxes by averaging them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ __all__ = ["OpenClipRegionEncoder", "dense_features"]
 
 
 class OpenClipRegionEncoder(OpenClipEncoder):
-    """Boxes of a photo by one forward pass of a vision transformer that open_clip knows.
+    """Boxes of a photo by one forward pass of a vision transformer or a ResNet that open_clip knows.
 
-    In the last block each patch keeps its own value instead of attending to others (MaskCLIP, arXiv 2112.01071, section
-    3.2; CLIPSelf, arXiv 2310.01403, section 3.1). CLIP was not trained for it: published gains are of towers that were
-    tuned this way, such as CLIPSelf's, whose files load as any other weights of open_clip (`pretrained=FILE`).
+    A ResNet of timm that averages its last map and projects the mean (`timm_pool="avg"`, `timm_proj="linear"`) needs no
+    change: the vector of the whole photo is the tower's own. In the last block of a vision transformer each patch keeps
+    its own value instead of attending to others (MaskCLIP, arXiv 2112.01071, section 3.2; CLIPSelf, arXiv 2310.01403,
+    section 3.1). CLIP was not trained for it: published gains are of towers that were tuned this way, such as
+    CLIPSelf's, whose files load as any other weights of open_clip (`pretrained=FILE`).
 
     Args:
         dense_size: side in pixels that a photo is squeezed to, a multiple of the patch; `None`: the tower's own. Twice
@@ -70,7 +72,7 @@ class OpenClipRegionEncoder(OpenClipEncoder):
 
         Raises:
             InvalidBoxError: a box is not finite, has no area or lies outside the photo.
-            EncoderLoadError: the model's image tower is no vision transformer of open_clip.
+            EncoderLoadError: the model's image tower is neither of the two.
         """
         photo = read_image(image)
         boxes = check_boxes(boxes_xyxy, photo_hw(photo))
@@ -98,12 +100,18 @@ class OpenClipRegionEncoder(OpenClipEncoder):
 
 
 def dense_features(visual: Any, pixels: Tensor) -> Tensor:
-    """(B, D, h, w) unit vectors of the patches of (B, 3, H, W) normalised photos, whose sides may differ from training.
+    """(B, D, h, w) vectors of the patches of (B, 3, H, W) normalised photos, whose sides may differ from training.
+
+    Those of a vision transformer have unit length. Those of a ResNet do not: their mean is the tower's own output.
 
     Raises:
-        EncoderLoadError: `visual` is not open_clip's own `VisionTransformer` pooled at its class token.
+        EncoderLoadError: `visual` is neither open_clip's own `VisionTransformer` pooled at its class token nor a ResNet
+            of timm pooled by its mean.
         ConfigError: a side is no multiple of the patch.
     """
+    if _is_mean_of_projected(visual):
+        cells = visual.trunk.forward_features(pixels).movedim(1, -1)
+        return visual.head(cells).movedim(-1, 1).float()
     last = _last_block(visual)
     patch_height, patch_width = visual.patch_size
     if pixels.shape[2] % patch_height or pixels.shape[3] % patch_width:
@@ -126,6 +134,20 @@ def dense_features(visual: Any, pixels: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1).transpose(1, 2).unflatten(2, grid_hw)
 
 
+def _is_mean_of_projected(visual: Any) -> bool:
+    """Whether the tower's output is the mean of its last map, linearly projected: then of a part of the map too."""
+    from open_clip.timm_model import TimmModel
+    from timm.models import ResNet
+
+    trunk = visual.trunk if isinstance(visual, TimmModel) else None
+    return (
+        isinstance(trunk, ResNet)
+        and getattr(trunk.global_pool, "pool_type", None) == "avg"
+        and isinstance(trunk.fc, nn.Identity)
+        and all(isinstance(part, nn.Linear | nn.Dropout | nn.Identity) for part in visual.head)
+    )
+
+
 def _last_block(visual: Any) -> Any:
     """The block whose values are taken."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -135,8 +157,8 @@ def _last_block(visual: Any) -> Any:
     if not plain or visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
         raise EncoderLoadError(
             "dense features need open_clip's own vision transformer, pooled at its class token, and not "
-            f"{type(visual).__name__}. ViT-B-16, ViT-L-14 and the like have it; EVA, SigLIP, ResNet and ConvNeXt do "
-            "not: use FGCLIP2RegionEncoder, RegionClipEncoder, or OpenClipEncoder with crops"
+            f"{type(visual).__name__}. ViT-B-16, ViT-L-14 and the like have it; EVA, SigLIP, OpenAI's ResNets and "
+            "ConvNeXt do not: use FGCLIP2RegionEncoder, RegionClipEncoder, or OpenClipEncoder with crops"
         )
     return blocks[-1]
 

@@ -119,7 +119,11 @@ def train_ranker(
     state = last_state(Path(settings.output_dir))
     if state is not None:
         logger.info("goes on from %s", state)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    known = torch.serialization.get_safe_globals()
+    try:
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    finally:  # Trainer's own list, when it leaves, takes types with it that others had named (numpy's)
+        torch.serialization.add_safe_globals(known)
     folder = out / "adapter"
     trainer.save_model(str(folder))
     if not trainer.is_world_process_zero():

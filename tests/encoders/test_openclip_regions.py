@@ -1,6 +1,8 @@
-"""Dense features of CLIP's vision transformers, and boxes read from them."""
+"""Dense features of CLIP's image towers, and boxes read from them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,6 +19,7 @@ from rar_mmdet.encoders.region_pooling import boxes_in_cells
 from rar_mmdet.errors import ConfigError, EncoderLoadError, InvalidBoxError
 from rar_mmdet.testing import make_boxes, make_image
 
+ROOT = Path(__file__).parents[2]
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
@@ -73,6 +76,30 @@ class TestDenseFeatures:
         pooled = VisionTransformer(32, 16, 32, 1, 2, 4.0, output_dim=12, pool_type="avg")
         with pytest.raises(EncoderLoadError, match="pooled at its class token"):
             dense_features(pooled, torch.zeros(1, 3, 32, 32))
+
+
+class TestResNet:
+    """The demo's tower: a ResNet whose output is the mean of its last map, projected."""
+
+    @pytest.fixture(scope="class")
+    def model(self):
+        return f"local-dir:{ROOT / 'demo' / 'weights' / 'clip'}"
+
+    def test_a_whole_photo_is_the_towers_own_vector(self, model):
+        photo = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        regions = OpenClipRegionEncoder(model=model, device="cpu")
+        expected = OpenClipEncoder(model=model, device="cpu").encode_images(photo)
+        torch.testing.assert_close(regions.encode_images(photo), expected, **CLOSE)
+        whole = regions.encode_regions(photo[0].permute(1, 2, 0).numpy(), [[0, 0, 64, 64]])
+        torch.testing.assert_close(whole, expected[:1], **CLOSE)
+
+    def test_a_box_of_one_cell_is_that_cell(self, model):
+        regions = OpenClipRegionEncoder(model=model, dense_size=128, device="cpu")
+        image = make_image(128, 128)
+        (grid,) = regions._grids(torch.from_numpy(image).permute(2, 0, 1)[None])
+        assert grid.shape[1:] == (4, 4)  # every 32 px
+        found = regions.encode_regions(image, [[32, 64, 64, 96]])
+        torch.testing.assert_close(found[0], F.normalize(grid[:, 2, 1], dim=0), **CLOSE)
 
 
 class TestBoxes:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -99,7 +100,9 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tiny, records, tmp_pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert last_state(out / "checkpoints") is not None
+    torch.serialization.add_safe_globals([np.ndarray])  # as the MMDetection part does for its checkpoints
     assert train(config, out) == 0
+    assert np.ndarray in torch.serialization.get_safe_globals()
     wanted, found = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (trained, out))
     assert wanted.keys() == found.keys()
     for name in wanted:
