@@ -12,13 +12,14 @@ from rar_mmdet.classification.experiment import WHOLE_TRAIN
 from rar_mmdet.classification.results import RANKED
 from rar_mmdet.tables.definitions import Definition, RowSpec
 from rar_mmdet.tables.jobs import GivenJob, TestJob
-from rar_mmdet.tables.photo_jobs import ClassifyJob, CropsJob, FinetuneJob, NamesJob
+from rar_mmdet.tables.photo_jobs import ClassifyJob, CropsJob, FinetuneJob, NamesJob, TaughtJob
 from rar_mmdet.tables.rows import Cells, Options, Part, Plan, Row
 
 __all__ = ["KINDS", "box_cells", "plan"]
 
 AVERAGE, THE_TEN, NOISE = "average", "the ten", "raf_db"
 METRICS = ("cACC", "sACC")
+DEMO, TEN_SETS = "demo, rank-1", "ten sets"  # of the table of fine-tuning
 
 
 def plan(definition: Definition, options: Options) -> Plan:
@@ -155,15 +156,47 @@ def _with_name_averages(sets: Sequence[str], cells: Cells) -> Cells:
 
 
 def plan_finetune(definition: Definition, options: Options) -> Plan:
-    """Rows of the fine-tuning demo, all of one job; the paper's are of ten sets."""
+    """A row a teacher, a column a set, and first the fine-tuning demo, all of one job."""
+    sets: Sequence[str] = definition.settings["sets"]
     demo = options.configs.parent / "demo" / "run_finetune_demo.py"
     job = FinetuneJob(demo, options.work_dirs / "finetune-demo")
-    rows = [Row(row.name, (Part(job, partial(_rank_one, row.settings["key"])),)) for row in definition.rows]
-    return Plan(("demo, rank-1", "ten sets"), tuple(rows))
+    rows = []
+    for row in definition.rows:
+        parts = [Part(job, partial(_rank_one, row.settings["key"]))]
+        if "prompt" in row.settings:
+            parts += _taught(definition, options, row, sets)
+        rows.append(Row(row.name, parts, finish=partial(_with_mean, sets)))
+    return Plan((DEMO, *sets, TEN_SETS), tuple(rows))
+
+
+def _taught(definition: Definition, options: Options, row: RowSpec, sets: Sequence[str]) -> list[Part]:
+    """The training of a row, if it has one, and each set with what was learned."""
+    said = ["ranker.ask.type=Generate", f"ranker.ask.prompt={row.settings['prompt']}"]
+    parts = []
+    if "train" in row.settings:
+        config = options.configs / "finetune" / f"{row.settings['train']}.py"
+        data = options.configs / "classification" / f"{row.settings['data']}.py"
+        folder = options.work_dirs / "finetune" / config.stem
+        records = options.work_dirs / "finetune" / f"{data.stem}-data"
+        parts.append(Part(TaughtJob(data, config, records, folder), lambda summary: {}))
+        said.append(f"ranker.adapter={folder / 'adapter'}")
+    shots, ranked = options.shots[0], definition.settings["row"]
+    for one in sets:
+        config = options.configs / "classification" / f"{one}.py"
+        folder = options.work_dirs / "finetune" / f"{one}-{row.settings['key']}"
+        seeds, limit = options.seeds, options.limit
+        job = ClassifyJob(config, folder, (ranked,), (shots,), seeds, limit, needs_gpu=True, options=tuple(said))
+        parts.append(Part(job, partial(_accuracy, one, ranked, shots)))
+    return parts
 
 
 def _rank_one(key: str, summary: Mapping[str, Any]) -> Cells:
-    return {"demo, rank-1": 100 * summary[key]} if isinstance(summary.get(key), int | float) else {}
+    return {DEMO: 100 * summary[key]} if isinstance(summary.get(key), int | float) else {}
+
+
+def _with_mean(sets: Sequence[str], cells: Cells) -> Cells:
+    """The mean over the sets where each has a value."""
+    return {**cells, TEN_SETS: float(np.mean([cells[one] for one in sets]))} if {*sets} <= {*cells} else cells
 
 
 def plan_crops(definition: Definition, options: Options) -> Plan:

@@ -1,4 +1,4 @@
-"""Jobs of whole photos and of crops: `classify`, `names find`, `calibrate regions` and the fine-tuning demo."""
+"""Jobs of whole photos and of crops: `classify`, `names find`, `calibrate regions`, `finetune` and its demo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.report.runs import read_summary
 from rar_mmdet.tables.jobs import Command
 
-__all__ = ["ClassifyJob", "CropsJob", "FinetuneJob", "NamesJob"]
+__all__ = ["ClassifyJob", "CropsJob", "FinetuneJob", "NamesJob", "TaughtJob"]
 
 RAR_MMDET = "rar_mmdet"  # python -m rar_mmdet is rar-mmdet
 NO_RANKER = ("--cfg-options", "ranker=None")  # so that its weights need not be there
@@ -55,6 +55,7 @@ class ClassifyJob:
         seeds: of the draws.
         limit: of test photos.
         needs_gpu: whether it is of no use without a GPU.
+        options: of --cfg-options, for ranked rows.
     """
 
     config: Path
@@ -64,6 +65,7 @@ class ClassifyJob:
     seeds: tuple[int, ...]
     limit: int | None = None
     needs_gpu: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,7 +82,9 @@ class ClassifyJob:
         memory = ["--memory", WHOLE_TRAIN] if self.shots == (WHOLE_TRAIN,) else ["--shots", *self.shots]
         argv = ["classify", str(self.config), "--rows", *(row + RANKED * self._is_ranked for row in rows), *memory]
         argv += ["--seeds", *map(str, self.seeds), *([] if self.limit is None else ["--limit", str(self.limit)])]
-        return [Command(RAR_MMDET, (*argv, "--out", str(self.folder), *(() if self._is_ranked else NO_RANKER)))]
+        options = ("--cfg-options", *self.options) if self.options else ()
+        last = options if self._is_ranked else NO_RANKER
+        return [Command(RAR_MMDET, (*argv, "--out", str(self.folder), *last))]
 
     def result(self) -> Mapping[str, Any] | None:
         """Its summary, where it has all rows, shots and seeds; else the command goes on from the records.
@@ -264,6 +268,45 @@ class CropsJob:
         for where, recognizer in find_recognizers(config.get("model", {})):
             lines += build_component(recognizer["encoder"], f"{where}.encoder").missing_assets()
         return lines
+
+
+@dataclass(frozen=True)
+class TaughtJob:
+    """`rar-mmdet finetune data` in the paper's mode, then `rar-mmdet finetune train` on it.
+
+    Args:
+        data: config of the data set that teaches.
+        config: of the training.
+        records: --out of the data.
+        folder: --out of the training.
+    """
+
+    data: Path
+    config: Path
+    records: Path
+    folder: Path
+    needs_gpu: bool = True
+
+    @property
+    def name(self) -> str:
+        """The training's name."""
+        return f"{self.folder.name} (training)"
+
+    def commands(self) -> list[Command]:
+        """Two commands."""
+        data = ("finetune", "data", str(self.data), "--mode", "paper", "--out", str(self.records))
+        records = f"records={self.records / 'records.jsonl'}"
+        train = ("finetune", "train", str(self.config), "--out", str(self.folder), "--cfg-options", records)
+        return [Command(RAR_MMDET, data), Command(RAR_MMDET, train)]
+
+    def result(self) -> Mapping[str, Any] | None:
+        """Its summary, which a training writes last."""
+        return read_summary(self.folder) or None
+
+    def missing(self) -> list[str]:
+        """Photos, the retriever's weights and the base."""
+        lines = _missing(read_config(self.data), self.records, with_ranker=False)
+        return lines + build_component(read_config(self.config)["ranker"], "ranker").missing_assets()
 
 
 @dataclass(frozen=True)

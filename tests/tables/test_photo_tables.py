@@ -208,7 +208,7 @@ def test_table_6_reads_the_fine_tuning_demo(tmp_path):
     options = Options(configs=tmp_path / "configs", work_dirs=tmp_path)
     planned = plan(definition, options)
     missing = sheet_of(definition, planned, {job.name: look(job) for job in planned.jobs})
-    assert "each row: (a)" in missing.as_text()
+    assert "run_finetune_demo.py: the demo's scripts are in a checkout" in missing.as_text()
     (tmp_path / "finetune-demo").mkdir()
     found = {"plain": 0.21, "in_context": 0.25, "tuned_a": 0.61, "tuned_b": 0.6, "blank": 0.2, "details": {}}
     (tmp_path / "finetune-demo" / "summary.json").write_text(json.dumps(found))
@@ -216,3 +216,31 @@ def test_table_6_reads_the_fine_tuning_demo(tmp_path):
     ours = {line.row: line.cells for line in sheet.lines if line.whose == OURS}
     assert ours["fine-tuned on source A"] == {"demo, rank-1": pytest.approx(61.0)}
     assert any("look at the order of the rows, not at the numbers" in note for note in sheet.notes)
+
+
+def test_table_6_teaches_on_one_set_and_asks_about_ten(tmp_path):
+    """Order, settings and folders of the commands; and the mean, where all ten sets have a number."""
+    definition = read_definitions()["finetune"]
+    planned = plan(definition, Options(work_dirs=tmp_path))
+    row = next(row for row in planned.rows if row.name == "fine-tuned on source A")
+    jobs = [part.job for part in row.parts]
+    assert [type(job).__name__ for job in jobs] == ["FinetuneJob", "TaughtJob", *["ClassifyJob"] * 10]
+    data, train = jobs[1].commands()
+    assert data.argv[:4] == ("finetune", "data", str(jobs[1].data), "--mode")
+    records = Path(data.argv[-1]) / "records.jsonl"
+    assert train.argv[-1] == f"records={records}"
+    adapter = Path(train.argv[train.argv.index("--out") + 1]) / "adapter"
+    (classify,) = jobs[2].commands()
+    asked = ("ranker.ask.type=Generate", "ranker.ask.prompt=paper")
+    assert classify.argv[-3:] == (*asked, f"ranker.adapter={adapter}")
+    assert any("weights" in line or "aircraft" in line.lower() for line in jobs[1].missing())
+    for place, job in enumerate(jobs[2:]):
+        job.folder.mkdir(parents=True)
+        details = {"knn+rar order": {"4": {"seeds": [0.5, 0.5, 0.5]}}}
+        value = {"knn+rar order": {"4": place / 10}}
+        (job.folder / "summary.json").write_text(json.dumps({"rows": value, "details": details}))
+        (job.folder / "run.json").write_text(json.dumps({"limit": None}))
+    sheet = sheet_of(definition, planned, {job.name: look(job) for job in planned.jobs})
+    ours = next(line.cells for line in sheet.lines if line.whose == OURS and line.row == "fine-tuned on source A")
+    assert ours["ten sets"] == pytest.approx(45.0)
+    assert ours["caltech101"] == pytest.approx(10.0)
