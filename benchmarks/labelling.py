@@ -79,7 +79,7 @@ def world(photos: int, folder: Path) -> tuple[Path, Path]:
     for part in truth:
         for annotation in part["annotations"]:
             boxes.setdefault(annotation["image_id"], []).append(annotation["bbox"])
-    out: dict[str, list[Any]] = {"images": [], "annotations": []}
+    out: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}
     (folder / "photos").mkdir()
     for number in range(photos):
         image, _ = images[number % len(images)]
@@ -87,7 +87,9 @@ def world(photos: int, folder: Path) -> tuple[Path, Path]:
         source = WORLD / "/".join(image["coco_url"].split("/")[-2:])
         (folder / "photos" / name).symlink_to(source.resolve())
         out["images"].append({"id": number, "file_name": name})
-        out["annotations"] += [{"image_id": number, "bbox": box} for box in boxes.get(image["id"], [])]
+        out["annotations"] += [
+            {"image_id": number, "category_id": 1, "bbox": box} for box in boxes.get(image["id"], [])
+        ]
     (folder / "boxes.json").write_text(json.dumps(out))
     return folder / "photos", folder / "boxes.json"
 
