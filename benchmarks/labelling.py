@@ -87,9 +87,9 @@ def world(photos: int, folder: Path) -> tuple[Path, Path]:
         source = WORLD / "/".join(image["coco_url"].split("/")[-2:])
         (folder / "photos" / name).symlink_to(source.resolve())
         out["images"].append({"id": number, "file_name": name})
-        out["annotations"] += [
-            {"image_id": number, "category_id": 1, "bbox": box} for box in boxes.get(image["id"], [])
-        ]
+        for box in boxes.get(image["id"], []):
+            record = {"id": len(out["annotations"]), "image_id": number, "category_id": 1, "bbox": box}
+            out["annotations"].append(record)
     (folder / "boxes.json").write_text(json.dumps(out))
     return folder / "photos", folder / "boxes.json"
 
