@@ -88,7 +88,7 @@ def world(photos: int, folder: Path) -> tuple[Path, Path]:
         (folder / "photos" / name).symlink_to(source.resolve())
         out["images"].append({"id": number, "file_name": name})
         for box in boxes.get(image["id"], []):
-            record = {"id": len(out["annotations"]), "image_id": number, "category_id": 1, "bbox": box}
+            record = {"id": len(out["annotations"]) + 1, "image_id": number, "category_id": 1, "bbox": box}
             out["annotations"].append(record)
     (folder / "boxes.json").write_text(json.dumps(out))
     return folder / "photos", folder / "boxes.json"
