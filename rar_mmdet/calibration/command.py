@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,28 @@ def calibration_parser(what: str, description: str | None, config_help: str) -> 
     return parser
 
 
+def config_of(args: argparse.Namespace) -> Any:
+    """The config of a command line of `calibration_parser`.
+
+    Raises:
+        MissingAssetError: there is no such file.
+    """
+    from mmengine.config import Config
+
+    if not args.config.is_file():
+        raise MissingAssetError(f"config {args.config} does not exist")
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    return config
+
+
+def retrieval_alone(settings: Mapping[str, Any], annotation_file: Path) -> dict[str, Any]:
+    """A recogniser's settings without what acts after retrieval, for the names of the annotation file."""
+    parts = ("ranker", "ranker_cropper", "background", "detector_fusion")
+    return {**settings, "vocabulary": str(annotation_file), **dict.fromkeys(parts)}
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = calibration_parser("regions", __doc__, "config with a recognizer; its ranker, if any, is not asked")
@@ -119,16 +141,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Sweep, print, draw and write; returns the table's rows."""
     from mmengine.config import Config
 
-    if not args.config.is_file():
-        raise MissingAssetError(f"config {args.config} does not exist")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = config_of(args)
     annotation_file, images = training_set(config, args.annotations, args.images)
     where, settings = find_recognizer(config, args.config)
-    parts = ("ranker", "ranker_cropper", "background", "detector_fusion")
-    overrides = {"vocabulary": str(annotation_file), **dict.fromkeys(parts)}
-    recognizer = build_recognizer({**settings, **overrides}, where, default_emission=TopPairs())
+    recognizer = build_recognizer(retrieval_alone(settings, annotation_file), where, default_emission=TopPairs())
     if isinstance(recognizer.encoder, RegionEncoder | MixedEncoder):
         raise ConfigError(
             f"{where}.encoder is {type(recognizer.encoder).__name__}, which encodes boxes of whole photos: crops "

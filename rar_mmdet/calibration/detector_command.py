@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rar_mmdet.calibration.annotated import find_regions
-from rar_mmdet.calibration.command import find_recognizer, training_set
+from rar_mmdet.calibration.command import calibration_parser, config_of, find_recognizer, retrieval_alone, training_set
 from rar_mmdet.calibration.crops import Scorer
 from rar_mmdet.calibration.detector import FoundRegions, find_boxes, fit_pool, name_boxes, with_box_weight
 from rar_mmdet.calibration.ranker import labels_of
@@ -45,22 +45,7 @@ WEIGHTS = [i / 10 for i in range(10)]  # of the box scores; at 1 the names of a 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(
-        "rar-mmdet calibrate detector", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", type=Path, help="config of a RARDetector around a TransformersDetector")
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        help="annotation file of training images; default: the config's "
-        "train_dataloader, else the calib or train file beside the test annotations",
-    )
-    parser.add_argument("--images", type=Path, help="folder of the images; default: the config's")
-    parser.add_argument("--out", type=Path, help="default: work_dirs/detector/<name of the config>")
-    parser.add_argument("--num-images", type=int, help="only the first so many images")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override config keys: key=value")
+    parser = calibration_parser("detector", __doc__, "config of a RARDetector around a TransformersDetector")
     return parser.parse_args(argv)
 
 
@@ -142,19 +127,11 @@ def describe(result: Mapping[str, Any]) -> str:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Detect, retrieve, fit, score, write; returns what calibration.json holds."""
-    from mmengine.config import Config
-
-    if not args.config.is_file():
-        raise MissingAssetError(f"config {args.config} does not exist")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = config_of(args)
     annotation_file, images = training_set(config, args.annotations, args.images)
     where, settings = find_recognizer(config, args.config)
     detector, selection = build_detector(config.model)
-    parts = ("ranker", "ranker_cropper", "background", "detector_fusion")
-    overrides = {"vocabulary": str(annotation_file), **dict.fromkeys(parts)}
-    recognizer = build_recognizer({**settings, **overrides}, where, FOUND_BOXES)
+    recognizer = build_recognizer(retrieval_alone(settings, annotation_file), where, FOUND_BOXES)
     missing = recognizer.encoder.missing_assets()
     if missing:
         raise MissingAssetError("; ".join(map(str, missing)))

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rar_mmdet.calibration import none_of_these
 from rar_mmdet.calibration.annotated import AnnotatedRegions, find_regions
-from rar_mmdet.calibration.command import calibration_parser, find_recognizer, training_set
+from rar_mmdet.calibration.command import calibration_parser, config_of, find_recognizer, training_set
 from rar_mmdet.calibration.crops import Scorer
 from rar_mmdet.calibration.ranker import AskAboutAll, Opinions, ask_about, changes_of, fit, labels_of
 from rar_mmdet.calibration.report import put_at, write_config
@@ -143,13 +143,7 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Ask, fit, score, write; returns what calibration.json holds."""
-    from mmengine.config import Config
-
-    if not args.config.is_file():
-        raise MissingAssetError(f"config {args.config} does not exist")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = config_of(args)
     annotation_file, images = training_set(config, args.annotations, args.images)
     where, settings = find_recognizer(config, args.config)
     out = args.out or Path("work_dirs/ranker") / args.config.stem
