@@ -204,6 +204,8 @@ def run(args: argparse.Namespace) -> None:
         path.write_text(json.dumps(summary, indent=2, default=float) + "\n", encoding="utf-8")
         for line in _where_things_are(path, runner, args):
             show(runner.logger, line)
+        for why in summary["unreadable"].values():  # last and not only in the log: the numbers count them as missed
+            print(f"left out: {why}", file=sys.stderr)
 
 
 def _join_on_cpu(config: Config) -> None:
