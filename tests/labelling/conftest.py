@@ -1,4 +1,4 @@
-"""Lets the tests here import the small labeller of fakes."""
+"""Lets the tests here import the small labeller of fakes, and the browser."""
 
 import sys
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +13,12 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import open_browser
 from PIL import Image
 
 from rar_mmdet import RegionRecognizer
@@ -35,8 +34,6 @@ for module in web_command.NEEDED:
     pytest.importorskip(module, reason="the extra [web] is not installed: pip install '.[web]'")
 
 import uvicorn  # noqa: E402
-from starlette.responses import HTMLResponse  # noqa: E402
-from starlette.routing import Route  # noqa: E402
 
 from rar_mmdet.labelling import web  # noqa: E402
 
@@ -290,15 +287,8 @@ def answer_to_head(address, header):
         return connection.recv(1000)
 
 
-class Page(HTMLParser):
-    probe = None
-
-    def handle_starttag(self, tag, attrs):
-        self.probe = dict(attrs).get("data-probe", self.probe)
-
-
-PROBE = """<script nonce="probe">
-const log = {}, texts = where => [...document.querySelectorAll(where)].map(e => e.textContent);
+SCRIPT = """
+const texts = where => [...document.querySelectorAll(where)].map(e => e.textContent);
 const until = async test => { while (!test()) await new Promise(done => setTimeout(done, 20)); };
 const looked = async () => { await until(() => by("busy").hidden); return by("error").textContent; };
 const drop = photo => {
@@ -306,29 +296,27 @@ const drop = photo => {
   by("drop").dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));
 };
 const slide = (id, value) => { by(id).value = value; by(id).dispatchEvent(new Event("input")); };
-(async () => {
-  by("find").click(); log.without = by("error").textContent;
-  const photo = new File([await (await fetch("example")).blob()], "my photo.jpg"), words = by("words").value;
-  by("words").value = " "; drop(photo); log.wordless = await looked();
-  by("words").value = words; by("find").click(); log.error = await looked();
-  log.heads = texts("#boxes summary"); log.marks = texts("#marks text"); log.said = by("said").textContent;
-  log.lists = texts("#boxes details:first-child .row").length; log.shown = by("image").naturalWidth;
-  by("marks").querySelector("g").dispatchEvent(new MouseEvent("click"));
-  log.open = by("boxes").querySelector("details").open;
-  slide("score", 1); log.strict = texts("#marks text"); slide("score", 0.5);
-  slide("box", 1); log.fewer = texts("#boxes summary").length; slide("box", 0);
-  let blob; URL.createObjectURL = given => { blob = given; return "data:,"; };
-  HTMLAnchorElement.prototype.click = function () { log.file = this.download; };
-  by("save").click(); await until(() => log.file); log.saved = JSON.parse(await blob.text());
-  by("words").value = "red drop | ringed red drop\\n! striped orange triangle"; by("find").click();
-  log.again = await looked();
-  log.others = texts("#marks text").filter(text => text);
-  drop(new File([new Uint8Array(2e6)], "big.jpg")); log.big = by("error").textContent;
-  drop(new File(["words"], "note.txt")); log.note = await looked(); log.left = texts("#boxes summary").length;
-  log.fetched = performance.getEntriesByType("resource").map(entry => entry.name);
-  document.body.dataset.probe = JSON.stringify(log);
-})().catch(error => { document.body.dataset.probe = JSON.stringify({failed: String(error)}); });
-</script>"""
+by("find").click(); log.without = by("error").textContent;
+const photo = new File([await (await fetch("example")).blob()], "my photo.jpg"), words = by("words").value;
+by("words").value = " "; drop(photo); log.wordless = await looked();
+by("words").value = words; by("find").click(); log.error = await looked();
+log.heads = texts("#boxes summary"); log.marks = texts("#marks text"); log.said = by("said").textContent;
+log.lists = texts("#boxes details:first-child .row").length;
+await by("image").decode(); log.shown = by("image").naturalWidth;
+by("marks").querySelector("g").dispatchEvent(new MouseEvent("click"));
+log.open = by("boxes").querySelector("details").open;
+slide("score", 1); log.strict = texts("#marks text"); slide("score", 0.5);
+slide("box", 1); log.fewer = texts("#boxes summary").length; slide("box", 0);
+let blob; URL.createObjectURL = given => { blob = given; return "data:,"; };
+HTMLAnchorElement.prototype.click = function () { log.file = this.download; };
+by("save").click(); await until(() => log.file); log.saved = JSON.parse(await blob.text());
+by("words").value = "red drop | ringed red drop\\n! striped orange triangle"; by("find").click();
+log.again = await looked();
+log.others = texts("#marks text").filter(text => text);
+drop(new File([new Uint8Array(2e6)], "big.jpg")); log.big = by("error").textContent;
+drop(new File(["words"], "note.txt")); log.note = await looked(); log.left = texts("#boxes summary").length;
+log.fetched = performance.getEntriesByType("resource").map(entry => entry.name);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -340,32 +328,13 @@ def embedded():
     return labeller, words, web_command._demo(web_command.EXAMPLE)
 
 
-def test_in_a_real_browser(embedded, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+def test_in_a_real_browser(embedded):
     labeller, words, example = embedded
     service = web.LabelService(labeller, 10**6)
     app = web.build_app(service, web.Limits(megabytes=1), words=words, example=example, min_box_score=0.3)
-
-    async def probed(request):
-        """The page as it is, with a script more."""
-        text = (await app.router.routes[0].endpoint(request)).body.decode()
-        nonce = text.split('<script nonce="')[1].split('"')[0]
-        return HTMLResponse(text.replace(nonce, "probe") + PROBE, headers=web.page_headers("probe"))
-
-    app.router.routes.append(Route("/probe", probed))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}/b"]
-    with served(app) as address:
-        done = subprocess.run(
-            [browser, *flags, "--virtual-time-budget=60000", "--dump-dom", f"{address}probe"],
-            capture_output=True, text=True, timeout=180, check=True,
-        )  # fmt: skip
-    page = Page()
-    page.feed(done.stdout)
-    assert page.probe is not None, done.stderr[-2000:]
-    log = json.loads(page.probe)
-    assert "failed" not in log, log
+    with served(app) as address, open_browser() as browser:
+        browser.open(address)
+        log = browser.run(SCRIPT)
     assert log["without"] == "Drop a photo first, or choose one."
     assert log["wordless"].startswith("Type at least one word")
     assert log["error"] == log["again"] == ""
@@ -391,8 +360,7 @@ def test_in_a_real_browser(embedded, tmp_path):
     assert {name for name in log["fetched"] if not name.startswith("data:")} == {
         f"{address}{name}" for name in ("example", "labels", "files")
     }
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert all("422" in line for line in said), said
+    assert all("422" in line for line in browser.said), browser.said
 
 
 def test_the_command_serves_until_it_is_stopped():
