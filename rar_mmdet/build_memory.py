@@ -22,13 +22,12 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rar_mmdet.components import retriever_of
-from rar_mmdet.errors import MissingAssetError, RarError, VocabularyError
+from rar_mmdet.errors import MissingAssetError, VocabularyError
 from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory import (
     CategoryMemory,
@@ -43,8 +42,6 @@ from rar_mmdet.memory import (
 from rar_mmdet.recognizer import RegionRecognizer
 
 __all__ = ["main"]
-
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,14 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build, and say where it is."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        memory, folder = build(args, retriever_of(args.config, args.cfg_options, args.names))
-    except RarError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    memory, folder = build(args, retriever_of(args.config, args.cfg_options, args.names))
     print(f"{memory!r}\nwritten to {folder}")
     return 0
 

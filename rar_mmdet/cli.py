@@ -16,14 +16,22 @@ __all__ = ["COMMANDS", "Command", "main"]
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+GOES_ON = "the same command goes on where it was"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: the module whose `main(argv)` runs it is imported only then."""
+    """A subcommand: the module whose `main(argv)` runs it is imported only then.
+
+    Attributes:
+        module: has `main`, which raises `RarError` for what a user can mend.
+        summary: a line of the list of commands.
+        stopped: what Ctrl-C leaves behind, said after it.
+    """
 
     module: str
     summary: str
+    stopped: str = ""
 
 
 # Name, of one word or two -> what runs it.
@@ -33,7 +41,9 @@ COMMANDS = {
     "new-config": Command("rar_mmdet.new_config", "configs for your own annotated photos (COCO, LVIS or YOLO)"),
     "score": Command("rar_mmdet.scoring.command", "score a result file as LVIS, COCO or V3Det do, compare two"),
     "label": Command(
-        "rar_mmdet.labelling.command", "a folder of photos and a list of words in; labels and a review page out"
+        "rar_mmdet.labelling.command",
+        "a folder of photos and a list of words in; labels and a review page out",
+        GOES_ON,
     ),
     "web": Command("rar_mmdet.labelling.web_command", "the same for one photo in your browser, while you try words"),
     "report": Command(
@@ -43,18 +53,26 @@ COMMANDS = {
         "rar_mmdet.tables.command", "the paper's tables: ours, as far as they can run here, beside its own"
     ),
     "table encoders": Command("rar_mmdet.tables.encoders_command", "encoders side by side on the boxes of a config"),
-    "classify": Command("rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked"),
+    "classify": Command(
+        "rar_mmdet.classification.command", "whole photos, few shots: classifiers alone and ranked", GOES_ON
+    ),
     "finetune data": Command(
         "rar_mmdet.finetune.data_command", "questions with known answers, to teach a ranker to rank"
     ),
-    "finetune train": Command("rar_mmdet.finetune.train_command", "teach a ranker to rank: LoRA on a local model"),
+    "finetune train": Command(
+        "rar_mmdet.finetune.train_command",
+        "teach a ranker to rank: LoRA on a local model",
+        "the same command goes on from the last state",
+    ),
     "finetune merge": Command("rar_mmdet.finetune.merge_command", "a base model and an adapter as one plain folder"),
     "names find": Command(
         "rar_mmdet.classification.naming.find_command", "find the names of a set without a list of its classes"
     ),
     "names captions": Command("rar_mmdet.classification.naming.captions_command", "encode captions for that"),
     "names table": Command("rar_mmdet.classification.naming.table_command", "found names on several sets in one table"),
-    "memory build": Command("rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos"),
+    "memory build": Command(
+        "rar_mmdet.build_memory", "the memory of a config: names, exemplars from annotated photos", GOES_ON
+    ),
     "memory inspect": Command("rar_mmdet.inspect_memory", "what a memory holds, what is near what, what is missing"),
     "answers merge": Command("rar_mmdet.rankers.merge_command", "one file of the rankers' answers of many machines"),
     "calibrate regions": Command("rar_mmdet.calibration.command", "find crop scale and blur on training images"),
@@ -78,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("; ".join(filter(None, ("stopped", COMMANDS[name].stopped))), file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         sys.argv[0] = program

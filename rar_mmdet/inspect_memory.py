@@ -14,7 +14,6 @@ memory inspect` is the same command.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from rar_mmdet.components import retriever_of
-from rar_mmdet.errors import MissingAssetError, RarError, VocabularyError
+from rar_mmdet.errors import MissingAssetError, VocabularyError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.files.vocabulary import clean_name
 from rar_mmdet.memory import CategoryMemory, EntryKind, load_memory
@@ -30,8 +29,6 @@ from rar_mmdet.memory.memory import check_encoder
 from rar_mmdet.recognizer import RegionRecognizer
 
 __all__ = ["main"]
-
-EXIT_USER_ERROR = 2
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,19 +52,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was asked for."""
     args = parse_args(argv)
-    try:
-        memory = load_memory(args.memory, aggregation=args.aggregation)
-        if args.near is None and args.image is None and args.duplicates is None:
-            print_contents(memory, args.top)
-        if args.near is not None:
-            print_near(memory, text_vectors(memory, args.near, args.config), f"{args.near!r}", args.top)
-        if args.image is not None:
-            print_near(memory, image_vector(memory, args.image, args.config), str(args.image), args.top)
-        if args.duplicates is not None:
-            print_duplicates(memory, args.duplicates, args.top)
-    except RarError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    memory = load_memory(args.memory, aggregation=args.aggregation)
+    if args.near is None and args.image is None and args.duplicates is None:
+        print_contents(memory, args.top)
+    if args.near is not None:
+        print_near(memory, text_vectors(memory, args.near, args.config), f"{args.near!r}", args.top)
+    if args.image is not None:
+        print_near(memory, image_vector(memory, args.image, args.config), str(args.image), args.top)
+    if args.duplicates is not None:
+        print_duplicates(memory, args.duplicates, args.top)
     return 0
 
 

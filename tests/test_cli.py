@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,25 @@ def test_every_command_has_a_main_that_explains_itself(name, capsys):
         cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
     assert f"usage: rar-mmdet {name}" in capsys.readouterr().out
+
+
+LAUNCHERS = {
+    "build_memory": "memory build",
+    "inspect_memory": "memory inspect",
+    "calibrate_ranker": "calibrate ranker",
+    "calibrate_regions": "calibrate regions",
+    "score": "score",
+}
+
+
+@pytest.mark.parametrize(("tool", "command"), LAUNCHERS.items())
+def test_tools_are_commands(tool, command, monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "tools" / f"{tool}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stop.value.code == 0
+    assert f"usage: rar-mmdet {command}" in capsys.readouterr().out
 
 
 def test_help_names_all_commands(capsys):

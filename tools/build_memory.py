@@ -1,6 +1,8 @@
 """Build the memory a config describes; `--help` tells more. The same as `rar-mmdet memory build`."""
 
-from rar_mmdet.build_memory import main
+import sys
+
+from rar_mmdet.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["memory", "build", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""Fit a ranker's temperature, its weight in the fusion, and when not to ask; --help tells more."""
+"""Fit a ranker's temperature and weight, and when not to ask. The same as `rar-mmdet calibrate ranker`."""
 
 import sys
 
-from rar_mmdet.calibration.ranker_command import main
+from rar_mmdet.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["calibrate", "ranker", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""Find the crop scale and the blur of a retriever on training images; --help tells more."""
+"""Find the crop scale and the blur of a retriever on training images. The same as `rar-mmdet calibrate regions`."""
 
 import sys
 
-from rar_mmdet.calibration.command import main
+from rar_mmdet.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["calibrate", "regions", *sys.argv[1:]]))

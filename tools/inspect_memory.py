@@ -1,6 +1,8 @@
 """Look into a memory folder; `--help` tells more. The same as `rar-mmdet memory inspect`."""
 
-from rar_mmdet.inspect_memory import main
+import sys
+
+from rar_mmdet.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["memory", "inspect", *sys.argv[1:]]))

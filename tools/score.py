@@ -1,8 +1,8 @@
-"""Score a detector's result file under the LVIS, COCO or V3Det protocol: `python tools/score.py --help`."""
+"""Score a result file under the LVIS, COCO or V3Det protocol. The same as `rar-mmdet score`."""
 
 import sys
 
-from rar_mmdet.scoring.command import main
+from rar_mmdet.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["score", *sys.argv[1:]]))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from rar_mmdet.calibration.report import draw, table_text, write_snippet
 from rar_mmdet.components import build_recognizer, find_recognizers
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.encoders import MixedEncoder, RegionEncoder
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.regions import AreaScale
 from rar_mmdet.regions.scale import COCO_AREA_BOUNDS
 from rar_mmdet.regions.windows import WINDOWS
@@ -182,10 +181,5 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except RarError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +32,7 @@ from rar_mmdet.components import build_component, build_recognizer
 from rar_mmdet.detectors import TransformersDetector, rows_of_names
 from rar_mmdet.detectors.selection import FOUND_SELECTION, RegionSelection
 from rar_mmdet.emission import FOUND_BOXES, Emission
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.files.names import short, shown
 from rar_mmdet.fusion import LogPool
 from rar_mmdet.scoring import load_annotation_file
@@ -182,10 +181,5 @@ def changes_of(pool: LogPool | None, box_weight: float, where: str, settings: Ma
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except RarError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

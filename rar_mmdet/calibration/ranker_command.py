@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +33,7 @@ from rar_mmdet.calibration.ranker import AskAboutAll, Opinions, ask_about, chang
 from rar_mmdet.calibration.report import put_at, write_config
 from rar_mmdet.components import build_component, build_recognizer
 from rar_mmdet.emission import Emission, TopPairs
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.fusion import LogLikFusion
 from rar_mmdet.rankers import AskingRanker, report_table
 from rar_mmdet.recognizer import RegionRecognizer
@@ -192,10 +191,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except RarError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from rar_mmdet.classification.results import RANKED, REORDERED, UNAIDED, Table, 
 from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, VISION
 from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest, read_config
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.memory.cache import default_cache_dir
 
 __all__ = ["main", "recipe_of", "run"]
@@ -250,12 +249,5 @@ def _plain_text(settings: Any) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
-    try:
-        run(parse_args(argv))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from rar_mmdet.components import build_component
 from rar_mmdet.drawing import crop_address
-from rar_mmdet.errors import ConfigError, RarError
+from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.files.pages import render_page
 from rar_mmdet.finetune.examples import MODES, NONE_OF_THESE, RankingExample, make_examples
@@ -198,9 +197,5 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
-    try:
-        run(parse_args(argv))
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

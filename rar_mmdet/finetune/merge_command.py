@@ -10,13 +10,12 @@ it on, and servers load it beside the base (docs/finetune.md).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from rar_mmdet.errors import ConfigError, MissingAssetError, RankerLoadError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RankerLoadError
 from rar_mmdet.files.checkpoints import Checkpoint
 from rar_mmdet.rankers.adapters import Adapter, copy_all_but_weights
 from rar_mmdet.rankers.loaded_model import Loading, read_model
@@ -78,12 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as the base is stored")
     parser.add_argument("--modules", nargs="*", default=[], help="Python files that make the base known, as in configs")
     args = parser.parse_args(argv)
-    try:
-        merge_adapter(
-            args.model, args.adapter, args.out, dtype=args.dtype, loading=Loading(modules=tuple(args.modules))
-        )
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    merge_adapter(args.model, args.adapter, args.out, dtype=args.dtype, loading=Loading(modules=tuple(args.modules)))
     print(f"{args.out}: {args.model} with {args.adapter}")
     return 0

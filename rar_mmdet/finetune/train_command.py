@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from tqdm import tqdm
 
 from rar_mmdet.classification.recording import claim_folder
 from rar_mmdet.components import read_config
-from rar_mmdet.errors import RarError
 from rar_mmdet.files.checkpoints import file_sha256
 from rar_mmdet.finetune.settings import recipe_of_training
 from rar_mmdet.finetune.training import train_ranker
@@ -68,12 +66,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
-    try:
-        run(parse_args(argv))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last state", file=sys.stderr)
-        return 130
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0

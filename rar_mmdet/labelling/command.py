@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 
 from rar_mmdet.components import read_config, recognizer_of
 from rar_mmdet.detectors import AnnotationDetector, Detector, TransformersDetector, read_box_file
-from rar_mmdet.errors import ConfigError, MissingAssetError, RarError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RarError, RecordFileError
 from rar_mmdet.files.names import shown
 from rar_mmdet.labelling.corrections import corrections_of_boxes, is_corrections, read_corrections
 from rar_mmdet.labelling.labeller import Labeller, LabelRun, WholePhoto
@@ -243,17 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except RarError:  # some are errors of files too
+        raise
     except OSError as error:  # a full disk, a folder that may not be written
-        print(
-            f"error: {error.filename or args.out}: {error.strerror}; nothing is half-written. Make room, then give the "
-            "same command again: it goes on where it was",
-            file=sys.stderr,
-        )
-        return 2
+        raise RecordFileError(
+            f"{error.filename or args.out}: {error.strerror}; nothing is half-written. Make room, then give the same "
+            "command again: it goes on where it was"
+        ) from error
     return 0

@@ -17,13 +17,12 @@ import argparse
 import csv
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rar_mmdet.errors import CategoryTreeError, RarError, RecordFileError
+from rar_mmdet.errors import CategoryTreeError, RecordFileError
 from rar_mmdet.report import load_in_fiftyone
 from rar_mmdet.report.confusions import NameTree, classes_of, confusions, read_name_tree
 from rar_mmdet.report.figures import figures_of, write_figure
@@ -166,21 +165,17 @@ def _named(paths: Sequence[Path]) -> list[Run]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
     args = parse_args(argv)
-    try:
-        runs = _named(args.runs)
-        page = write_report(
-            runs,
-            args.out,
-            title=args.title,
-            panels=args.panels,
-            seed=args.seed,
-            with_csv=args.csv,
-            with_fiftyone=args.fiftyone,
-            tree=_tree_of(args, runs[0]),
-        )
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = _named(args.runs)
+    page = write_report(
+        runs,
+        args.out,
+        title=args.title,
+        panels=args.panels,
+        seed=args.seed,
+        with_csv=args.csv,
+        with_fiftyone=args.fiftyone,
+        tree=_tree_of(args, runs[0]),
+    )
     print(f"report    {page}  ({page.stat().st_size / 1e6:.1f} MB, opens in any browser)")
     if args.fiftyone:
         print(f"fiftyone  python {folder_of(page) / FIFTYONE}  (where fiftyone is installed)")

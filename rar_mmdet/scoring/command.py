@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rar_mmdet.errors import RarError, ResultFileError, UnknownCategoryError, UnknownImageError
+from rar_mmdet.errors import ResultFileError, UnknownCategoryError, UnknownImageError
 from rar_mmdet.scoring.annotations import Detections, GroundTruth, load_annotation_file
 from rar_mmdet.scoring.category_tree import CategoryTree
 from rar_mmdet.scoring.comparison import Comparison, Interval, compare
@@ -67,12 +67,7 @@ LISTED_CLASSES = 20
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except RarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parse_args(argv))
     return 0
 
 

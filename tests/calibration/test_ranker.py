@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import runpy
 import shutil
 import sys
 from dataclasses import replace
@@ -20,8 +19,8 @@ from rar_mmdet.calibration import Opinions, Scorer, ask_about, find_regions, fit
 from rar_mmdet.calibration.none_of_these import OpenSet, hide_categories
 from rar_mmdet.calibration.none_of_these import fit as fit_threshold
 from rar_mmdet.calibration.ranker import AskAboutAll, changes_of, labels_of
-from rar_mmdet.calibration.ranker_command import WEIGHTS, curves, main, plot
-from rar_mmdet.cli import main as command_line
+from rar_mmdet.calibration.ranker_command import WEIGHTS, curves, plot
+from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.emission import BestPerRegion, TopPairs
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.fusion import LogLikFusion, NoneOfThese
@@ -30,6 +29,11 @@ from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.regions import RegionCropper
 from rar_mmdet.structures import Ranking, RankStatus
 from rar_mmdet.testing import FakeEncoder, FakeMemory, FakeRanker
+
+
+def main(arguments):
+    return rar_mmdet(["calibrate", "ranker", *arguments])
+
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT / "demo" / "photos"
@@ -94,7 +98,7 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "where"), [("config", "recognizer"), ("nested", "roi_head.recognizer")])
 def test_from_config_to_config(world, tmp_path, capsys, name, where):
-    assert command_line(["calibrate", "ranker", str(world / f"{name}.py"), "--out", str(tmp_path / "out")]) == 0
+    assert main([str(world / f"{name}.py"), "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert (result["regions"], result["ranker"]["asked"], result["ranker"]["decisive"]) == (10, 10, 0)
     assert 0 <= result["alpha"] <= 1
@@ -354,11 +358,3 @@ def test_missing_files(world, tmp_path, capsys):
     assert "name them: --annotations FILE" in capsys.readouterr().err
     assert main([*arguments, "--images", str(tmp_path)]) == 2
     assert "0.png does not exist; give the folder of the images" in capsys.readouterr().err
-
-
-def test_the_tool_is_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["calibrate_ranker.py", "nowhere.py"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "tools" / "calibrate_ranker.py"), run_name="__main__")
-    assert stop.value.code == 2
-    assert "nowhere.py does not exist" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import sys
@@ -18,15 +17,21 @@ from PIL import Image
 from skimage import data
 
 from rar_mmdet.calibration import Embedder, Scorer, crops, find_regions, sweep
-from rar_mmdet.calibration.command import find_recognizer, main, training_set
+from rar_mmdet.calibration.command import find_recognizer, training_set
 from rar_mmdet.calibration.crops import Picked, best_policy
 from rar_mmdet.calibration.report import write_snippet
+from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.components import build_recognizer
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import AnnotationFileError, ConfigError, ImageReadError, InvalidBoxError, MissingAssetError
 from rar_mmdet.regions import AreaScale, BlurBackground, FixedScale, RegionCropper, read_image
 from rar_mmdet.structures import Shortlist
 from rar_mmdet.testing import FakeEncoder
+
+
+def main(arguments):
+    return rar_mmdet(["calibrate", "regions", *arguments])
+
 
 ROOT = Path(__file__).parents[2]
 BOXES = [
@@ -397,15 +402,6 @@ def test_a_config_has_one_recognizer(tmp_path: Path) -> None:
     for model, count in ({}, 0), ({"a": {"recognizer": {}}, "b": {"recognizer": {}}}, 2):
         with pytest.raises(ConfigError, match=f"x.py has {count} recognizers in its model"):
             find_recognizer(Config({"model": model}), tmp_path / "x.py")
-
-
-def test_the_tool_is_this_command() -> None:
-    spec = importlib.util.spec_from_file_location("calibrate_regions", ROOT / "tools" / "calibrate_regions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main is main
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,27 @@
-"""tools/build_memory.py and tools/inspect_memory.py on a tiny world with a tiny random CLIP."""
+"""`rar-mmdet memory build` and `memory inspect` on a tiny world with a tiny random CLIP."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.memory import EntryKind, load_memory
 from rar_mmdet.testing import make_image
 
 ROOT = Path(__file__).parents[2]
 
 
-def load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"module_of_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def build(*arguments: object) -> int:
+    return rar_mmdet(["memory", "build", *map(str, arguments)])
 
 
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    return load_module(ROOT / "tools" / "build_memory.py")
-
-
-@pytest.fixture(scope="module")
-def inspect() -> ModuleType:
-    return load_module(ROOT / "tools" / "inspect_memory.py")
+def inspect(*arguments: object) -> int:
+    return rar_mmdet(["memory", "inspect", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +52,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def few_shot(world: Path, build: ModuleType) -> Path:
+def few_shot(world: Path) -> Path:
     out = world / "few_shot"
     given = [str(world / "config.py"), "--out", str(out), "--shots", "1"]
-    assert build.main([*given, "--annotations", str(world / "ann.json"), "--images", str(world)]) == 0
+    assert build(*given, "--annotations", str(world / "ann.json"), "--images", str(world)) == 0
     return out
 
 
-def test_fills_the_cache_once(world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert build.main([str(world / "config.py")]) == 0
+def test_fills_the_cache_once(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(str(world / "config.py")) == 0
     folder = Path(capsys.readouterr().out.split("written to ")[1].strip())
     assert folder.parent == world / "cache"
     written = (folder / "manifest.json").stat().st_mtime_ns
-    assert build.main([str(world / "config.py")]) == 0
+    assert build(str(world / "config.py")) == 0
     assert (folder / "manifest.json").stat().st_mtime_ns == written
 
 
@@ -87,10 +75,10 @@ def test_exemplars_join_the_texts(few_shot: Path) -> None:
     assert "up to 1 exemplars per category, seed 0" in memory.info.dataset
 
 
-def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType) -> None:
+def test_update_adds_and_removes(world: Path, few_shot: Path) -> None:
     out = world / "changed"
     given = [str(world / "config.py"), "--update", str(few_shot), "--out", str(out)]
-    assert build.main([*given, "--add", "square", "--remove", "blue cup"]) == 0
+    assert build(*given, "--add", "square", "--remove", "blue cup") == 0
     memory = load_memory(out)
     assert memory.category_names == ("red star", "cup_(drink)", "never seen", "square")
     assert memory.entries.of_kind(EntryKind.IMAGE).counts(4).tolist() == [1, 1, 0, 0]
@@ -114,105 +102,96 @@ def test_update_adds_and_removes(world: Path, few_shot: Path, build: ModuleType)
 def test_wrong_use_says_what_to_do(
     world: Path,
     few_shot: Path,
-    build: ModuleType,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     given = [argument.replace("{few}", str(few_shot)) for argument in arguments]
-    assert build.main([str(world / "config.py"), *given]) == 2
+    assert build(str(world / "config.py"), *given) == 2
     assert message in capsys.readouterr().err
 
 
-def test_options_that_need_each_other(build: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_need_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         (["c.py", "--shots", "4"], "need --shots N --annotations FILE --images FOLDER"),
         (["c.py", "--add", "x"], "name it with --update DIR"),
         (["c.py", "--update", "d", "--add", "x"], "give --out DIR"),
     ]:
         with pytest.raises(SystemExit):
-            build.main(arguments)
+            build(*arguments)
         assert message in capsys.readouterr().err
 
 
-def test_inspect_shows_contents(few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inspect.main([str(few_shot)]) == 0
+def test_inspect_shows_contents(few_shot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(str(few_shot)) == 0
     shown = capsys.readouterr().out
     assert "4 categories, vectors of 16" in shown
     assert "1 categories have none: 3 'never seen'" in shown
 
 
-def test_inspect_finds_neighbours(
-    world: Path, few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert inspect.main([str(few_shot), "--near", "Cup (drink)", "--top", "2"]) == 0
+def test_inspect_finds_neighbours(world: Path, few_shot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(str(few_shot), "--near", "Cup (drink)", "--top", "2") == 0
     assert "cosine 1.0000" in capsys.readouterr().out.splitlines()[1]
     config = ["--config", str(world / "config.py")]
-    assert inspect.main([str(few_shot), "--near", "a photo of a red star", *config, "--top", "1"]) == 0
+    assert inspect(str(few_shot), "--near", "a photo of a red star", *config, "--top", "1") == 0
     assert "red star" in capsys.readouterr().out
-    assert inspect.main([str(few_shot), "--image", str(world / "0.png"), *config]) == 0
+    assert inspect(str(few_shot), "--image", str(world / "0.png"), *config) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
-    assert inspect.main([str(few_shot), "--duplicates", "-1"]) == 0
+    assert inspect(str(few_shot), "--duplicates", "-1") == 0
     assert "6 pairs of categories" in capsys.readouterr().out
 
 
-def test_inspect_says_what_is_missing(
-    world: Path, few_shot: Path, inspect: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_says_what_is_missing(world: Path, few_shot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         ([str(world / "nothing")], "no memory in"),
         ([str(few_shot), "--near", "zebra"], "'zebra' is no name of this memory"),
         ([str(few_shot), "--image", str(world / "0.png")], "--image needs --config"),
     ]:
-        assert inspect.main(arguments) == 2
+        assert inspect(*arguments) == 2
         assert message in capsys.readouterr().err
 
 
 def test_names_in_another_spelling_find_the_same_memory(
-    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert build.main([str(world / "config.py")]) == 0
+    assert build(str(world / "config.py")) == 0
     folder = capsys.readouterr().out.split("written to ")[1]
     (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfred_star\r\nblue_cup\r\ncup (drink)\r\nnever seen\r\n")
-    assert build.main([str(world / "config.py"), "--names", str(tmp_path / "words.txt")]) == 0
+    assert build(str(world / "config.py"), "--names", str(tmp_path / "words.txt")) == 0
     assert capsys.readouterr().out.split("written to ")[1] == folder
 
 
-def test_configs_without_a_recognizer_are_named(
-    build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_configs_without_a_recognizer_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("model = dict(type='x')\n")
     for config, message in (
         (tmp_path / "config.py", "expected one `recognizer`"),
         (tmp_path / "no.py", "does not exist"),
     ):
-        assert build.main([str(config)]) == 2
+        assert build(str(config)) == 2
         assert message in capsys.readouterr().err
 
 
-def test_a_ranker_need_not_be_there(world: Path, build: ModuleType, tmp_path: Path) -> None:
+def test_a_ranker_need_not_be_there(world: Path, tmp_path: Path) -> None:
     config = (world / "config.py").read_text().rstrip()[
         :-2
     ] + ", ranker=dict(type='TransformersRanker', model='/no/where')))\n"
     (tmp_path / "config.py").write_text(config)
-    assert build.main([str(tmp_path / "config.py")]) == 0
+    assert build(str(tmp_path / "config.py")) == 0
 
 
 def test_a_stopped_build_says_how_to_go_on(
-    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rar_mmdet.build_memory.save_memory", stop)
-    assert build.main([str(world / "config.py"), "--out", str(tmp_path / "m")]) == 130
+    assert build(str(world / "config.py"), "--out", str(tmp_path / "m")) == 130
     assert "stopped; the same command goes on where it was" in capsys.readouterr().err
 
 
-def test_what_is_no_memory_is_not_replaced(
-    world: Path, build: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_is_no_memory_is_not_replaced(world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
-    assert build.main([str(world / "config.py"), "--out", str(tmp_path)]) == 2
+    assert build(str(world / "config.py"), "--out", str(tmp_path)) == 2
     assert "holds something else than a memory" in capsys.readouterr().err
     assert (tmp_path / "photo.jpg").exists()

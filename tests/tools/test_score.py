@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rar_mmdet.cli import main as rar_mmdet
+
+
+def score(arguments: list[str]) -> int:
+    return rar_mmdet(["score", *arguments])
+
 
 def load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
@@ -26,7 +32,6 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 ROOT = Path(__file__).parents[2]
-score = load("score_tool", ROOT / "tools" / "score.py")
 worlds = load("scoring_oracles", ROOT / "tests" / "scoring_oracles.py")
 
 
@@ -39,7 +44,7 @@ def files(tmp_path: Path) -> tuple[str, str, dict[str, Any], list[dict[str, Any]
 
 
 def run(*args: str, out: Path) -> dict[str, Any]:
-    assert score.main([*args, "--json", str(out)]) == 0
+    assert score([*args, "--json", str(out)]) == 0
     return json.loads(out.read_text())
 
 
@@ -140,16 +145,16 @@ def test_bad_records_are_named(
     results, annotations, _, records = files
     records[5].update(change)
     Path(results).write_text(json.dumps(records))
-    assert score.main([results, annotations, "--protocol", "coco"]) == 2
+    assert score([results, annotations, "--protocol", "coco"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert "Traceback" not in error
 
 
 def test_swapped_files_are_noticed(files: tuple, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score.main([files[1], files[0], "--protocol", "coco"]) == 2
+    assert score([files[1], files[0], "--protocol", "coco"]) == 2
     assert "give the result file first" in capsys.readouterr().err
-    assert score.main([files[0], files[0], "--protocol", "coco"]) == 2
+    assert score([files[0], files[0], "--protocol", "coco"]) == 2
     assert "were the result file and the annotation file swapped?" in capsys.readouterr().err
 
 
@@ -171,7 +176,7 @@ runpy.run_path({str(script)!r}, run_name="__main__")
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        score.main(["--help"])
+        score(["--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
     for word in (
@@ -187,14 +192,14 @@ def test_what_cannot_be_used_ends_with_status_2(
     files: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results, annotations = files[:2]
-    assert score.main([str(tmp_path / "none.json"), annotations, "--protocol", "lvis"]) == 2
+    assert score([str(tmp_path / "none.json"), annotations, "--protocol", "lvis"]) == 2
     assert "none.json does not exist" in capsys.readouterr().err
-    assert score.main([results, annotations, "--protocol", "lvis", "--json", str(tmp_path / "no" / "n.json")]) == 2
+    assert score([results, annotations, "--protocol", "lvis", "--json", str(tmp_path / "no" / "n.json")]) == 2
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
-    assert score.main([results, annotations, "--protocol", "lvis", "--classes", str(tmp_path)]) == 2
+    assert score([results, annotations, "--protocol", "lvis", "--classes", str(tmp_path)]) == 2
     assert "cannot be written: Is a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        score.main([results, annotations, "--protocol", "lvis", "--resamples", "0"])
+        score([results, annotations, "--protocol", "lvis", "--resamples", "0"])
     assert stop.value.code == 2
     assert "expected a number from 1 on" in capsys.readouterr().err
 
