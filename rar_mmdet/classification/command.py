@@ -167,9 +167,10 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
     if (args.offered or is_unaided) and recipe.ranker is None:
         raise ConfigError(f"{'--offered' if args.offered else 'row ' + repr(UNAIDED)} needs a `ranker` in the config")
     encoders = [one for one in (recipe.encoder, recipe.vision_encoder) if one is not None]
+    asked = recipe.ranker if ranked or args.offered or is_unaided else None
     missing = [line for encoder in encoders for line in encoder.missing_assets()]
-    if recipe.ranker is not None and (ranked or args.offered or is_unaided):
-        missing += recipe.ranker.missing_assets()
+    if asked is not None:
+        missing += asked.missing_assets()
     if missing:
         raise MissingAssetError("; ".join(missing))
     few_shot = FewShotRun(
@@ -183,8 +184,8 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for encoder in encoders:
         encoder.load(device)
-    if recipe.ranker is not None:
-        recipe.ranker.load(device)
+    if asked is not None:
+        asked.load(device)
     few_shot.claim(
         {
             "encoder": recipe.encoder.fingerprint,
@@ -227,8 +228,8 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
         curve = {count: float((one.reordered < 1).mean()) for count, one in offered.items()}
         summary["offered"] = {str(count): share for count, share in curve.items()}
         draw_offered({"ranker": curve}, out / "offered", name)
-    if recipe.ranker is not None:
-        summary["ranker"] = recipe.ranker.report()
+    if asked is not None:
+        summary["ranker"] = asked.report()
     (out / "summary.json").write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
     figures = [*(["top_k.png"] if places else []), *(["offered.png"] if args.offered else [])]
     written = ", ".join(["table.txt", "summary.json", *figures, "records/"])

@@ -387,6 +387,14 @@ def test_the_command_with_the_demos_models(config, tmp_path, monkeypatch, capsys
     assert "holds a run with other settings (limit, test)" in capsys.readouterr().err
 
 
+def test_rows_without_a_ranker_need_none_of_its_weights(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    line = [str(config), "--shots", "1", "--seeds", "1", "--cfg-options", f"ranker.model={tmp_path / 'none'}"]
+    assert rar_mmdet(["classify", *line, "--rows", "knn", "text", "--out", str(tmp_path / "out")]) == 0
+    assert "ranker" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert rar_mmdet(["classify", *line, "--rows", "knn+rar", "--out", str(tmp_path / "other")]) == 2
+
+
 def test_the_whole_train_part_and_top_5(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
     out = ["--out", str(tmp_path / "out"), "--rows", "knn", "tip", "--memory", "train", "--top", "2"]
