@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rar_mmdet.detectors.base import Detected
 from rar_mmdet.errors import AnnotationFileError
@@ -18,7 +19,8 @@ from rar_mmdet.files.label_studio import read_label_studio
 from rar_mmdet.files.xml import parse, read_cvat, read_voc
 from rar_mmdet.files.yolo import NAME_FILES, read_yolo
 from rar_mmdet.scoring.annotation_table import read_table
-from rar_mmdet.scoring.masks import FORMS, find_wrong_mask
+from rar_mmdet.scoring.box_checks import are_corners
+from rar_mmdet.scoring.masks import FORMS, find_wrong_mask, mask_size
 
 __all__ = ["BoxFile", "read_box_file"]
 
@@ -76,15 +78,17 @@ def read_box_file(path: str | Path, split: str = "val") -> BoxFile:
     place = Path(path)
     if not place.exists():
         raise AnnotationFileError(f"box file {place} does not exist (working directory: {Path.cwd()})")
-    return _as_box_file(_read(place, split), f"box file {place}")
+    dataset, is_coco = _read(place, split)
+    return _as_box_file(dataset, f"box file {place}", is_coco)
 
 
-def _read(place: Path, split: str) -> dict[str, Any]:
+def _read(place: Path, split: str) -> tuple[dict[str, Any], bool]:
+    """The content as a COCO dictionary, and whether it is one itself."""
     if place.is_dir():
         is_yolo = any((place / name).is_file() for name in NAME_FILES)
-        return read_yolo(place, split) if is_yolo else read_voc(place)
+        return read_yolo(place, split) if is_yolo else read_voc(place), False
     if place.suffix.lower() == ".xml":
-        return read_cvat(place) if parse(place).tag == "annotations" else read_voc(place)
+        return read_cvat(place) if parse(place).tag == "annotations" else read_voc(place), False
     try:
         content = json.loads(place.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
@@ -98,13 +102,13 @@ def _read(place: Path, split: str) -> dict[str, Any]:
                 f"box file {place} is a COCO result file, which does not name its photos; put its records under "
                 "'annotations' of a dictionary with the 'images' and 'categories' of the annotation file"
             )
-        return read_label_studio(content, f"box file {place}")
+        return read_label_studio(content, f"box file {place}"), False
     if not isinstance(content, dict):
         raise AnnotationFileError(f"box file {place} holds a {type(content).__name__}, expected COCO or Label Studio")
-    return content
+    return content, True
 
 
-def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
+def _as_box_file(dataset: dict[str, Any], where: str, is_coco: bool) -> BoxFile:
     """Checks of values are those of scoring: the same records are refused with the same words."""
     dataset = dataset | {"annotations": [a for a in dataset.get("annotations") or () if not a.get("iscrowd")]}
     table = read_table(dataset, where, with_masks=False, need_area=False)
@@ -119,6 +123,15 @@ def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
     if wrong_mask is not None:
         raise AnnotationFileError(
             f"{where}: the segmentation of annotation {wrong_mask[0]} cannot be used: {wrong_mask[1]}; expected {FORMS}"
+        )
+    of_photo = table.image >= 0
+    image_hw = np.where(of_photo[:, None], table.image_hw[table.image] if len(table.image_hw) else 0, 0)
+    _check_masks_fit(segmentations, image_hw, where)
+    if is_coco and are_corners(table.boxes_xywh[of_photo], image_hw[of_photo]):  # a turned box of others may leave too
+        raise AnnotationFileError(
+            f"{where}: its boxes, such as {table.boxes_xywh[of_photo][0].tolist()}, are x1, y1, x2, y2: so they fit "
+            "into their photos, and as x, y, width, height, which COCO files have, they leave them. Write x2 - x1 for "
+            "the width and y2 - y1 for the height"
         )
     corners = table.boxes_xywh.copy()
     corners[:, 2:] += corners[:, :2]
@@ -149,6 +162,17 @@ def _as_box_file(dataset: dict[str, Any], where: str) -> BoxFile:
         boxes=tuple(boxes),
         notes=tuple(table.notes),
     )
+
+
+def _check_masks_fit(segmentations: list[Any], image_hw: NDArray[np.int64], where: str) -> None:
+    """Run lengths have a size of their own; polygons lie in the photo's."""
+    for row, ((height, width), mask) in enumerate(zip(image_hw.tolist(), segmentations, strict=True)):
+        size = None if mask is None else mask_size(mask)
+        if size is not None and height and width and size != (height, width):
+            raise AnnotationFileError(
+                f"{where}: the mask of annotation {row} is {size[0]} x {size[1]}, its photo {height} x {width} "
+                "(height x width); masks must have the size of their photo"
+            )
 
 
 def _of_rows(segmentations: list[Any], rows: list[int]) -> tuple[Any, ...] | None:

@@ -169,6 +169,9 @@ def _box(values: list[float], image_wh: tuple[int, int], where: str) -> list[flo
     else:
         raise AnnotationFileError(f"{where}: {len(values)} numbers after the class; expected 4, or an even number >= 6")
     if not all(-0.1 <= value <= 1.1 for value in corners):
-        raise AnnotationFileError(f"{where}: {values[:4]} is not in 0..1; YOLO boxes are shares of the photo")
+        why = "is not in 0..1; YOLO boxes are shares of the photo"
+        if all(-0.1 <= value <= 1.1 for value in values[:4]):
+            why = "leaves the photo as cx, cy, width, height, which YOLO boxes are; was another order written?"
+        raise AnnotationFileError(f"{where}: {values[:4]} {why}")
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in corners)
     return [round(x1 * width, 3), round(y1 * height, 3), round((x2 - x1) * width, 3), round((y2 - y1) * height, 3)]

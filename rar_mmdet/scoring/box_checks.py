@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["are_fractions", "first_negative", "note_on_boxes"]
+__all__ = ["are_corners", "are_fractions", "first_negative", "note_on_boxes"]
 
 LEAVING_SHARE = 0.2  # of the boxes leave their photo: more than rounding or amodal annotation explains
 FEW = 10  # boxes from which on "every box is wider than its left edge is far" says something
@@ -27,6 +27,19 @@ def first_negative(boxes_xywh: BoxArray) -> int | None:
     """Row of the first box of negative width or height."""
     wrong = np.flatnonzero((boxes_xywh[:, 2] < 0) | (boxes_xywh[:, 3] < 0))
     return int(wrong[0]) if len(wrong) else None
+
+
+def are_corners(boxes_xywh: BoxArray, image_hw: NDArray[np.int64]) -> bool:
+    """Whether boxes are x1, y1, x2, y2 beyond doubt: so read they fit into their photos, as x, y, width, height not.
+
+    Args:
+        boxes_xywh: (n, 4) finite boxes.
+        image_hw: (n, 2) height and width of the photo of each; 0 where unknown.
+    """
+    converted = boxes_xywh.copy()
+    converted[:, 2:] -= converted[:, :2]
+    fits = first_negative(converted) is None and note_on_boxes(converted, image_hw, "") is None
+    return fits and note_on_boxes(boxes_xywh, image_hw, "") is not None
 
 
 def note_on_boxes(boxes_xywh: BoxArray, image_hw: NDArray[np.int64], what: str) -> str | None:

@@ -145,6 +145,15 @@ def changed(path, old, new):
     return path
 
 
+def in_shares(path):
+    """A Label Studio file whose rectangles are shares, not percent."""
+    tasks = json.loads(path.read_text())
+    for shape in tasks[0]["annotations"][0]["result"]:
+        shape["value"] |= {key: shape["value"][key] / 100 for key in ("x", "y", "width", "height")}
+    path.write_text(json.dumps(tasks))
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -157,6 +166,8 @@ def changed(path, old, new):
             "ENT|ent",
         ),
         (lambda f: changed(label_studio(f), '"x": 10.0', '"x": 1000'), "not in 0..100"),
+        (lambda f: in_shares(label_studio(f)), "all 2 rectangles lie within 0 and 1; .* multiply x, y"),
+        (lambda f: changed(label_studio(f), '"width": 50.0', '"width": 100.0'), "ends beyond the photo.*Were x1, y1"),
         (lambda f: changed(label_studio(f), '"data"', '"date"'), "export as 'JSON', not as 'JSON-MIN'"),
         (lambda f: changed(coco(f), "[10.0, 20.0, 30.0, 40.0]", "[10.0, 20.0, -3, 40.0]"), "size from 0 on"),
         (lambda f: f / "none.json", "does not exist"),
@@ -182,6 +193,34 @@ def test_boxes_in_shares_of_the_photo_are_told_by_their_values(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(file["annotations"]))
     with pytest.raises(AnnotationFileError, match="COCO result file, which does not name its photos"):
         read_box_file(tmp_path / "results.json")
+
+
+def test_corners_in_a_coco_file_are_told_by_their_values(tmp_path):
+    """They fit into their photo as x1, y1, x2, y2 and leave it as x, y, width, height; what fits as both stays."""
+    file = json.loads(coco(tmp_path).read_text())
+    for annotation, box in zip(file["annotations"], BOXES.values(), strict=True):
+        annotation["bbox"] = box
+    (tmp_path / "corners.json").write_text(json.dumps(file))
+    with pytest.raises(AnnotationFileError, match=r"40\.0, 60\.0\], are x1, y1, x2, y2: .* Write x2 - x1"):
+        read_box_file(tmp_path / "corners.json")
+    file["annotations"] = file["annotations"][:1]
+    (tmp_path / "one.json").write_text(json.dumps(file))
+    assert read_box_file(tmp_path / "one.json").boxes[0].boxes_xyxy.tolist() == [[10, 20, 50, 80]]
+    file["annotations"][0]["bbox"] = [0, 0, WIDTH + 30, HEIGHT]  # leaves the photo, whichever way it is read
+    (tmp_path / "wide.json").write_text(json.dumps(file))
+    assert "1 of 1 boxes" in read_box_file(tmp_path / "wide.json").notes[0]
+
+
+def test_masks_of_another_size_are_refused(tmp_path):
+    file = json.loads(coco(tmp_path).read_text())
+    for size, fits in (([HEIGHT, WIDTH], True), ([WIDTH, HEIGHT], False)):
+        file["annotations"][1]["segmentation"] = {"size": size, "counts": [0, HEIGHT * WIDTH]}
+        (tmp_path / "masks.json").write_text(json.dumps(file))
+        if fits:
+            assert read_box_file(tmp_path / "masks.json").boxes[0].segmentations[1]["size"] == size
+            continue
+        with pytest.raises(AnnotationFileError, match=r"mask of annotation 1 is 100 x 80, its photo 80 x 100"):
+            read_box_file(tmp_path / "masks.json")
 
 
 def test_photos_that_do_not_fit_the_file(tmp_path):

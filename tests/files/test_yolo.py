@@ -63,6 +63,7 @@ def test_classes_txt_and_a_list_of_photos(tmp_path):
         pytest.param({"label": "cat 0.5 0.5 0.1 0.1"}, "line 1: could not convert .* expected numbers", id="word"),
         pytest.param({"label": "0 0.5 0.5 0.1"}, "3 numbers after the class; expected 4", id="short"),
         pytest.param({"label": "0 50 50 10 10"}, r"is not in 0\.\.1; YOLO boxes are shares", id="pixels"),
+        pytest.param({"label": "0 0.6 0.7 0.8 0.9"}, "leaves the photo as cx, cy, width, height", id="corners"),
         pytest.param({"names": "names: {1: cat, 2: dog}"}, r"numbers \[1, 2\]\.\.\., expected 0, 1, 2", id="numbers"),
         pytest.param({"names": "names: cat"}, "`names` is 'cat', expected a list", id="names"),
         pytest.param({"split": "train: images/val"}, "has no split 'val'; it has train", id="split"),
