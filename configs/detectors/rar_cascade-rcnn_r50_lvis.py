@@ -1,11 +1,12 @@
 # RAR in Cascade R-CNN: boxes from COCO, names from LVIS.
-# Checkpoint: cascade-rcnn_r50_fpn_1x_coco.
 _base_ = [
     "mmdet::_base_/models/cascade-rcnn_r50_fpn.py",
     "../_base_/default_runtime.py",
     "../_base_/datasets/lvis_v1_detection.py",
     "../_base_/retrievers/clip_vitb16.py",
 ]
+
+how_to_get = [*_base_.how_to_get, "checkpoint: cascade_rcnn_r50_fpn_1x_coco_20200316-3dc56deb.pth" + _base_.zoo]
 
 model = dict(
     roi_head=dict(

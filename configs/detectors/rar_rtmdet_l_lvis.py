@@ -1,9 +1,11 @@
-# RAR behind RTMDet: boxes from COCO, names from LVIS. Checkpoint: rtmdet_l_8xb32-300e_coco.
+# RAR behind RTMDet: boxes from COCO, names from LVIS.
 _base_ = [
     "../_base_/default_runtime.py",
     "../_base_/datasets/lvis_v1_detection.py",
     "../_base_/retrievers/clip_vitb16.py",
 ]
+
+how_to_get = [*_base_.how_to_get, "checkpoint: rtmdet_l_8xb32-300e_coco_20220719_112030-5a0be7c4.pth" + _base_.zoo]
 
 model = dict(
     type="rar_mmdet.RARDetector",

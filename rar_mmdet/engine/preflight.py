@@ -26,6 +26,7 @@ _REGISTRIES = (
     registry.HOOKS,
     registry.VISUALIZERS,
 )
+_BY_HUB_ID = ". Leave it out: this detector has its weights by model.detector.model, a hub id or a folder"
 _SECTIONS = ("model", "tta_model", "test_dataloader", "test_evaluator", "custom_hooks", "default_hooks", "visualizer")
 
 
@@ -146,17 +147,18 @@ def missing_assets(config: Config) -> list[str]:
     dataset = config.get("test_dataloader", {}).get("dataset")
     if dataset is not None:
         lines += _missing_of_dataset(dataset)
+    detector, source = config.get("model", {}).get("detector"), None
+    if isinstance(detector, Mapping) and detector.get("type", "").removeprefix(_SCOPE) == "TransformersDetector":
+        source = build_component(detector, "model.detector")
     checkpoint = config.get("load_from")
     if checkpoint and _is_local(checkpoint) and not os.path.isfile(checkpoint):
-        lines.append(f"checkpoint: {checkpoint} (looked for in {os.getcwd()})")
+        lines.append(f"checkpoint: {checkpoint} (looked for in {os.getcwd()}){_BY_HUB_ID if source else ''}")
     recognizers = list(find_recognizers(config.get("model", {})))
     for where, recognizer in recognizers:
         lines += _missing_vocabulary(recognizer, where)
     if lines:  # what encoder and ranker miss they explain themselves
         lines += [f"how to get it: {line}" for line in config.get("how_to_get", [])]
-    detector = config.get("model", {}).get("detector")
-    if isinstance(detector, Mapping) and detector.get("type", "").removeprefix(_SCOPE) == "TransformersDetector":
-        source = build_component(detector, "model.detector")
+    if source is not None:
         lines += [f"model.detector: {asset}" for asset in source.missing_assets()]
     for where, recognizer in recognizers:
         lines += _missing_of_recognizer(recognizer, where)

@@ -39,7 +39,7 @@ def test_each_missing_thing_has_a_line(tmp_path):
 
 
 def test_a_remote_checkpoint_or_backend_is_not_looked_for(tmp_path):
-    remote = config(tmp_path, load_from="https://download.openmmlab.com/x.pth")
+    remote = config(tmp_path, load_from="https://somewhere.org/x.pth")
     remote.model.roi_head.recognizer.vocabulary = ["a"]
     remote.test_dataloader.dataset.backend_args = {"backend": "petrel"}
     assert missing_assets(remote) == []
@@ -54,3 +54,12 @@ def test_missing_weights_come_from_the_parts_themselves(tmp_path):
     lines = missing_assets(missing)
     assert any(line.startswith("model.roi_head.recognizer.encoder: ") and f"{tmp_path}/clip" in line for line in lines)
     assert any(line.startswith("model.roi_head.recognizer.ranker: ") and f"{tmp_path}/ranker" in line for line in lines)
+
+
+def test_a_detector_by_hub_id_needs_no_checkpoint(tmp_path):
+    write_lvis_world(tmp_path, num_images=1)
+    model = {"detector": {"type": "rar_mmdet.TransformersDetector", "model": "nobody/nothing"}}
+    lines = missing_assets(config(tmp_path, model=model, load_from="nobody/nothing"))
+    assert lines[0].startswith("checkpoint: nobody/nothing (looked for in ")
+    assert lines[0].endswith("this detector has its weights by model.detector.model, a hub id or a folder")
+    assert "run `hf download nobody/nothing`" in lines[-1]

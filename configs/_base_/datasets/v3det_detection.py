@@ -1,10 +1,11 @@
 # V3Det val for detectors: resized input, original pixels packed beside it.
 _base_ = "v3det_boxes.py"
 
-how_to_get = [
-    *_base_.how_to_get,
-    "checkpoint: https://github.com/open-mmlab/mmdetection, the model zoo entry of this config's base",
-]
+# Of the zoo's checkpoints, whose names the configs give.
+zoo = (
+    ", a file of MMDetection's model zoo, whose download site is gone: docs/detectors.md tells how a copy is known; "
+    "configs/detectors/rar_llmdet_t_v3det.py needs no such file (its detector has a hub id)"
+)
 
 test_pipeline = [
     dict(type="LoadImageFromFile"),
