@@ -21,6 +21,8 @@ from rar_mmdet.emission import TopPairs
 from rar_mmdet.errors import ConfigError, RarError
 from rar_mmdet.fusion import LogPool
 from rar_mmdet.recognizer import RegionRecognizer
+from rar_mmdet.scoring import COCO, Detections, GroundTruth
+from rar_mmdet.scoring.protocols import score
 from rar_mmdet.testing import make_boxes, make_shortlist
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,65 @@ def test_the_fit_is_as_likely_as_what_a_general_optimiser_finds():
     best = minimize(loss, [0.5, -1.0], bounds=[(0, 1), (np.log(1e-4), 0)], method="L-BFGS-B")
     _, result = fit_pool(found)
     assert result["nll_pooled"] == pytest.approx(best.fun, abs=1e-4)
+
+
+def two_witnesses(weight, num=3000, names=10, strength=1.3, seed=0):
+    """Boxes that two independent witnesses see, each surer than it may be: q^(1-weight) d^weight is Bayes' posterior.
+
+    A witness sees the true name at `strength` and the others at 0, in noise of variance 1, so that with all names alike
+    before, the posterior of one is proportional to exp(strength x), and that of both to the product.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(names, (num,), generator=generator)
+    seen = [
+        strength * torch.nn.functional.one_hot(truth, names) + torch.randn(num, names, generator=generator)
+        for _ in "qd"
+    ]
+    q, d = ((strength * x / w).softmax(dim=1) for x, w in zip(seen, (1 - weight, weight), strict=True))
+    probs, ids = q.sort(dim=1, descending=True)
+    bayes = (strength * (seen[0] + seen[1])).softmax(dim=1)
+    starts = np.arange(num + 1)  # a box a photo
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(num, 4)
+    own = d.gather(1, ids)
+    return FoundRegions(starts, boxes, torch.ones(num), truth, ids.numpy(), probs.numpy(), own.numpy()), bayes
+
+
+def average_precision(found, fusion):
+    """COCO's, where every box has a score for every name."""
+    photos = range(len(found))
+    annotation = {"bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}
+    truth = [annotation | {"id": i + 1, "image_id": i, "category_id": int(found.truth[i])} for i in photos]
+    categories = [{"id": i, "name": str(i)} for i in range(found.ids.shape[1])]
+    images = [{"id": i, "height": 10, "width": 10} for i in photos]
+    dataset = {"images": images, "annotations": truth, "categories": categories}
+    scores, labels = (torch.cat([getattr(one, key) for one in found.pooled(fusion)]) for key in ("scores", "labels"))
+    boxes = np.tile([0.0, 0, 10, 10], (labels.numel(), 1))
+    given = Detections(np.repeat(photos, labels.shape[1]), labels.flatten().numpy(), boxes, scores.flatten().numpy())
+    return score(GroundTruth.from_dataset(dataset, federated=False), given, COCO).numbers["bbox_AP"]
+
+
+@pytest.mark.parametrize("weight", [0.35, 0.6])
+def test_joined_scores_are_better_than_either_and_the_fit_finds_the_best_weight(weight):
+    found, bayes = two_witnesses(weight)
+    pool, result = fit_pool(found, floor=1e-30)
+    assert pool.weight == pytest.approx(weight, abs=0.03)
+    shortlist, own = found.shortlist(slice(None))
+
+    def likelihood(fusion):
+        names = fusion(shortlist, own)
+        return names.probs[names.category_ids == found.truth[:, None]].double().log().mean().item()
+
+    others = [LogPool(w, floor=1e-30) for w in np.linspace(0, 1, 21)]
+    assert likelihood(pool) >= max(map(likelihood, others)) - 1e-4
+    # What stands first is what Bayes' rule puts there, and that is right more often than either's first.
+    agrees = (pool(shortlist, own).category_ids[:, 0] == bayes.argmax(dim=1)).double().mean()
+    assert agrees > 0.98
+    alone = {
+        w: (LogPool(w, floor=1e-30)(shortlist, own).category_ids[:, 0] == found.truth).double().mean() for w in (0, 1)
+    }
+    assert result["top1_pooled"] > max(alone.values()) + 0.1
+    joined, retrieval, detector = (average_precision(found, f) for f in (pool, None, LogPool(1.0, floor=1e-30)))
+    assert joined > max(retrieval, detector) + 0.1
 
 
 def test_boxes_that_cover_nothing_teach_nothing():
