@@ -333,9 +333,9 @@ def weights_of_configs() -> list[tuple[str, list[str]]]:
     from mmengine.config import Config
 
     from rar_mmdet.components import build_component
+    from rar_mmdet.files.shipped import shipped
 
-    package = Path(__file__).parent
-    root = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+    root = shipped("configs")
     found = []
     for file in sorted([*root.glob("_base_/retrievers/*.py"), *root.glob("_base_/rankers/*.py")]):
         config = Config.fromfile(str(file))

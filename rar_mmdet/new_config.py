@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from rar_mmdet.errors import AnnotationFileError, ConfigError
 from rar_mmdet.files.coco import photo_path
+from rar_mmdet.files.shipped import shipped
 from rar_mmdet.files.vocabulary import label_order
 from rar_mmdet.files.yolo import read_yolo
 from rar_mmdet.scoring.annotations import load_annotation_file
 
 __all__ = ["Project", "main", "write_configs"]
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
+DEMO = shipped("demo")
 ENCODERS = {
     "clip-vit-b16": 'dict(type="OpenClipEncoder", model="ViT-B-16", pretrained="openai")',
     "clip-vit-l14-336": 'dict(type="OpenClipEncoder", model="ViT-L-14-336", pretrained="openai")',

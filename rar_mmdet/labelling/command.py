@@ -30,17 +30,15 @@ from rar_mmdet.components import read_config, recognizer_of
 from rar_mmdet.detectors import AnnotationDetector, Detector, TransformersDetector, read_box_file
 from rar_mmdet.errors import ConfigError, MissingAssetError, RarError, RecordFileError
 from rar_mmdet.files.names import shown
+from rar_mmdet.files.shipped import shipped
 from rar_mmdet.labelling.corrections import corrections_of_boxes, is_corrections, read_corrections
 from rar_mmdet.labelling.labeller import Labeller, LabelRun, WholePhoto
 from rar_mmdet.labelling.review import write_review
 from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import FORMATS
 
-__all__ = ["add_model_options", "build_labeller", "embedded_config", "main"]
+__all__ = ["add_model_options", "build_labeller", "main"]
 
-# Beside rar_mmdet/ in a checkout, inside it once installed.
-PLACES = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
-EMBEDDED, EMBEDDED_DETECTOR = "demo/rar_demo.py", "demo/weights/detector"
 QUALITIES = ("fast", "good", "best")
 UNSURE = "unsure.json"
 
@@ -109,8 +107,8 @@ def build_labeller(args: argparse.Namespace, words: WordList) -> tuple[Labeller,
     Raises:
         RarError: something is missing or wrong.
     """
-    own = f"labelling/{args.quality}.py" if args.quality else EMBEDDED if args.embedded else None
-    config = args.config if own is None else _place(own)
+    own = f"labelling/{args.quality}.py" if args.quality else "demo/rar_demo.py" if args.embedded else None
+    config = args.config if own is None else shipped("configs") / own
     if not config.is_file():
         raise MissingAssetError(f"--config {config}: there is no such file")
     content = read_config(config)
@@ -180,22 +178,13 @@ def _boxes(args: argparse.Namespace, preset: dict[str, Any] | None) -> tuple[Det
         return AnnotationDetector(args.boxes, missing="empty"), str(args.boxes.resolve())
     model, prompt = args.detector, args.prompt
     if model is None and args.embedded:
-        model = str(embedded_config().parents[2] / EMBEDDED_DETECTOR)
+        model = str(shipped("demo") / "weights" / "detector")
     elif model is None and preset is not None:
         model, prompt = preset["model"], prompt or preset.get("prompt")
     if model is None:
         raise ConfigError("say where boxes come from: --detector MODEL, --boxes FILE, or --whole for whole photos")
     detector = TransformersDetector(model=model, prompt=prompt, score_threshold=args.min_box_score, device=args.device)
     return detector, f"{detector.checkpoint.name} {prompt or ''} {args.min_box_score}"
-
-
-def embedded_config() -> Path:
-    """The config of the demo's recogniser; its weights and photos lie in `demo` beside `configs`."""
-    return _place(EMBEDDED)
-
-
-def _place(config: str) -> Path:
-    return next((place / config for place in PLACES if (place / config).is_file()), PLACES[0] / config)
 
 
 def _write_unsure(labels: LabelRun, file: Path) -> None:

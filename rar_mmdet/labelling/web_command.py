@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from rar_mmdet.errors import ConfigError, HostError, VocabularyError
+from rar_mmdet.files.shipped import shipped
 from rar_mmdet.files.text import decode_text, read_bytes
-from rar_mmdet.labelling.command import add_model_options, build_labeller, embedded_config
+from rar_mmdet.labelling.command import add_model_options, build_labeller
 from rar_mmdet.labelling.words import read_words
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ __all__ = ["main"]
 NEEDED = ("starlette", "uvicorn", "python_multipart")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_MEGAPIXELS = 178  # Pillow refuses to open more
-EXAMPLE, EXAMPLE_WORDS = "demo/photos/photo1.jpg", "demo/photos/words.txt"
+EXAMPLE, EXAMPLE_WORDS = "photo1.jpg", "words.txt"  # among the demo's photos
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
             words=words,
             min_score=args.min_score,
             min_box_score=args.min_box_score,
-            example=_demo(EXAMPLE) if args.embedded else None,
+            example=shipped("demo") / "photos" / EXAMPLE if args.embedded else None,
             hosts=LOOPBACK if args.host in LOOPBACK else ("*",),
         )
         host = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
@@ -95,17 +96,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _first_words(args: argparse.Namespace) -> str:
     """The text of the words that the page begins with."""
-    file = args.words or (_demo(EXAMPLE_WORDS) if args.embedded else None)
+    file = args.words or (shipped("demo") / "photos" / EXAMPLE_WORDS if args.embedded else None)
     if file is None:
         return ""
     origin = f"--words {file}"
     if file.suffix.lower() != ".txt":
         raise VocabularyError(f"{origin}: the page begins with words as text; give a .txt file, one word a line")
     return decode_text(read_bytes(str(file), origin, VocabularyError), origin, VocabularyError)
-
-
-def _demo(path: str) -> Path:
-    return embedded_config().parents[2] / path
 
 
 def _listen(host: str, port: int) -> socket.socket:

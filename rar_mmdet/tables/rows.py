@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rar_mmdet.files.shipped import shipped
 from rar_mmdet.tables.definitions import Definition
 from rar_mmdet.tables.jobs import Job, Look
 from rar_mmdet.tables.protocol import protocol_lines
@@ -18,9 +19,8 @@ Cells = Mapping[str, float]
 
 
 def default_configs() -> Path:
-    """The configs of a checkout, or those that were installed with the package."""
-    package = Path(__file__).parents[1]
-    folder = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+    """Those of the project, as short as a command that is printed can name them."""
+    folder = shipped("configs")
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 

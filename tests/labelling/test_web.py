@@ -24,6 +24,7 @@ from PIL import Image
 from rar_mmdet import RegionRecognizer
 from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.detectors import Detected
+from rar_mmdet.files.shipped import shipped
 from rar_mmdet.labelling import FORMATS, Labeller, web_command
 from rar_mmdet.labelling.command import build_labeller
 from rar_mmdet.memory import TextMemory
@@ -325,7 +326,7 @@ def embedded():
     args = web_command.parse_args(["--embedded"])
     words = web_command._first_words(args)
     labeller, _ = build_labeller(args, web_command.read_words(words.splitlines()))
-    return labeller, words, web_command._demo(web_command.EXAMPLE)
+    return labeller, words, shipped("demo") / "photos" / web_command.EXAMPLE
 
 
 def test_in_a_real_browser(embedded):
