@@ -13,9 +13,11 @@ from mmengine.structures import InstanceData
 
 from rar_mmdet.errors import InvalidBoxError, MissingAssetError
 from rar_mmdet.files.text import parse_json
+from rar_mmdet.scoring.box_checks import are_fractions
 
 __all__ = ["read_proposals"]
 
+BACKWARD_SHARE = 0.2  # of the boxes (ours): more than a detector's odd ones
 _ARRAYS = ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
 # What plain data is made of; modules also under the names that old protocols write.
 _PLAIN = {
@@ -42,7 +44,8 @@ def read_proposals(path: str, backend_args: dict | None = None) -> dict[str, dic
 
     Raises:
         MissingAssetError: there is no such file.
-        InvalidBoxError: it holds something else; the message names the image.
+        InvalidBoxError: it holds something else, and the message names the image; or its boxes are in 0..1 or x, y,
+            width, height.
     """
     where = f"proposal file {path}"
     try:
@@ -52,7 +55,25 @@ def read_proposals(path: str, backend_args: dict | None = None) -> dict[str, dic
     content = parse_json(data, where, InvalidBoxError) if path.endswith(".json") else _unpickle(data, where)
     if not isinstance(content, Mapping):
         raise InvalidBoxError(f"{where} holds a {type(content).__name__}; {_WHAT}")
-    return {str(image): _checked(found, f"{where}, {image!r}") for image, found in content.items()}
+    proposals = {str(image): _checked(found, f"{where}, {image!r}") for image, found in content.items()}
+    _check_values(proposals, where)
+    return proposals
+
+
+def _check_values(proposals: Mapping[str, Mapping[str, np.ndarray]], where: str) -> None:
+    """Boxes in shares of the photo, and x, y, width, height, are told by their values."""
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found["bboxes"] for found in proposals.values())])
+    if are_fractions(boxes):
+        raise InvalidBoxError(
+            f"{where}: all {len(boxes)} boxes lie within 0 and 1, such as {boxes[0].tolist()}; expected pixels: "
+            "multiply x by the width of the photo and y by its height"
+        )
+    backward = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    if backward.sum() > BACKWARD_SHARE * len(boxes):
+        raise InvalidBoxError(
+            f"{where}: {backward.sum()} of {len(boxes)} boxes end before they begin, such as "
+            f"{boxes[backward.argmax()].tolist()}; expected x1, y1, x2, y2. Were x, y, width, height written?"
+        )
 
 
 def _unpickle(data: bytes, where: str) -> Any:

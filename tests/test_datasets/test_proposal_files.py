@@ -62,6 +62,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
         ({"v/a.jpg": {"bboxes": [[1, 2, 3]]}}, r"has bboxes \(1, 3\) and scores None"),
         ({"v/a.jpg": {"bboxes": [[1, 2, 3, 4]], "scores": [1, 1]}}, r"has bboxes \(1, 4\) and scores \(2,\)"),
         ({"v/a.jpg": {"bboxes": [["x", 2, 3, 4]]}}, "holds what are no numbers"),
+        ({"v/a.jpg": {"bboxes": [[0.1, 0.2, 0.3, 1.0]]}, "v/b.jpg": {"bboxes": []}}, "all 1 boxes lie within 0 and 1"),
+        ({"v/a.jpg": {"bboxes": [[300, 200, 20, 30], [5, 5, 9, 9]]}}, "1 of 2 boxes end before .* Were x, y, wid"),
     ],
 )
 def test_files_that_hold_something_else(tmp_path, content, match):

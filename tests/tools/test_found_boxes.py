@@ -18,6 +18,7 @@ from mmengine.config import Config
 from rar_mmdet.detectors import TransformersDetector
 from rar_mmdet.detectors.selection import RegionSelection
 from rar_mmdet.engine.command import main
+from rar_mmdet.files import readable_photos
 from rar_mmdet.recognizer import RegionRecognizer
 from rar_mmdet.records import read_records
 from rar_mmdet.structures import ImageRegions
@@ -109,9 +110,17 @@ def test_two_processes_give_what_one_gives(config):
     assert summary("two")["report"] == summary("one")["report"]
 
 
-def test_det_inferencer_needs_no_checkpoint(config):
+def test_det_inferencer_needs_no_checkpoint_and_passes_over_a_damaged_photo(config, caplog):
     inferencer = DetInferencer(str(config), device="cpu", show_progress=False)
-    paths = [str(config.parent / "photos" / f"photo{i}.jpg") for i in (1, 2)]
+    photos = [config.parent / "photos" / f"photo{i}.jpg" for i in (1, 2, 3)]
+    paths = [str(photos[0]), str(photos[2])]
+    photos[1].write_bytes(photos[1].read_bytes()[:9000])
+    with pytest.raises(Exception, match="photo2"):  # OpenCV's or ours, by its version
+        inferencer([str(photo) for photo in photos], no_save_vis=True)
+    readable, left_out = readable_photos(photos)
+    assert readable == paths
+    assert list(left_out) == [str(photos[1])]
+    assert "1 photo cannot be read and left out: image " in caplog.text
     out = inferencer(paths, batch_size=2, out_dir="out", no_save_pred=False)
     for path, prediction, own in zip(paths, out["predictions"], found_in(config, paths), strict=True):
         np.testing.assert_allclose(prediction["scores"], own.scores, atol=1e-3)
