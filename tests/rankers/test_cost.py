@@ -8,8 +8,6 @@ import re
 import pytest
 import torch
 
-pytest.importorskip("openai", reason="the optional extra rar-mmdet[openai] is not installed")
-
 from rar_mmdet.errors import ConfigError, RankerError
 from rar_mmdet.rankers import OpenAIRanker, ServerSettings, report_table
 from rar_mmdet.rankers.cost import Meter
