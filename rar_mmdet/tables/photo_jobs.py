@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,23 @@ from rar_mmdet.tables.jobs import Command
 __all__ = ["ClassifyJob", "CropsJob", "FinetuneJob", "NamesJob", "TaughtJob"]
 
 RAR_MMDET = "rar_mmdet"  # python -m rar_mmdet is rar-mmdet
-NO_RANKER = ("--cfg-options", "ranker=None")  # so that its weights need not be there
+
+
+def _is_ranked(rows: Sequence[str]) -> bool:
+    return any(RANKED in row for row in rows)
+
+
+def _classify(
+    config: Path, how: Sequence[str], rows: Sequence[str], limit: int | None, folder: Path, options: Sequence[str] = ()
+) -> Command:
+    """`rar-mmdet classify` for rows as its table names them: all ranked, with options of --cfg-options, or none."""
+    is_ranked = _is_ranked(rows)
+    bare = dict.fromkeys(row.removesuffix(REORDERED).removesuffix(RANKED) for row in rows)
+    argv = ["classify", str(config), *how, "--rows", *(row + RANKED * is_ranked for row in bare)]
+    argv += [] if limit is None else ["--limit", str(limit)]
+    # Without a ranker the same run serves whichever the config has.
+    said = options if is_ranked else ("ranker=None",)
+    return Command(RAR_MMDET, (*argv, "--out", str(folder), *(("--cfg-options", *said) if said else ())))
 
 
 def _missing(config: Mapping[str, Any], folder: Path, *, with_ranker: bool) -> list[str]:
@@ -72,19 +88,11 @@ class ClassifyJob:
         """The folder's name."""
         return self.folder.name
 
-    @property
-    def _is_ranked(self) -> bool:
-        return any(RANKED in row for row in self.rows)
-
     def commands(self) -> list[Command]:
         """One command."""
-        rows = dict.fromkeys(row.removesuffix(REORDERED).removesuffix(RANKED) for row in self.rows)
         memory = ["--memory", WHOLE_TRAIN] if self.shots == (WHOLE_TRAIN,) else ["--shots", *self.shots]
-        argv = ["classify", str(self.config), "--rows", *(row + RANKED * self._is_ranked for row in rows), *memory]
-        argv += ["--seeds", *map(str, self.seeds), *([] if self.limit is None else ["--limit", str(self.limit)])]
-        options = ("--cfg-options", *self.options) if self.options else ()
-        last = options if self._is_ranked else NO_RANKER
-        return [Command(RAR_MMDET, (*argv, "--out", str(self.folder), *last))]
+        how = [*memory, "--seeds", *map(str, self.seeds)]
+        return [_classify(self.config, how, self.rows, self.limit, self.folder, self.options)]
 
     def result(self) -> Mapping[str, Any] | None:
         """Its summary, where it has all rows, shots and seeds; else the command goes on from the records.
@@ -115,7 +123,7 @@ class ClassifyJob:
         Raises:
             ConfigError: the config has no ranker, and this job wants one.
         """
-        return _missing(read_config(self.config), self.folder, with_ranker=self._is_ranked)
+        return _missing(read_config(self.config), self.folder, with_ranker=_is_ranked(self.rows))
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,6 @@ class NamesJob:
         return self.folder.name
 
     @property
-    def _is_ranked(self) -> bool:
-        return any(RANKED in way for way in self.ways)
-
-    @property
     def _draws(self) -> tuple[int, ...]:
         return self.seeds[:1] if self.finder == "guessed" else self.seeds  # a file of guesses is one draw
 
@@ -167,18 +171,8 @@ class NamesJob:
         find = ["names", "find", str(self.config), "--finder", self.finder, *given.get(self.finder, [])]
         find += ["--seeds", *seeds, "--out", str(self.found), "--cfg-options", f"names.kind={self.kind}"]
         files = [str(self.found / f"{self.finder}-{seed}.json") for seed in seeds]
-        ways = dict.fromkeys(way.removesuffix(REORDERED).removesuffix(RANKED) for way in self.ways)
-        use = [
-            "classify",
-            str(self.config),
-            "--names",
-            *files,
-            "--rows",
-            *(way + RANKED * self._is_ranked for way in ways),
-        ]
-        use += [] if self.limit is None else ["--limit", str(self.limit)]
-        use += ["--out", str(self.folder), *(() if self._is_ranked else NO_RANKER)]
-        return [Command(RAR_MMDET, tuple(find)), Command(RAR_MMDET, tuple(use))]
+        use = _classify(self.config, ["--names", *files], self.ways, self.limit, self.folder)
+        return [Command(RAR_MMDET, tuple(find)), use]
 
     def result(self) -> Mapping[str, Any] | None:
         """Row -> cACC and sACC, one for each draw.
@@ -199,7 +193,7 @@ class NamesJob:
             ConfigError: the config has no ranker, and this job wants one.
         """
         config = read_config(self.config)
-        asks = self._is_ranked or self.finder == "mllm"
+        asks = _is_ranked(self.ways) or self.finder == "mllm"
         lines = _missing(config, self.folder, with_ranker=asks)
         sentences = NamesSettings.of(config).sentence_encoder
         if sentences != OWN_TEXTS:
