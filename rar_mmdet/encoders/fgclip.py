@@ -48,6 +48,7 @@ class FGCLIP2Encoder(LazyEncoder[_Parts]):
     gpu_precision = "bf16"
     kind = "crops"
     default_walk = "short"
+    max_patches: int | None = None  # patches per picture; None: the authors' rule by its size
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class FGCLIP2Encoder(LazyEncoder[_Parts]):
         from rar_mmdet.encoders.fgclip2 import grid_of, patch_budget
 
         size, side = self.config.vision_config.patch_size, crops.shape[-1]
-        rows, columns = grid_of((side, side), patch_budget((side, side), size), size)
+        rows, columns = grid_of((side, side), self.max_patches or patch_budget((side, side), size), size)
         pixels = crops.float()
         if (rows * size, columns * size) != tuple(crops.shape[-2:]):
             # Antialiased and in 8 bits, as PIL resizes.

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from rar_mmdet.encoders import OpenClipEncoder, OpenClipRegionEncoder, RegionEncoder
 from rar_mmdet.encoders.openclip_regions import dense_features
 from rar_mmdet.encoders.region_pooling import boxes_in_cells
-from rar_mmdet.errors import ConfigError, EncoderLoadError, InvalidBoxError
+from rar_mmdet.errors import ConfigError, EncoderLoadError
 from rar_mmdet.testing import make_boxes, make_image
 
 ROOT = Path(__file__).parents[2]
@@ -115,28 +115,6 @@ class TestBoxes:
         image = make_image(64, 64)
         (grid,) = encoder._grids(torch.from_numpy(image).permute(2, 0, 1)[None])
         torch.testing.assert_close(encoder.encode_regions(image, [[32, 16, 48, 32]])[0], grid[:, 1, 2], **CLOSE)
-
-    def test_order_and_number_of_boxes_do_not_matter(self, encoder):
-        image, boxes = make_image(90, 120), make_boxes(9, 90, 120)
-        together = encoder.encode_regions(image, boxes)
-        torch.testing.assert_close(encoder.encode_regions(image, boxes.flip(0)).flip(0), together, **CLOSE)
-        torch.testing.assert_close(encoder.encode_regions(image, boxes[3:4])[0], together[3], **CLOSE)
-
-    def test_no_boxes_and_bad_ones(self, encoder):
-        assert encoder.encode_regions(make_image(), []).shape == (0, 16)
-        with pytest.raises(InvalidBoxError, match="box 0"):
-            encoder.encode_regions(make_image(60, 80), [[80, 0, 90, 5]])
-
-    def test_a_crop_is_a_photo_with_one_box(self, encoder):
-        crop = make_image(50, 50)
-        as_crop = encoder.encode_images(torch.from_numpy(crop).permute(2, 0, 1)[None])
-        torch.testing.assert_close(as_crop, encoder.encode_regions(crop, [[0, 0, 50, 50]]), **CLOSE)
-        assert encoder.encode_images(torch.zeros((0, 3, 64, 64), dtype=torch.uint8)).shape == (0, 16)
-
-    def test_half_precision_is_close(self, folder, encoder):
-        half = OpenClipRegionEncoder(model=f"local-dir:{folder}", device="cpu", precision="bf16")
-        image, boxes = make_image(90, 120), make_boxes(9, 90, 120)
-        assert (half.encode_regions(image, boxes) * encoder.encode_regions(image, boxes)).sum(1).min() > 0.999
 
     def test_kinds_and_sides_have_fingerprints_of_their_own(self, folder, encoder):
         crops = OpenClipEncoder(model=f"local-dir:{folder}", device="cpu")

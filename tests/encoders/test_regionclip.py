@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from regionclip_world import DIM, WIDTH, build_networks, published_names, write_checkpoint
 from safetensors.torch import load_file, save_file
 from slow_pooling import pool
 from torch.nn import functional as F  # noqa: N812
@@ -20,49 +20,21 @@ from torch.nn import functional as F  # noqa: N812
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.encoders import RegionClipEncoder, RegionEncoder
 from rar_mmdet.encoders.regionclip import RegionClip, read_class_embeddings, region_logits, zero_shot_detections
-from rar_mmdet.errors import ConfigError, EncoderLoadError, InvalidBoxError, MissingAssetError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
 from rar_mmdet.testing import make_boxes, make_image
 
 # 5 MB of numbers are too many for the repository; README.md beside them says what is what.
 GOLDEN = Path(os.environ.get("RAR_GOLDEN", Path(__file__).parents[3] / "shared" / "golden")) / "regionclip_a"
-DIM, WIDTH = 24, 8
-
-
-def published_names(resnet: ModifiedResNet, text: torch.nn.Module | None) -> dict[str, torch.Tensor]:
-    """A checkpoint as published ones are: other networks beside, whose names end as ours do."""
-    state = {f"backbone.{k}": v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if text is not None:
-        names = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-        own = {k: v for k, v in text.state_dict().items() if k.startswith(names)}
-        state |= {f"lang_encoder.{k}": v for k, v in own.items()}
-    state["teacher_backbone.conv1.weight"] = torch.full((4, 3, 3, 3), 7.0)
-    state["offline_backbone.attnpool.positional_embedding"] = torch.zeros(3, 3)
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 @pytest.fixture(scope="module", params=[7, 9], ids=["rn50-like", "rn50x4-like"])
 def oracle(request):
-    """open_clip's networks: image tower with random statistics, and a text tower of CLIP's vocabulary."""
-    torch.manual_seed(request.param)
-    layers = [1, 2, 1, 2]
-    resnet = ModifiedResNet(layers, DIM, heads=WIDTH * 32 // 64, image_size=32 * request.param, width=WIDTH).eval()
-    for module in resnet.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.1)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    text_cfg = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
-    vision_cfg = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
-    text = open_clip.CLIP(embed_dim=DIM, vision_cfg=vision_cfg, text_cfg=text_cfg, quick_gelu=True).eval()
-    return resnet.requires_grad_(False), text.requires_grad_(False)
+    return build_networks(request.param)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(oracle, tmp_path_factory):
-    path = tmp_path_factory.mktemp("regionclip") / "model.pth"
-    torch.save({"model": published_names(*oracle), "iteration": 3}, path)
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("regionclip") / "model.pth", oracle)
 
 
 @pytest.fixture(scope="module")
@@ -280,18 +252,8 @@ class TestEncoder:
         assert (found[1] - found[2]).abs().max() > 1e-3
         assert "2 of 3 texts exceed 77 tokens" in caplog.text
 
-    def test_bad_boxes_are_refused(self, encoder):
-        with pytest.raises(InvalidBoxError, match="no area"):
-            encoder.encode_regions(make_image(), [[5, 5, 5, 9]])
-
     def test_pickles_as_its_arguments(self, encoder):
         assert pickle.loads(pickle.dumps(encoder)).fingerprint == encoder.fingerprint
-
-    def test_half_precision_is_close(self, checkpoint, encoder):
-        half = RegionClipEncoder(checkpoint=checkpoint, min_size=96, max_size=160, device="cpu", precision="bf16")
-        image, boxes = make_image(60, 80), make_boxes(5, 60, 80)
-        cosines = (half.encode_regions(image, boxes) * encoder.encode_regions(image, boxes)).sum(1)
-        assert cosines.min() > 0.999
 
     def test_missing_and_fine_tuned_files_are_told(self, oracle, tmp_path):
         encoder = RegionClipEncoder(checkpoint=tmp_path / "absent.pth")
