@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import fgclip2_oracle as oracle
+import numpy as np
 import pytest
 import torch
 from fgclip2_world import GOLDEN, write_folder
@@ -215,6 +217,103 @@ class TestTexts:
     def test_what_a_walk_cannot_take_is_refused(self, model, walk, length, message):
         with pytest.raises(ValueError, match=message):
             model.get_text_features(torch.ones((1, length), dtype=torch.int64), walk_type=walk)
+
+
+# Each differs from the golden set where a size could be taken for another one.
+OTHER_SIZES = {
+    "small": {
+        "text_config": {
+            "vocab_size": 90,
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "max_position_embeddings": 16,
+            "keep_len": 5,
+        },
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 56,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_patches": 49,
+            "patch_size": 14,
+        },
+    },
+    "wide": {
+        "text_config": {
+            "vocab_size": 70,
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 9,
+            "keep_len": 0,
+            "longtext_len": 21,
+        },
+        "vision_config": {
+            "hidden_size": 48,
+            "intermediate_size": 30,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_patches": 9,
+            "patch_size": 8,
+        },
+    },
+}
+
+
+class TestOtherSizes:
+    """Random weights against a slow computation in float64: every call, whatever config.json says."""
+
+    @pytest.fixture(scope="class", params=OTHER_SIZES)
+    def world(self, request, tmp_path_factory):
+        torch.manual_seed(0)
+        config = Fgclip2Config(**OTHER_SIZES[request.param])
+        made = Fgclip2Model(config)
+        for tensor in made.state_dict().values():
+            tensor.normal_(0, 0.3)
+        folder = tmp_path_factory.mktemp("fgclip2") / "model"
+        made.save_pretrained(folder)
+        state = {name: t.double().numpy() for name, t in load_file(folder / "model.safetensors").items()}
+        return AutoModel.from_pretrained(folder), AutoConfig.from_pretrained(folder), state
+
+    def test_images_and_boxes(self, world):
+        model, config, state = world
+        images = [make_image(70, 55, 1), make_image(40, 150, 2), make_image(33, 20, 3)]
+        boxes = [np.array([[0, 0, 55, 70], [10.5, 3, 11, 3.5], [-9, 40, 30, 90]]), np.zeros((0, 4)),
+                 np.array([[4.0, 5, 6, 30]])]  # fmt: skip
+        inputs = prepare_images(images, config.vision_config.patch_size, max_num_patches=30)
+        pooled, grids = model.get_image_features(**inputs), model.get_image_dense_feature(**inputs)
+        sizes = [image.shape[:2] for image in images]
+        found = model.get_image_region_features(**inputs, image_sizes=sizes, region_infos=boxes)
+        for row, shape in enumerate(map(tuple, inputs["spatial_shapes"].tolist())):
+            own = shape[0] * shape[1]
+            tokens = oracle.image_tokens(state, config, inputs["pixel_values"][row, :own].double().numpy(), shape)
+            expected = oracle.image_vector(state, config, tokens)
+            np.testing.assert_allclose(pooled[row], expected, atol=1e-4)
+            grid = oracle.dense(state, config, tokens)
+            np.testing.assert_allclose(grids[row, :own], grid, atol=1e-4)
+            assert found[row].shape == (len(boxes[row]), model.config.text_config.projection_size)
+            if len(boxes[row]):
+                expected = oracle.regions(grid, shape, sizes[row], boxes[row])
+                np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+    @pytest.mark.parametrize("walk", ["short", "box", "long"])
+    def test_texts_and_logits(self, world, walk):
+        model, config, state = world
+        text = config.text_config
+        length = text.longtext_len if walk == "long" else text.max_position_embeddings
+        ids = torch.randint(0, text.vocab_size, (3, length), generator=torch.Generator().manual_seed(1))
+        expected = np.stack([oracle.text_vector(state, config, own, walk) for own in ids.numpy()])
+        np.testing.assert_allclose(model.get_text_features(ids, walk_type=walk), expected, atol=1e-4)
+        inputs = prepare_images([make_image(70, 55)], config.vision_config.patch_size, max_num_patches=30)
+        shape = tuple(inputs["spatial_shapes"][0].tolist())
+        own = inputs["pixel_values"][0, : shape[0] * shape[1]].double().numpy()
+        image = oracle.image_vector(state, config, oracle.image_tokens(state, config, own, shape))
+        cosines = expected @ image / np.linalg.norm(expected, axis=1) / np.linalg.norm(image)
+        logits = cosines * np.exp(state["logit_scale"]) + state["logit_bias"]
+        np.testing.assert_allclose(model(ids, **inputs, walk_type=walk).logits_per_image[0], logits, atol=1e-4)
 
 
 class TestProcessing:
