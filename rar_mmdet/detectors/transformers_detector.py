@@ -165,7 +165,7 @@ class TransformersDetector(LazyEncoder[_Parts]):
             ImageReadError: a photo cannot be read.
             MissingAssetError: the model's files are not on this machine.
             DetectorLoadError: they are damaged, or the model gives no boxes.
-        DetectionError: it gives boxes or scores that are not finite.
+            DetectionError: it gives boxes or scores that are not finite.
         """
         parts, device = self._ready()
         inputs: list[Mapping[str, Tensor]] = []

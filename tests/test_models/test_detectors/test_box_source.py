@@ -23,13 +23,18 @@ IMAGE_HWS = [(60, 80), (90, 70)]
 INPUT_HWS = [(96, 128), (128, 96)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write(kind, folder):
+    """A tiny random detector of that kind."""
     path = Path(__file__).parents[2] / "detectors" / "tiny_detectors.py"
     spec = importlib.util.spec_from_file_location("tiny_detectors", path)
     module = sys.modules["tiny_detectors"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return str(module.write_detector(tmp_path_factory.mktemp("rt_detr"), "rt_detr"))
+    return str(module.write_detector(folder, kind))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write("rt_detr", tmp_path_factory.mktemp("rt_detr"))
 
 
 def source(folder, **changes):
@@ -58,6 +63,22 @@ def test_both_faces_give_identical_recognitions(folder):
         assert torch.equal(sample.pred_instances.labels, expected.category_ids)
         assert torch.equal(sample.pred_instances.bboxes, expected.boxes_xyxy[expected.region_ids])
         assert torch.equal(sample.recognition.box_scores, one.scores)
+
+
+def test_masks_of_sam_3_follow_their_boxes(tmp_path):
+    """Concepts in, boxes with masks out, named by the recogniser: the mask of each is that of its region."""
+    settings = source(write("sam3", tmp_path), names=["cat", "dog"])
+    batch = make_batch(IMAGE_HWS, INPUT_HWS)
+    photos = [sample.ori_img.numpy().copy() for sample in batch["data_samples"]]
+    with torch.no_grad():
+        samples = model_of(settings, selection={"max_regions": 5, "nms_iou": 0.5}).test_step(batch)
+    found = TransformersDetector(**{key: value for key, value in settings.items() if key != "type"}).detect(photos)
+    for photo, one, sample in zip(photos, found, samples, strict=True):
+        rows = RegionSelection(max_regions=5, nms_iou=0.5)(one.boxes_xyxy, one.scores, photo.shape[:2])[1]
+        given = sample.pred_instances
+        assert len(given) > len(rows) > 0  # several names a box
+        assert given.masks.shape == (len(given), *photo.shape[:2])
+        assert torch.equal(given.masks, one.masks[rows][given.region_ids])
 
 
 def test_by_itself_it_detects_as_any_detector_of_mmdetection(folder):
