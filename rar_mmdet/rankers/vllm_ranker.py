@@ -130,12 +130,9 @@ class VLLMRanker(TransformersRanker):
 
     def _run(self, prompts: Sequence[tuple[Question, list[int]]], sampling: Any) -> list[Any]:
         """Outputs in the order of the prompts; each is a crop and the tokens of its conversation."""
+        # vLLM counts a picture's tokens by its size, and takes an array's for (channels, height, width).
         inputs = [
-            {
-                "prompt_token_ids": ids,
-                "multi_modal_data": {"image": question.crop.permute(1, 2, 0).contiguous().numpy()},
-            }
-            for question, ids in prompts
+            {"prompt_token_ids": ids, "multi_modal_data": {"image": question.crop.numpy()}} for question, ids in prompts
         ]
         return list(self.engine.llm.generate(inputs, sampling, use_tqdm=False))
 
@@ -153,9 +150,8 @@ class VLLMRanker(TransformersRanker):
             for text in row
         ]
         wanted = sorted({token for ids in labels for token in ids})
-        sampling = self.engine.sampling(
-            temperature=0.0, max_tokens=1, logprobs=1, logprob_token_ids=wanted, detokenize=False
-        )
+        # Without `logprobs`: beside given tokens vLLM takes no other number than theirs, and not more than max_logprobs.
+        sampling = self.engine.sampling(temperature=0.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
         outputs = iter(self._run(prompts, sampling))
         rows = [[next(outputs).outputs[0].logprobs[0] for _ in row] for row in texts]
         return [Answer(scores=tuple(tuple(_log_prob(found, ids) for ids in labels) for found in row)) for row in rows]

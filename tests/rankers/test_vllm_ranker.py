@@ -27,7 +27,7 @@ class Logprob:
 
 @dataclass
 class SamplingParams:
-    """The fields of vLLM's that are used."""
+    """The fields of vLLM's that are used, and what its `SamplingParams.verify` refuses (main branch, November 2026)."""
 
     temperature: float = 1.0
     max_tokens: int | None = 16
@@ -36,6 +36,14 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
     detokenize: bool = True
+
+    def verify(self, vocabulary, max_logprobs=20):
+        listed, ids = self.logprobs, self.logprob_token_ids
+        assert (listed or 0) <= max_logprobs
+        if ids is not None:
+            assert len(ids) <= 128
+            assert all(0 <= token < vocabulary for token in ids)
+            assert listed in (None, len(ids)), "when both are set, logprobs must equal len(logprob_token_ids)"
 
 
 @dataclass
@@ -72,12 +80,14 @@ class LLM:
     @torch.inference_mode()
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True):
         self.calls.append(len(prompts))
+        sampling_params.verify(self.network.config.text_config.vocab_size)
         return [self._one(prompt, sampling_params) for prompt in prompts]
 
     def _one(self, prompt, params):
         picture = prompt["multi_modal_data"]["image"]
         assert picture.dtype == "uint8"
-        assert picture.shape[2] == 3
+        _, height, width = picture.shape  # as vLLM's `ImageProcessorItems.get_image_size` reads an array
+        assert height == width == 28
         pixels = self.processor.image_processor(images=[picture], return_tensors="pt").pixel_values
         image_id = self.network.config.image_token_index
         ids = [i for token in prompt["prompt_token_ids"] for i in ([token] * 4 if token == image_id else [token])]
@@ -98,7 +108,8 @@ class LLM:
                 None,
                 *({token: Logprob(float(row[token]))} for row, token in zip(log_probs, ids[1:], strict=False)),
             ]
-        return RequestOutput([Completion(text, [first] if params.logprobs is not None else None)], behind)
+        told = params.logprobs is not None or params.logprob_token_ids
+        return RequestOutput([Completion(text, [first] if told else None)], behind)
 
 
 @pytest.fixture
