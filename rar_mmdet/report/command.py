@@ -18,13 +18,14 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rar_mmdet.errors import CategoryTreeError, RecordFileError
 from rar_mmdet.report import load_in_fiftyone
-from rar_mmdet.report.confusions import NameTree, classes_of, confusions, read_name_tree
+from rar_mmdet.report.confusions import ClassRow, NameTree, classes_of, confusions, read_name_tree
 from rar_mmdet.report.figures import figures_of, write_figure
 from rar_mmdet.report.page import render
 from rar_mmdet.report.runs import Run, read_run
@@ -32,6 +33,8 @@ from rar_mmdet.report.runs import Run, read_run
 __all__ = ["folder_of", "main", "write_report"]
 
 FIFTYONE = "load_in_fiftyone.py"
+CLASS_COLUMNS = [field.name for field in fields(ClassRow)]
+PAIR_COLUMNS = ["truth", "named", "truth_name", "named_name", "count", "row"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -97,8 +100,8 @@ def write_report(
         folder.mkdir(exist_ok=True)
         for number, run in enumerate(runs if with_csv else (), 1):
             _write_regions(run, folder / f"regions_{number}.csv")
-            _write_table(folder / f"classes_{number}.csv", [vars(row) for row in classes_of(run)])
-            _write_table(folder / f"confusions_{number}.csv", confusions(run, most=None))
+            _write_table(folder / f"classes_{number}.csv", CLASS_COLUMNS, map(vars, classes_of(run)))
+            _write_table(folder / f"confusions_{number}.csv", PAIR_COLUMNS, confusions(run, most=None))
         if with_fiftyone:
             _write_script(runs, folder / FIFTYONE)
     except OSError as error:
@@ -112,9 +115,9 @@ def folder_of(page: Path) -> Path:
     return folder if folder != page else page.with_name(f"{page.name}_files")
 
 
-def _write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_table(file: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     with open(file, "w", encoding="utf-8", newline="") as stream:
-        table = csv.DictWriter(stream, list(rows[0]) if rows else [])
+        table = csv.DictWriter(stream, columns)
         table.writeheader()
         table.writerows(rows)
 

@@ -244,7 +244,7 @@ def _nothing_there(runs: Sequence[Run]) -> Figure:
 def _gain_by_margin(runs: Sequence[Run]) -> Figure:
     lines = []
     for run in runs:
-        if run.is_ranked:
+        if run.is_ranked and run.has_truth.any():
             changes = change_by(run, margin_groups(run))
             x = tuple(range(1, len(changes) + 1))
             lines.append(Line(label(run, "improved", runs), x, tuple(c.improved for c in changes)))

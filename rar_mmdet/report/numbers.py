@@ -19,6 +19,7 @@ from rar_mmdet.scoring.accuracy import accuracy, compare_accuracy
 __all__ = ["Table", "percent", "tables_of"]
 
 PRECISION = 0.95
+CHANGED = ("right before", "right after", "improved", "harmed", "unchanged")
 # Endings of metrics of a group of objects, as `RecognitionMetric` writes them.
 GROUPS = {"r": "rare", "c": "common", "f": "frequent", "s": "small", "m": "medium", "l": "large"}
 
@@ -257,16 +258,18 @@ def _changes_by_frequency(run: Run, of_run: str) -> Table:
     for group in ("r", "c", "f"):
         values = [metrics.get(f"recognition/{part}_{group}") for part in parts]
         if all(isinstance(value, float) and value >= 0 for value in values):
-            rows.append((GROUPS[group], *(percent(value) for value in values)))
-    head = ("frequency", "right before", "right after", "improved", "harmed", "asked")
+            rows.append((GROUPS[group], *_changed(*values[:4]), percent(values[4])))
+    head = ("frequency", *CHANGED, "asked")
     note = "In percent of the objects of each line; after: by the ranker's own order (RecognitionMetric)."
     return Table(f"What ranking changed, by frequency{of_run}", head, tuple(rows), note)
 
 
 def _changes(title: str, by: str, changes: Sequence[Change]) -> Table:
-    rows = [
-        (c.group, str(c.count), percent(c.before), percent(c.after), percent(c.improved), percent(c.harmed))
-        for c in changes
-    ]
-    head = (by, "objects", "right before", "right after", "improved", "harmed")
-    return Table(title, head, tuple(rows), "In percent of the objects of each line.")
+    rows = [(c.group, str(c.count), *_changed(c.before, c.after, c.improved, c.harmed)) for c in changes]
+    note = "In percent of the objects of each line; unchanged: right or wrong, as before."
+    return Table(title, (by, "objects", *CHANGED), tuple(rows), note)
+
+
+def _changed(before: float, after: float, improved: float, harmed: float) -> tuple[str, ...]:
+    """Cells below `CHANGED`."""
+    return tuple(map(percent, (before, after, improved, harmed, max(0.0, 1 - improved - harmed))))

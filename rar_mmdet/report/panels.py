@@ -38,15 +38,15 @@ class Panel:
     truth: str
     picture: str | None  # JPEG as a data address; None where the photo cannot be read
     retrieved: tuple[Bar, ...]
-    ranked: tuple[Bar, ...]
+    ranked: tuple[Bar, ...]  # by fused score; empty where no ranker had a say
 
 
 def choose(run: Run, count: int, seed: int = 0) -> dict[str, IntArray]:
-    """Rows of regions by rule: at most `count` of each kind, all but one kind with an annotated object.
+    """Rows of regions by rule: at most `count` of each kind.
 
     'improved most': ranking made them right, retrieval having been surest of the wrong name; 'harmed most': ranking
-    made them wrong, being surest; 'surest where nothing is annotated': of the others; 'at random': drawn with the seed
-    among all.
+    made them wrong, being surest; 'surest where nothing is annotated'; 'at random': drawn with the seed among those with
+    an annotated object, or among all where nothing is annotated.
     """
     before, after = run.retrieval.correct, run.fused.correct
     found = {}
@@ -61,7 +61,7 @@ def choose(run: Run, count: int, seed: int = 0) -> dict[str, IntArray]:
         found["surest where nothing is annotated"] = rows[
             np.argsort(-run.fused.confidence[rows], kind="stable")[:count]
         ]
-    rows = np.flatnonzero(run.has_truth)
+    rows = np.flatnonzero(run.has_truth) if run.has_truth.any() else np.arange(len(run))
     found["at random"] = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
     return {title: rows for title, rows in found.items() if len(rows)}
 
@@ -74,7 +74,7 @@ def panel_of(record: RegionRecord, pictures: Pictures) -> Panel:
         truth=record.truth_name or "nothing annotated",
         picture=pictures.crop(record),
         retrieved=_bars(record, range(len(record.probs)), record.probs),
-        ranked=_bars(record, by_fused, record.fused),
+        ranked=_bars(record, by_fused, record.fused) if record.has_opinion else (),
     )
 
 
