@@ -28,7 +28,7 @@ from rar_mmdet.engine import settings
 from rar_mmdet.engine.check import check_run
 from rar_mmdet.engine.console import QuietRunner
 from rar_mmdet.engine.peers import PeerWatch
-from rar_mmdet.engine.preflight import check_config, check_vocabulary, inner_dataset, missing_assets
+from rar_mmdet.engine.preflight import box_source, check_config, check_vocabulary, inner_dataset, missing_assets
 from rar_mmdet.engine.recognition_hook import RecognitionHook, collect_reports, collect_unreadable, find_branches
 from rar_mmdet.engine.record_hook import RegionRecordHook
 from rar_mmdet.errors import CheckpointError, ConfigError, MissingAssetError, RarError
@@ -260,10 +260,11 @@ def _summarise(runner: Runner, config: Config, metrics: dict[str, Any], seconds:
 
 
 def _protocol(config: Config) -> dict[str, Any]:
-    """What the numbers belong to: parts with their settings, annotations by their hash, versions, device."""
+    """What the numbers belong to: boxes, parts with their settings, annotations by their hash, versions, device."""
     evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
     files = [Path(str(one["ann_file"])) for one in evaluators if one.get("ann_file")]
     protocol = {
+        "boxes": box_source(config),
         "recognizers": dict(find_recognizers(config.model)),
         "evaluators": evaluators,
         "annotations_sha256": {str(file): file_sha256(file) for file in files if file.is_file()},

@@ -15,7 +15,7 @@ from rar_mmdet.components import build_component, build_recognizer, check_keys, 
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.vocabulary import check_same_vocabulary, read_vocabulary
 
-__all__ = ["check_config", "check_vocabulary", "inner_dataset", "missing_assets"]
+__all__ = ["box_source", "check_config", "check_vocabulary", "inner_dataset", "missing_assets"]
 
 _SCOPE = "rar_mmdet."
 _REGISTRIES = (
@@ -36,6 +36,19 @@ def inner_dataset(config: Config) -> Any:
     while "dataset" in dataset:
         dataset = dataset.dataset
     return dataset
+
+
+def box_source(config: Config) -> str | dict[str, Any]:
+    """Where boxes come from: "annotated", a file of proposals, or the detector by its plain settings."""
+    dataset = inner_dataset(config)
+    steps = {str(step["type"]).rpartition(".")[2] for step in dataset.get("pipeline", ())}
+    if "ProposalsFromAnnotations" in steps:
+        return "annotated"
+    if "LoadProposals" in steps:
+        return f"proposals of {dataset.get('proposal_file')}"
+    detector = config.model.get("detector", config.model)
+    plain = {key: value for key, value in detector.items() if isinstance(value, str | int | float)}
+    return {key: value for key, value in plain.items() if not key.startswith("_")}
 
 
 def check_config(config: Config) -> None:

@@ -99,6 +99,9 @@ def _protocol_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     lines: list[tuple[str, Any]] = [
         (key, summary[key]) for key in ("config", "checkpoint", "num_images", "first_images_only") if key in summary
     ]
+    if "boxes" in protocol:
+        boxes = protocol["boxes"]
+        lines.append(("boxes", boxes if isinstance(boxes, str) else json.dumps(boxes)))
     lines += [line for used in protocol.get("used", []) for line in used.items()]
     for where, settings in protocol.get("recognizers", {}).items():
         for part in ("cropper", "encoder", "memory", "ranker", "fusion", "emission", "num_candidates"):

@@ -45,8 +45,8 @@ def choose(run: Run, count: int, seed: int = 0) -> dict[str, IntArray]:
     """Rows of regions by rule: at most `count` of each kind.
 
     'improved most': ranking made them right, retrieval having been surest of the wrong name; 'harmed most': ranking
-    made them wrong, being surest; 'surest where nothing is annotated'; 'at random': drawn with the seed among those with
-    an annotated object, or among all where nothing is annotated.
+    made them wrong, being surest; 'surest where nothing is annotated'; 'at random': drawn with the seed among the
+    annotated ones, or among all where nothing is annotated.
     """
     before, after = run.retrieval.correct, run.fused.correct
     found = {}

@@ -182,12 +182,16 @@ def test_runs_that_differ_in_one_setting_make_a_figure_of_it(tmp_path):
 
 def test_the_protocol_says_what_was_left_to_defaults(tmp_path):
     used = {"temperature": 0.01, "emission": "TopPairs()"}
-    run = read_run(make_run(tmp_path / "run", RECORDS, protocol={"used": [used], "device": "a card"}))
+    run = read_run(
+        make_run(tmp_path / "run", RECORDS, protocol={"boxes": "annotated", "used": [used], "device": "a card"})
+    )
     page = Text()
     page.feed(write_report([run], tmp_path / "page.html", panels=0).read_text(encoding="utf-8"))
-    at = page.cells.index("temperature")
+    at = page.cells.index("boxes")
     said = dict(zip(page.cells[at:][::2], page.cells[at:][1::2], strict=False))
-    assert (said["temperature"], said["emission"], said["device"]) == ("0.01", "TopPairs()", "a card")
+    assert (said["boxes"], said["temperature"], said["emission"], said["device"]) == (
+        "annotated", "0.01", "TopPairs()", "a card"
+    )  # fmt: skip
 
 
 def test_errors_of_boxes_and_frequencies_come_from_the_numbers_beside_the_records(tmp_path):
@@ -383,6 +387,11 @@ def test_odd_runs_have_a_page(records, tmp_path):
     page = write_report([read_run(tmp_path / "odd.jsonl")], tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"odd: {len(records)} regions" in page
     assert "nan" not in page
+    figures = tmp_path / "page"
+    empty = [path.name for path in figures.glob("*.csv") if len(path.read_text(encoding="utf-8").splitlines()) < 2]
+    assert not empty
+    assert ("there is nothing to count" in page) == all(one.truth is None for one in records)
+    assert ("at random" in page) == bool(records)
     if records and records[0].file:
         assert "1 photos could not be read" in page
 

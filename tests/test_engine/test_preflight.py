@@ -1,6 +1,10 @@
+from pathlib import Path
+
+import pytest
 from mmengine.config import Config
 
 from rar_mmdet.engine import missing_assets
+from rar_mmdet.engine.preflight import box_source
 from rar_mmdet.models.testing import fake_recognizer, write_lvis_world
 
 
@@ -63,3 +67,25 @@ def test_a_detector_by_hub_id_needs_no_checkpoint(tmp_path):
     assert lines[0].startswith("checkpoint: nobody/nothing (looked for in ")
     assert lines[0].endswith("this detector has its weights by model.detector.model, a hub id or a folder")
     assert "run `hf download nobody/nothing`" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        pytest.param("clip_lvis.py", "annotated", id="annotations"),
+        pytest.param(
+            "detectors/rar_dfine_coco.py",
+            {"type": "rar_mmdet.TransformersDetector", "model": "ustc-community/dfine-large-coco"},
+            id="a detector beside",
+        ),
+        pytest.param("detectors/rar_faster-rcnn_demo.py", {"type": "FasterRCNN"}, id="the model itself"),
+    ],
+)
+def test_a_summary_says_where_boxes_come_from(file, source):
+    assert box_source(Config.fromfile(Path(__file__).parents[2] / "configs" / file)) == source
+
+
+def test_a_file_of_proposals_is_named(tmp_path):
+    given = config(tmp_path)
+    given.test_dataloader.dataset |= {"proposal_file": "found.pkl", "pipeline": [{"type": "mmdet.LoadProposals"}]}
+    assert box_source(given) == "proposals of found.pkl"
