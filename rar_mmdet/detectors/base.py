@@ -59,10 +59,11 @@ class Detected:
     @property
     def label_ids(self) -> Tensor:
         """(R,) int64: the name of the highest score of each box, the first of equals; -1 where it has none."""
-        labels = torch.full((len(self),), -1, dtype=torch.int64)
-        for at in self.name_scores.argsort(stable=True).tolist():  # the best one is written last
-            labels[self.region_ids[at]] = self.name_ids[at]
-        return labels
+        order = self.name_scores.argsort(descending=True, stable=True)
+        places = torch.arange(len(order))
+        first = torch.full((len(self),), len(order)).scatter_reduce(0, self.region_ids[order], places, "amin")
+        names = torch.cat([self.name_ids[order], torch.tensor([-1])])  # the last one: no name at all
+        return names[first]
 
     @property
     def labels(self) -> list[str]:
@@ -185,11 +186,17 @@ def class_scores(found: Detected, category_names: Sequence[str], rows: dict[int,
         rows: `rows_of_names`, where it is known already.
     """
     rows = rows_of_names(found.names, category_names) if rows is None else rows
+    known = sorted((name, category) for name, categories in rows.items() for category in categories)
     scores = torch.full((len(found), len(category_names)), torch.nan)
-    scores[:, [c for categories in rows.values() for c in categories]] = 0.0
-    for name, categories in rows.items():
-        own = found.name_ids == name
-        for category in categories:
-            where = found.region_ids[own]
-            scores[where, category] = torch.maximum(scores[where, category], found.name_scores[own])
+    if known:
+        names, categories = torch.tensor(known).unbind(1)
+        scores[:, categories] = 0.0
+        # Each entry of a name becomes one of each of its categories, which stand together in `known`.
+        counts = torch.bincount(names, minlength=len(found.names))
+        many = counts[found.name_ids]
+        entry = torch.arange(len(many)).repeat_interleave(many)
+        place = torch.arange(len(entry)) - (many.cumsum(0) - many)[entry]
+        category = categories[(counts.cumsum(0) - counts)[found.name_ids[entry]] + place]
+        cells = found.region_ids[entry] * len(category_names) + category
+        scores.view(-1).scatter_reduce_(0, cells, found.name_scores[entry].float(), "amax")
     return scores

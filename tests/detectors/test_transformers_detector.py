@@ -179,6 +179,36 @@ def test_no_photo_no_box_and_copies(folders):
     same(pickle.loads(pickle.dumps(found_by)).detect(photos((60, 90)))[0], nothing)
 
 
+def test_a_label_is_the_first_of_the_names_with_the_highest_score():
+    generator = torch.Generator().manual_seed(0)
+    dense = (torch.rand(50, 20, generator=generator) * 4).round() / 4  # many equal scores
+    dense[7] = 0
+    region_ids, name_ids = dense.nonzero(as_tuple=True)
+    names = tuple(map(str, range(20)))
+    found = Detected(torch.zeros(50, 4), torch.ones(50), names, region_ids, name_ids, dense[region_ids, name_ids])
+    expected = torch.where(dense.amax(dim=1) > 0, dense.argmax(dim=1), -1)
+    assert torch.equal(found.label_ids, expected)
+    assert found.labels[7] == ""
+
+
+def test_class_scores_equal_a_slow_loop():
+    """Names of one, several and no category; two names of one category."""
+    generator = torch.Generator().manual_seed(0)
+    names, rows = tuple("abcdef"), {0: [3], 2: [1, 4], 4: [4], 5: [0]}
+    region_ids, name_ids = (torch.rand(30, 6, generator=generator) < 0.5).nonzero(as_tuple=True)
+    values = torch.rand(len(name_ids), generator=generator)
+    found = Detected(torch.zeros(30, 4), torch.ones(30), names, region_ids, name_ids, values)
+    expected = torch.full((30, 7), torch.nan)
+    for categories in rows.values():
+        expected[:, categories] = 0
+    for region, name, value in zip(region_ids.tolist(), name_ids.tolist(), values.tolist(), strict=True):
+        for category in rows.get(name, []):
+            expected[region, category] = max(expected[region, category].item(), value)
+    assert torch.equal(class_scores(found, "0123456", rows).nan_to_num(-1), expected.nan_to_num(-1))
+    assert class_scores(found, "01", {}).isnan().all()
+    assert class_scores(Detected.nothing(names), "0123456", rows).shape == (0, 7)
+
+
 def test_merging_keeps_the_best_box_and_every_name():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60], [-5, -5, 0.5, 20], [0, 0, 10, 10.5]])
     found = Detected(
