@@ -63,21 +63,20 @@ def training_set(config: Any, annotations: Path | None, images: Path | None) -> 
             raise ConfigError("the config has no data set with one ann_file; give --annotations and --images")
         dataset = dataset["dataset"]
     root = Path(dataset.get("data_root") or "")
-    if annotations is None:
-        annotations = root / dataset["ann_file"]
-        if own is None:
-            beside = [
-                annotations.with_name(annotations.name.replace(old, new))
-                for new in ("calib", "train")
-                for old in ("test", "val")
-                if old in annotations.name
-            ]
-            annotations = next((path for path in beside if path.is_file()), None)
-    if annotations is None or not annotations.is_file():
-        raise MissingAssetError(
-            f"no training annotations found{f' at {annotations}' if annotations else ''}; name them: --annotations FILE"
-        )
-    return annotations, images or root / (dataset.get("data_prefix") or {}).get("img", "")
+    places = [annotations or root / dataset["ann_file"]]
+    if annotations is None and own is None:
+        tested = places[0]
+        places = [
+            tested.with_name(tested.name.replace(old, new))
+            for new in ("calib", "train")
+            for old in ("test", "val")
+            if old in tested.name
+        ]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        looked = f" at {' or '.join(map(str, places))}" if places else ""
+        raise MissingAssetError(f"no training annotations found{looked}; name them: --annotations FILE")
+    return found, images or root / (dataset.get("data_prefix") or {}).get("img", "")
 
 
 def calibration_parser(what: str, description: str | None, config_help: str) -> argparse.ArgumentParser:

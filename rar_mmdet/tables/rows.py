@@ -114,7 +114,8 @@ def _lacks(row: Row, looks: Mapping[str, Look]) -> list[str]:
     for part in row.parts:
         found = looks[part.job.name]
         if found.result is None:
-            told += [" ".join(problem.split()) for problem in found.problems] or ["not run yet: leave out --dry-run"]
+            problems = ["; ".join(map(str.strip, problem.splitlines())) for problem in found.problems]
+            told += problems or ["not run yet: leave out --dry-run"]
     return told
 
 

@@ -396,6 +396,11 @@ def test_training_set_of_a_config(world: Path) -> None:
     assert training_set(config, None, world) == (world / "ann_calib.json", world)
     with pytest.raises(ConfigError, match="no data set with one ann_file; give --annotations"):
         training_set(Config({"train_dataloader": {"dataset": {"datasets": []}}}), None, None)
+    tested = Config({"test_dataloader": {"dataset": {"data_root": str(world), "ann_file": "ann_test.json"}}})
+    assert training_set(tested, None, None)[0] == world / "ann_calib.json"
+    tested.test_dataloader.dataset.ann_file = "lvis_val.json"
+    with pytest.raises(MissingAssetError, match=r"found at .*lvis_calib.json or .*lvis_train.json; name them"):
+        training_set(tested, None, None)
 
 
 def test_a_config_has_one_recognizer(tmp_path: Path) -> None:

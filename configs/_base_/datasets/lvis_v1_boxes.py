@@ -4,7 +4,9 @@ _base_ = "boxes.py"
 data_root = "data/lvis_v1/"
 ann_file = data_root + "annotations/lvis_v1_val.json"
 how_to_get = [
-    "annotations: https://www.lvisdataset.org/dataset (Validation set), unpacked as " + ann_file,
+    "annotations: https://www.lvisdataset.org/dataset (Validation set), unpacked as "
+    + ann_file
+    + " (to calibrate, the Training set beside it)",
     "images: http://images.cocodataset.org/zips/train2017.zip and val2017.zip, unpacked in "
     + data_root
     + " (LVIS val uses both)",
