@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +51,31 @@ class Figure:
     caption: str
     x_label: str
     y_label: str
-    lines: tuple[Line, ...]
+    lines: tuple[Line, ...] = ()
     diagonal: bool = False  # with the line of equal x and y
     whole: bool = False  # x are whole numbers
     ticks: tuple[str, ...] = ()  # texts instead of the numbers 1, 2, ... on the x axis
     bars: bool = False  # a bar for each point
 
 
+Lines = Callable[[Sequence[Run]], Iterable[Line]]
+_FIGURES: list[tuple[Figure, Lines]] = []  # without lines, and what makes them; in the order of a page
+
+
+def _draws(name: str, title: str, caption: str, x_label: str, y_label: str, **how: Any) -> Callable[[Lines], Lines]:
+    """The function below makes the lines of this figure; see the fields of `Figure`."""
+
+    def add(lines_of: Lines) -> Lines:
+        _FIGURES.append((Figure(name, title, caption, x_label, y_label, **how), lines_of))
+        return lines_of
+
+    return add
+
+
 def figures_of(runs: Sequence[Run]) -> list[Figure]:
     """Every figure that the runs have data for."""
-    makers = (
-        _recall,
-        _ranker_by_k,
-        _crop_scale,
-        _reliability,
-        _risk_coverage,
-        _nothing_there,
-        _gain_by_margin,
-        _order_effect,
-        _box_errors,
-    )
-    return [figure for make in makers if (figure := make(runs)).lines]
+    found = ((figure, tuple(lines_of(runs))) for figure, lines_of in _FIGURES)
+    return [replace(figure, lines=lines) for figure, lines in found if lines]
 
 
 def label(run: Run, stage: str, runs: Sequence[Run]) -> str:
@@ -79,8 +83,15 @@ def label(run: Run, stage: str, runs: Sequence[Run]) -> str:
     return stage if len(runs) == 1 else f"{run.name}: {stage}"
 
 
-def _recall(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "recall",
+    "How often the true name is among the first k",
+    "The ceiling of a ranker with k candidates is the curve of retrieval at k.",
+    "k, names",
+    "share of objects",
+    whole=True,
+)
+def _recall(runs: Sequence[Run]) -> Iterator[Line]:
     ks = tuple(range(1, PLACES + 1))
     for run in runs:
         rows = run.has_truth
@@ -88,59 +99,46 @@ def _recall(runs: Sequence[Run]) -> Figure:
             for name, stage in run.stages.items():
                 if name != "ranker":
                     shares = tuple(float((stage.place[rows] < k).mean()) for k in ks)
-                    lines.append(Line(label(run, name, runs), ks, shares))
-    return Figure(
-        "recall",
-        "How often the true name is among the first k",
-        "The ceiling of a ranker with k candidates is the curve of retrieval at k.",
-        "k, names",
-        "share of objects",
-        tuple(lines),
-        whole=True,
-    )
+                    yield Line(label(run, name, runs), ks, shares)
 
 
-def _ranker_by_k(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "ranker_k",
+    "How many names the ranker is asked about",
+    "Runs that differ in the number of candidates alone (the paper's Figure 10).",
+    "K, candidates",
+    "share of objects; AP",
+    whole=True,
+)
+def _ranker_by_k(runs: Sequence[Run]) -> Iterator[Line]:
     for group, members in _series(runs, ("num_candidates",), lambda run: int(run.offered.max(initial=0)) or None):
         ks = tuple(k for k, _ in members)
         for name in ("ranker", "fused"):
-            lines.append(Line(f"{group}{name}", ks, tuple(_right(run, name) for _, run in members)))
-        lines += _average_precision(group, members)
-    return Figure(
-        "ranker_k",
-        "How many names the ranker is asked about",
-        "Runs that differ in the number of candidates alone (the paper's Figure 10).",
-        "K, candidates",
-        "share of objects; AP",
-        tuple(lines),
-        whole=True,
-    )
+            yield Line(f"{group}{name}", ks, tuple(_right(run, name) for _, run in members))
+        yield from _average_precision(group, members)
 
 
-def _crop_scale(runs: Sequence[Run]) -> Figure:
+@_draws(
+    "crop_scale",
+    "How much larger than the object its crop is",
+    "Runs that differ in a fixed crop scale alone: first names by retrieval, by the size of the object (the "
+    "paper's Figure 11).",
+    "crop scale",
+    "share of objects; AP",
+)
+def _crop_scale(runs: Sequence[Run]) -> Iterator[Line]:
     def factor(run: Run) -> float | None:
         scale = run.recognizer.get("cropper", {}).get("scale") or {}
         return float(scale.get("factor", 1.0)) if str(scale.get("type", "")).endswith("FixedScale") else None
 
-    lines = []
     for group, members in _series(runs, ("cropper", "scale"), factor):
         factors = tuple(x for x, _ in members)
         for size in ("small", "medium", "large"):
             shares = [change_by(run, {size: size_groups(run)[size]}) for _, run in members]
             if all(shares):
-                lines.append(Line(f"{group}{size}", factors, tuple(of_run[0].before for of_run in shares)))
-        lines.append(Line(f"{group}all", factors, tuple(_right(run, "retrieval") for _, run in members)))
-        lines += _average_precision(group, members)
-    return Figure(
-        "crop_scale",
-        "How much larger than the object its crop is",
-        "Runs that differ in a fixed crop scale alone: first names by retrieval, by the size of the object (the "
-        "paper's Figure 11).",
-        "crop scale",
-        "share of objects; AP",
-        tuple(lines),
-    )
+                yield Line(f"{group}{size}", factors, tuple(of_run[0].before for of_run in shares))
+        yield Line(f"{group}all", factors, tuple(_right(run, "retrieval") for _, run in members))
+        yield from _average_precision(group, members)
 
 
 def _series(
@@ -184,118 +182,106 @@ def _average_precision(group: str, members: Sequence[tuple[float, Run]]) -> list
     return []
 
 
-def _reliability(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "reliability",
+    "Does confidence keep its promise?",
+    "Bins of equal mass. Above the dotted line a stage is right more often than it says.",
+    "confidence of the first name",
+    "share that is right",
+    diagonal=True,
+)
+def _reliability(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         for judged in run.judged:
             bins = judged.reliability
-            lines.append(Line(label(run, judged.stage, runs), tuple(bins.confidence), tuple(bins.accuracy)))
-    return Figure(
-        "reliability",
-        "Does confidence keep its promise?",
-        "Bins of equal mass. Above the dotted line a stage is right more often than it says.",
-        "confidence of the first name",
-        "share that is right",
-        tuple(lines),
-        diagonal=True,
-    )
+            yield Line(label(run, judged.stage, runs), tuple(bins.confidence), tuple(bins.accuracy))
 
 
-def _risk_coverage(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "risk_coverage",
+    "Errors among the surest answers",
+    "Keep the surest share (x) of the answers: so many of them are wrong (y).",
+    "share of objects that are kept",
+    "share of them that is wrong",
+)
+def _risk_coverage(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         for judged in run.judged:
             curve = risk_coverage(judged.confidence, judged.correct)
             kept = _spaced(len(curve.risk))
-            lines.append(Line(label(run, judged.stage, runs), tuple(curve.coverage[kept]), tuple(curve.risk[kept])))
-    return Figure(
-        "risk_coverage",
-        "Errors among the surest answers",
-        "Keep the surest share (x) of the answers: so many of them are wrong (y).",
-        "share of objects that are kept",
-        "share of them that is wrong",
-        tuple(lines),
-    )
+            yield Line(label(run, judged.stage, runs), tuple(curve.coverage[kept]), tuple(curve.risk[kept]))
 
 
 def _spaced(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, CURVE_POINTS).round().astype(int))
 
 
-def _nothing_there(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "none_of_these",
+    "None of these: objects and regions without one",
+    "Each point is a threshold on the score: how many regions without an object keep a name (x), and how many "
+    "objects keep theirs (y).",
+    "share of regions without an object that is named",
+    "share of objects that is named",
+    diagonal=True,
+)
+def _nothing_there(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         for name, scores, there in run.presence_scores():
             empty, objects = roc(scores, there)
             kept = _spaced(len(empty))
-            lines.append(Line(label(run, name, runs), tuple(empty[kept]), tuple(objects[kept])))
-    return Figure(
-        "none_of_these",
-        "None of these: objects and regions without one",
-        "Each point is a threshold on the score: how many regions without an object keep a name (x), and how many "
-        "objects keep theirs (y).",
-        "share of regions without an object that is named",
-        "share of objects that is named",
-        tuple(lines),
-        diagonal=True,
-    )
+            yield Line(label(run, name, runs), tuple(empty[kept]), tuple(objects[kept]))
 
 
-def _gain_by_margin(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "gain_by_margin",
+    "Where ranking helps",
+    "Fifths of the objects, from those that retrieval was least sure of to those it was surest of.",
+    "fifth by retrieval's margin",
+    "share made right, made wrong",
+    ticks=("least sure", *(str(n) for n in range(2, QUANTILES)), "surest"),
+)
+def _gain_by_margin(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         if run.is_ranked and run.has_truth.any():
             changes = change_by(run, margin_groups(run))
             x = tuple(range(1, len(changes) + 1))
-            lines.append(Line(label(run, "improved", runs), x, tuple(c.improved for c in changes)))
-            lines.append(Line(label(run, "harmed", runs), x, tuple(-c.harmed for c in changes)))
-    return Figure(
-        "gain_by_margin",
-        "Where ranking helps",
-        "Fifths of the objects, from those that retrieval was least sure of to those it was surest of.",
-        "fifth by retrieval's margin",
-        "share made right, made wrong",
-        tuple(lines),
-        ticks=("least sure", *(str(n) for n in range(2, QUANTILES)), "surest"),
-    )
+            yield Line(label(run, "improved", runs), x, tuple(c.improved for c in changes))
+            yield Line(label(run, "harmed", runs), x, tuple(-c.harmed for c in changes))
 
 
-def _order_effect(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "order_effect",
+    "What the order of the prompt does",
+    "Each order of the candidates by itself; the first is retrieval's. Level lines: no effect.",
+    "order of the prompt",
+    "share of objects",
+    whole=True,
+)
+def _order_effect(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         effect = order_effect(run)
         if effect is not None:
             x = tuple(range(1, len(effect.right) + 1))
-            lines.append(Line(label(run, "right", runs), x, effect.right))
-            lines.append(Line(label(run, "keeps retrieval's first name", runs), x, effect.first))
-    return Figure(
-        "order_effect",
-        "What the order of the prompt does",
-        "Each order of the candidates by itself; the first is retrieval's. Level lines: no effect.",
-        "order of the prompt",
-        "share of objects",
-        tuple(lines),
-        whole=True,
-    )
+            yield Line(label(run, "right", runs), x, effect.right)
+            yield Line(label(run, "keeps retrieval's first name", runs), x, effect.first)
 
 
-def _box_errors(runs: Sequence[Run]) -> Figure:
-    lines = []
+@_draws(
+    "box_errors",
+    "What went wrong with boxes",
+    "What AP at IoU 0.5 would gain if all errors of one kind were mended (TIDE).",
+    "error",
+    "gain in AP, of 1",
+    ticks=tuple(BOX_ERRORS.values()),
+    bars=True,
+)
+def _box_errors(runs: Sequence[Run]) -> Iterator[Line]:
     for run in runs:
         metrics = run.summary.get("metrics", {})
         costs = [metrics.get(f"bbox_dAP_{kind}") for kind in BOX_ERRORS]
         if all(isinstance(cost, float | int) for cost in costs):
-            lines.append(Line(run.name, tuple(range(1, len(costs) + 1)), tuple(map(float, costs))))
-    return Figure(
-        "box_errors",
-        "What went wrong with boxes",
-        "What AP at IoU 0.5 would gain if all errors of one kind were mended (TIDE).",
-        "error",
-        "gain in AP, of 1",
-        tuple(lines),
-        ticks=tuple(BOX_ERRORS.values()),
-        bars=True,
-    )
+            yield Line(run.name, tuple(range(1, len(costs) + 1)), tuple(map(float, costs)))
 
 
 def write_figure(figure: Figure, folder: Path) -> Path:
