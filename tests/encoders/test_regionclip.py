@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.encoders import RegionClipEncoder, RegionEncoder
 from rar_mmdet.encoders.regionclip import RegionClip, read_class_embeddings, region_logits, zero_shot_detections
-from rar_mmdet.errors import ConfigError, EncoderLoadError, MissingAssetError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, ImageReadError, MissingAssetError
 from rar_mmdet.testing import make_boxes, make_image
 
 # 5 MB of numbers are too many for the repository; README.md beside them says what is what.
@@ -86,6 +87,7 @@ class TestBoxes:
 
     def test_none(self, model):
         assert model.region_features(make_image(), []).shape == (0, DIM)
+        assert model.encode_tokens(torch.zeros((0, 77), dtype=torch.int64)).shape == (0, DIM)
 
     @pytest.mark.parametrize(
         ("image_hw", "expected"),
@@ -95,6 +97,33 @@ class TestBoxes:
     def test_short_side_unless_the_long_one_is_too_long(self, model, image_hw, expected):
         assert model.resized_hw(image_hw) == expected
         assert model.resize(make_image(*image_hw)).shape == (3, *expected)
+
+    def test_photos_of_any_shape_equal_float64(self, model, oracle):
+        """The whole way of boxes that are partly outside, tiny or at a corner."""
+        resnet, side = copy.deepcopy(oracle[0]).double(), model.backbone.box_side
+        mean, std = (
+            torch.tensor(v).double().view(3, 1, 1)
+            for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
+        for height, width in ((37, 211), (5, 5), (161, 120)):
+            image = make_image(height, width)
+            far, middle = (width - 0.5, height - 0.5, width + 3, height + 3), (width / 2, height / 2)
+            boxes = np.array(
+                [(0, 0, width, height), (-9, -7, *middle), far, (*middle, middle[0] + 0.01, middle[1] + 0.01)]
+            )
+            pixels = (model.resize(image).double() / 255 - mean) / std
+            new_height, new_width = pixels.shape[1:]
+            features = resnet.layer3(resnet.layer2(resnet.layer1(resnet.stem(pixels[None]))))[0].numpy()
+            scaled = np.clip(
+                boxes * np.array([new_width / width, new_height / height] * 2), 0, [new_width, new_height] * 2
+            )
+            maps = np.stack([pool(features, box.astype(np.float32).astype(np.float64) / 16, side) for box in scaled])
+            expected = resnet.attnpool(resnet.layer4(torch.from_numpy(maps))).float()
+            torch.testing.assert_close(model.region_features(image, boxes), expected, atol=1e-5, rtol=1e-5)
+
+    def test_a_photo_too_thin_for_the_network_is_refused(self, model):
+        with pytest.raises(ImageReadError, match="a photo of 300x4 px becomes 160x2 px, but RegionCLIP needs 16 px"):
+            model.region_features(np.zeros((4, 300, 3), dtype=np.uint8), [[0, 0, 9, 4]])
 
 
 class TestScores:
@@ -160,16 +189,28 @@ class TestFiles:
         for name, tensor in model.state_dict().items():
             assert other.state_dict()[name].equal(tensor)
 
-    def test_nothing_but_tensors_is_unpickled(self, tmp_path):
+    @pytest.mark.parametrize("where", ["a tensor's place", "beside the tensors", "no file of torch.save"])
+    def test_nothing_but_tensors_is_unpickled(self, oracle, tmp_path, where):
+        """Also where harm stands in a part of the file that nobody reads."""
+
         class Harm:
             def __reduce__(self):
-                return (Path.touch, (tmp_path / "harm",))
+                return os.mkdir, (str(tmp_path / "harm"),)
 
-        torch.save({"model": {"backbone.conv1.weight": Harm()}}, tmp_path / "model.pth")
+        path, tensors = tmp_path / "model.pth", published_names(*oracle)
+        if where == "a tensor's place":
+            torch.save({"model": tensors | {"backbone.conv1.weight": Harm()}}, path)
+        elif where == "beside the tensors":
+            torch.save({"model": tensors, "optimizer": Harm()}, path)
+        else:
+            path.write_bytes(pickle.dumps({"model": Harm()}, protocol=2))
         for read in (RegionClip.from_checkpoint, read_class_embeddings):
-            with pytest.raises(EncoderLoadError, match="holds more than tensors"):
-                read(tmp_path / "model.pth")
+            with pytest.raises(EncoderLoadError, match="holds more than tensors.*GLOBAL .*mkdir") as told:
+                read(path)
+            assert "weights_only" not in str(told.value)  # torch advises to unpickle it all the same
         assert not (tmp_path / "harm").exists()
+        pickle.loads(pickle.dumps(Harm()))  # it is harm
+        assert (tmp_path / "harm").exists()
 
     @pytest.mark.parametrize(
         ("name", "message"),

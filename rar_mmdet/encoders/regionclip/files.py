@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,12 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # The rest of torch's text is advice to unpickle it all the same.
+        found = re.search(r"GLOBAL \S+", str(error))
         raise EncoderLoadError(
-            f"{path} holds more than tensors, or is no file of torch.save: {str(error).splitlines()[0]}. Only tensors "
-            "are read, because a pickle may run any program; get the published file, or save it as .safetensors"
-        ) from error
+            f"{path} holds more than tensors, or is no file of torch.save{f' ({found[0]})' if found else ''}. Only "
+            "tensors are read, because a pickle may run any program; get the published file, or save it as .safetensors"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise EncoderLoadError(f"{path} is damaged: {error}. Download it again") from error
 

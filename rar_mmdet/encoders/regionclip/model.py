@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rar_mmdet.boxes import Boxes, boxes_to_array
 from rar_mmdet.encoders.regionclip.files import IMAGE_PREFIX, TEXT_PREFIX, read_tensors
 from rar_mmdet.encoders.regionclip.networks import CHANNELS_PER_HEAD, ImageNetwork, TextNetwork
-from rar_mmdet.errors import ConfigError, EncoderLoadError
+from rar_mmdet.errors import ConfigError, EncoderLoadError, ImageReadError
 
 __all__ = ["RegionClip"]
 
@@ -100,7 +100,17 @@ class RegionClip(nn.Module):
 
     @torch.inference_mode()
     def image_features(self, image_rgb: NDArray[np.uint8] | Tensor) -> Tensor:
-        """(1, C, h/16, w/16) features of a photo before boxes are read, by one forward pass."""
+        """(1, C, h/16, w/16) features of a photo before boxes are read, by one forward pass.
+
+        Raises:
+            ImageReadError: the photo is so long and thin that less than one cell of the features is left of it.
+        """
+        size_hw, stride = self.resized_hw(tuple(image_rgb.shape[:2])), self.backbone.stride
+        if min(size_hw) < stride:
+            raise ImageReadError(
+                f"a photo of {image_rgb.shape[1]}x{image_rgb.shape[0]} px becomes {size_hw[1]}x{size_hw[0]} px, but "
+                f"RegionCLIP needs {stride} px of either side; cut the photo, or raise max_size={self.max_size}"
+            )
         pixels = self.resize(image_rgb).to(self.device)[None].float() / 255
         mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (MEAN, STD))
         return self.backbone.features(((pixels - mean) / std).to(self.backbone.attnpool.positional_embedding.dtype))
@@ -115,6 +125,9 @@ class RegionClip(nn.Module):
 
         Returns:
             (R, D), not normalised.
+
+        Raises:
+            ImageReadError: the photo is too thin, see `image_features`.
         """
         boxes = self._boxes_at(boxes_xyxy, tuple(image_rgb.shape[:2]))
         found = [
