@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 from rar_mmdet.errors import AnnotationFileError
 
-__all__ = ["CocoBuilder", "read_cvat", "read_voc", "turned_box"]
+__all__ = ["VOC_DATABASE", "CocoBuilder", "read_cvat", "read_voc", "turned_box"]
 
-# Files of the VOC challenge itself count pixels from 1 and include the last one; tools that copied the format do not.
-_OFFICIAL = "The VOC"
+VOC_DATABASE = "rar-mmdet"  # source/database of the files that are written here
+# These, and files of the VOC challenge itself, count pixels from 1 and include the last one; tools that copied the
+# format do not.
+_FROM_ONE = ("The VOC", VOC_DATABASE)
 
 
 class CocoBuilder:
@@ -74,8 +76,8 @@ class CocoBuilder:
 def read_voc(place: str | Path) -> dict[str, Any]:
     """The boxes of a folder of VOC files, or of one of them.
 
-    Files of the challenge itself (source/database "The VOC...") count from 1: one is subtracted from xmin and ymin. All
-    others are taken as they are written.
+    Files of the challenge itself (source/database "The VOC...") and those of `rar-mmdet label` count from 1: one is
+    subtracted from xmin and ymin. All others are taken as they are written.
 
     Raises:
         AnnotationFileError: there is none, or one is not of this format.
@@ -89,9 +91,10 @@ def read_voc(place: str | Path) -> dict[str, Any]:
         tree = parse(file)
         if tree.tag != "annotation":
             raise AnnotationFileError(f"{file} begins with <{tree.tag}>, expected <annotation> as in Pascal VOC")
-        shift = 1.0 if (tree.findtext("source/database") or "").startswith(_OFFICIAL) else 0.0
+        shift = 1.0 if (tree.findtext("source/database") or "").startswith(_FROM_ONE) else 0.0
         width, height = (int(_number(tree, f"size/{key}", file, 0.0)) for key in ("width", "height"))
-        found.add_photo(tree.findtext("filename") or f"{file.stem}.jpg", width, height)
+        photo = PurePosixPath(tree.findtext("folder") or "") / (tree.findtext("filename") or f"{file.stem}.jpg")
+        found.add_photo(photo.as_posix(), width, height)
         for number, item in enumerate(tree.iter("object")):
             where = f"{file}, object {number}"
             left, top, right, bottom = (

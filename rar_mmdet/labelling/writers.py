@@ -21,6 +21,7 @@ from PIL import Image
 
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.images import read_image
+from rar_mmdet.files.xml import VOC_DATABASE
 from rar_mmdet.labelling.outlines import Outline, area_of, one_line
 from rar_mmdet.labelling.photos import Label, LabelledPhoto
 
@@ -214,6 +215,7 @@ class VocWriter(Writer):
         folder = escape(str(Path(photo.name).parent.as_posix()))
         file.write_text(
             f"<annotation><folder>{folder}</folder><filename>{escape(Path(photo.name).name)}</filename>"
+            f"<source><database>{VOC_DATABASE}</database></source>"
             f"<size><width>{photo.width}</width><height>{photo.height}</height><depth>3</depth></size>"
             f"<segmented>0</segmented>{objects}</annotation>\n",
             encoding="utf-8",

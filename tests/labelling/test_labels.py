@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 
 from rar_mmdet.cli import main as rar_mmdet
-from rar_mmdet.detectors import Detected
+from rar_mmdet.detectors import Detected, read_box_file
 from rar_mmdet.errors import ConfigError, ImageReadError, MissingAssetError, RecordFileError
 from rar_mmdet.files.images import read_image
 from rar_mmdet.files.yolo import read_yolo
@@ -118,6 +118,24 @@ def test_every_format_is_read_back(photos, tmp_path):
     assert len(crops) == 9
     assert all(min(Image.open(crop).size) > 10 for crop in crops)
     assert not list(out.glob(".*"))  # nothing half-written is left
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc", "cvat", "label-studio"])
+def test_what_is_written_is_read_as_the_same_boxes(photos, tmp_path, form):
+    """A round trip: labels out, and in again as the boxes of another run."""
+    run = LabelRun(labeller(), photos, tmp_path / "out")
+    run.run()
+    (place,), _ = run.write([form])
+    file = read_box_file(place / "tasks.json" if form == "label-studio" else place, split="train")
+    found = []
+    for row, (written, boxes) in enumerate(zip(file.photos, file.boxes, strict=True)):
+        linked = Path(
+            os.path.realpath(place / written)
+        )  # YOLO has links to the photos, of other names where stems are equal
+        name = linked.relative_to(photos.resolve()).as_posix() if form == "yolo" else written
+        assert form == "yolo" or file.row_of(f"elsewhere/{name}") == row
+        found += [(name, label, box) for label, box in zip(boxes.labels, boxes.boxes_xyxy.tolist(), strict=True)]
+    check(found, labels_of(run))
 
 
 def check(found, expected):
