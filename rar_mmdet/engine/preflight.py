@@ -160,7 +160,11 @@ def missing_assets(config: Config) -> list[str]:
     dataset = config.get("test_dataloader", {}).get("dataset")
     if dataset is not None:
         lines += _missing_of_dataset(dataset)
-    detector, source = config.get("model", {}).get("detector"), None
+    model = config.get("model", {})
+    detector, source = (
+        model.get("module", model).get("detector"),
+        None,
+    )  # a wrapper for test-time augmentation has a module
     if isinstance(detector, Mapping) and detector.get("type", "").removeprefix(_SCOPE) == "TransformersDetector":
         source = build_component(detector, "model.detector")
     checkpoint = config.get("load_from")

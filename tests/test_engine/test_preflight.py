@@ -67,6 +67,8 @@ def test_a_detector_by_hub_id_needs_no_checkpoint(tmp_path):
     assert lines[0].startswith("checkpoint: nobody/nothing (looked for in ")
     assert lines[0].endswith("this detector has its weights by model.detector.model, a hub id or a folder")
     assert "run `hf download nobody/nothing`" in lines[-1]
+    augmented = config(tmp_path, model={"type": "rar_mmdet.RecognitionTTAModel", "module": model})
+    assert missing_assets(augmented) == lines[-1:]
 
 
 @pytest.mark.parametrize(
