@@ -1,6 +1,6 @@
-# The row of a hosted model (the paper's GPT-4V): its letters instead of LLaVA's likelihoods. Each photo is sent to the
-# server of `base_url`, here one on this machine. A hosted service: its address, its model, extra_body=None, and the key
-# in OPENAI_API_KEY; photos leave the machine then. `--limit 500` asks about a stratified, seeded sample alone.
+# A model behind a chat server, its letters instead of LLaVA's likelihoods: here `vllm serve` on this machine. A hosted
+# chat service takes its address, its model, extra_body=None and a `server` with key, price and budget, as in
+# flowers102_hosted.py; photos leave the machine then. `--limit 500` takes a stratified, seeded sample alone.
 _base_ = "flowers102.py"
 
 ranker = dict(

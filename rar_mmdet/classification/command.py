@@ -32,6 +32,7 @@ from rar_mmdet.classification.vectors import read_descriptions
 from rar_mmdet.components import asks_a_model, build_component, check_keys, nearest, read_config
 from rar_mmdet.errors import ConfigError, MissingAssetError
 from rar_mmdet.memory.cache import default_cache_dir
+from rar_mmdet.rankers.served import ServedRanker
 
 __all__ = ["main", "recipe_of", "run"]
 
@@ -40,6 +41,7 @@ KEYS = (
     *("dataset", "encoder", "cropper", "ranker", "ranker_cropper", "fusion", "num_candidates", "descriptions"),
     "vision_encoder",
 )
+SHAPING_NOTHING = ("cache", "server", "timeout", "max_retries")  # of a ranker's settings, the server's revision apart
 CROPPER_TYPE = "RegionCropper"
 
 
@@ -78,6 +80,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, help="only so many test photos, a stratified sample")
     parser.add_argument("--tune", action="store_true", help="choose knobs on the val part (never on the test part)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        help="money that a hosted ranker may spend, at its config's prices; the run stops before, and nothing is lost",
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: a GPU if there is one)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: work_dirs/classify/CONFIG)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config")
@@ -157,6 +164,8 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
         raise ConfigError(f"--top must be at least 1, got {args.top}")
     if args.top > 1:
         config["num_candidates"] = max(10, int(config.get("num_candidates") or 0))
+    if args.budget is not None:
+        _limit_cost(config, args)
     recipe = recipe_of(config, out)
     if args.names:
         names_table, told = classify_names(args, config, recipe, out, _plain_text(config.get("ranker")))
@@ -202,6 +211,10 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
         }
     )
     shots = [WHOLE_TRAIN] if args.memory == WHOLE_TRAIN else [str(number) for number in args.shots]
+    if isinstance(recipe.ranker, ServedRanker) and recipe.ranker.meter is not None:
+        further = [*([UNAIDED] if is_unaided else []), *(f"offered-{count}" for count in args.offered or ())]
+        if questions := few_shot.questions(ranked, shots, args.seeds, further):
+            print(recipe.ranker.estimate(questions), file=sys.stderr)
     places = few_shot.places(rows, ranked, shots, args.seeds)
     table = Table.from_places(places, args.top)
     if is_unaided:
@@ -241,11 +254,22 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
     return table
 
 
+def _limit_cost(config: dict[str, Any], args: argparse.Namespace) -> None:
+    """--budget, in place of the config's."""
+    ranker: Mapping[str, Any] = config.get("ranker") or {}
+    if not asks_a_model(ranker) or "base_url" not in ranker:
+        raise ConfigError(f"--budget {args.budget}: {args.config} has no ranker that asks a server")
+    config["ranker"] = {**ranker, "server": {**(ranker.get("server") or {}), "budget": args.budget}}
+
+
 def _plain_text(settings: Any) -> str | None:
-    """A ranker's settings as text, without where its answers are kept."""
+    """A ranker's settings as text, without those that shape no answer: where answers are kept, prices and patience."""
     if settings is None:
         return None
-    return json.dumps({key: value for key, value in settings.items() if key != "cache"}, sort_keys=True, default=str)
+    shaping = {key: value for key, value in settings.items() if key not in SHAPING_NOTHING}
+    if revision := (settings.get("server") or {}).get("revision"):
+        shaping["revision"] = revision
+    return json.dumps(shaping, sort_keys=True, default=str)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

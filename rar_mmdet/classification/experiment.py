@@ -18,7 +18,7 @@ from torch import Tensor
 from rar_mmdet.classification.draws import Draw, draw_first, draw_seeded, read_draw, stratified_sample, whole_train
 from rar_mmdet.classification.recording import Recipe, Recorder, claim_folder
 from rar_mmdet.classification.released import RELEASED, read_places, write_lists
-from rar_mmdet.classification.results import UNAIDED, Places, places_of
+from rar_mmdet.classification.results import RANKED, UNAIDED, Places, places_of
 from rar_mmdet.classification.shortlisters import DESCRIPTIONS, SHORTLISTERS, TEXT_ALONE, VISION, Vectors
 from rar_mmdet.classification.vectors import PhotoVectors, encode_class_texts, encode_descriptions
 from rar_mmdet.errors import ConfigError, FewShotError
@@ -102,6 +102,22 @@ class FewShotRun:
                     ]
         return found
 
+    def questions(
+        self, ranked: Sequence[str], shots: Sequence[str], seeds: Sequence[int], further: Sequence[str]
+    ) -> int:
+        """How many (photo, names) the ranker is still to judge: what is on disk is not asked again.
+
+        Args:
+            ranked, shots, seeds: as in `places`.
+            further: names of files that are no cell of the table.
+        """
+        files = [self._file(name) for name in further]
+        for row in ranked:
+            draws = [(number, draw.seed) for number in shots for draw in self._draws(number, seeds)]
+            names = ["none"] if row in TEXT_ALONE else [f"{number}-{seed or 0}" for number, seed in draws]
+            files += [self._file(f"{row}{RANKED}-{name}") for name in names]
+        return len(self.test) * sum(not file.is_file() for file in files)
+
     def offered(self, counts: Sequence[int]) -> dict[int, Places]:
         """The ranker's answers where the truth is always among the offered names: the text row's best, and it.
 
@@ -114,7 +130,7 @@ class FewShotRun:
                 raise ConfigError(
                     f"{count} offered names: expected 2 to {self.recipe.dataset.num_classes}, the number of classes"
                 )
-            file = self.out / "records" / f"offered-{count}.jsonl"
+            file = self._file(f"offered-{count}")
             if not file.is_file():
                 found = self._shortlister(TEXT, None).search(self._photos(self.test), self.recipe.dataset.num_classes)
                 self._write(file, _with_truth(found, self._truth(), count), is_ranked=True, num_candidates=count)
@@ -134,7 +150,7 @@ class FewShotRun:
                 f"row {UNAIDED!r}: {classes} names, but this ranker can tell at most {most} apart; ask=dict(type="
                 "'Likelihood') has no such limit"
             )
-        file = self.out / "records" / f"{UNAIDED}.jsonl"
+        file = self._file(UNAIDED)
         if not file.is_file():
             everything = torch.arange(classes).repeat(len(self.test), 1)
             even = Shortlist(everything, torch.full(everything.shape, 1 / classes))
@@ -147,13 +163,16 @@ class FewShotRun:
         for number in shots:
             files = []
             for draw in self._draws(number, seeds):
-                files.append(self.out / "records" / f"{RELEASED}-{number}-{draw.seed or 0}.jsonl")
+                files.append(self._file(f"{RELEASED}-{number}-{draw.seed or 0}"))
                 if not files[-1].is_file():
                     labels = torch.tensor([example.label for example in draw.examples])
                     queries, exemplars = self._photos(self.test), self._photos(draw.examples)
                     write_lists(files[-1], self.test, queries, exemplars, labels)
             found[number] = [read_places(file) for file in files]
         return found
+
+    def _file(self, name: str) -> Path:
+        return self.out / "records" / f"{name}.jsonl"
 
     def _draws(self, shots: str, seeds: Sequence[int]) -> list[Draw]:
         dataset = self.recipe.dataset
@@ -167,7 +186,7 @@ class FewShotRun:
         return [read_draw(file, dataset, shots=int(shots), seed=seed) for file, seed in zip(files, seeds, strict=True)]
 
     def _cell(self, row: str, is_ranked: bool, draw: Draw | None, name: str) -> Places:
-        file = self.out / "records" / f"{row}{'+rar' if is_ranked else ''}-{name}.jsonl"
+        file = self._file(f"{row}{RANKED if is_ranked else ''}-{name}")
         if not file.is_file():
             depth = min(max(KEPT_COLUMNS, self.recipe.num_candidates), self.recipe.dataset.num_classes)
             try:

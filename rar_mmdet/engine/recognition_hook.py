@@ -43,7 +43,7 @@ def _add_up(reports: Sequence[Mapping[str, Any]], counts: Collection[str] | None
     for key in dict.fromkeys(key for report in reports for key in report):
         values = [report[key] for report in reports if key in report]
         if isinstance(values[0], Mapping):
-            merged[key] = _add_up(values, COUNTS)
+            merged[key] = _add_up(values, None if key == "cost" else COUNTS)
         elif key == "seconds":
             merged[key] = max(values)
         else:

@@ -27,11 +27,16 @@ class Meter:
 
     def __init__(self, input_price: float, output_price: float = 0.0, budget: float | None = None) -> None:
         self.input_price, self.output_price, self.budget = input_price, output_price, budget
+        self._whole_budget = budget
         self.requests = self.input_tokens = self.output_tokens = 0
         self._dearest, self._reserved = 0.0, 0
         self.probing = True  # until crops are sent
-        self.stopped = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+
+    def share(self, processes: int) -> None:
+        """Leave to this one of several processes, which count for themselves, its share of the budget."""
+        if self._whole_budget is not None:
+            self.budget = self._whole_budget / processes
 
     @property
     def spent(self) -> float:
@@ -39,19 +44,32 @@ class Meter:
         return (self.input_tokens * self.input_price + self.output_tokens * self.output_price) / 1e6
 
     def reserve(self, requests: int) -> bool:
-        """Whether so many requests may begin: each may cost what the dearest so far did."""
-        with self._lock:
-            each = self._dearest * (_PROBE_MARGIN if self.probing else 1.0)
-            if self.budget is not None and self.spent + (self._reserved + requests) * each > self.budget:
-                self.stopped = True
+        """Whether so many requests may begin: each may cost what the dearest so far did.
+
+        The first ones about a crop go alone, and others wait for them: before that it is not known what one costs.
+        """
+        with self._changed:
+            while self.budget is not None and self.probing and self._reserved:
+                self._changed.wait()
+            if not self._fit(requests):
                 return False
             self._reserved += requests
             return True
 
+    def fits(self) -> bool:
+        """Whether a request that was reserved may be tried again, after an answer that was paid for and is no use."""
+        with self._changed:
+            return self._fit(0)
+
+    def _fit(self, more: int) -> bool:
+        each = self._dearest * (_PROBE_MARGIN if self.probing else 1.0)
+        return self.budget is None or self.spent + (self._reserved + more) * each <= self.budget
+
     def free(self, requests: int) -> None:
         """So many requests that were reserved have ended."""
-        with self._lock:
+        with self._changed:
             self._reserved -= requests
+            self._changed.notify_all()
 
     def settle(self, body: str, probe: bool = False) -> None:
         """Count a reply by its `usage`; one without counts nothing."""
@@ -60,7 +78,7 @@ class Meter:
             read, written = _tokens(usage, _INPUT), _tokens(usage, _OUTPUT)
         except (ValueError, AttributeError, RecursionError):
             return
-        with self._lock:
+        with self._changed:
             before = self.spent
             self.requests += 1
             self.input_tokens += read
@@ -68,6 +86,7 @@ class Meter:
             cost = self.spent - before
             if not probe and self.probing:
                 self.probing, self._dearest = False, 0.0
+                self._changed.notify_all()
             self._dearest = max(self._dearest, cost)
             step = self.budget / _TOLD_SHARES if self.budget else None
             if step and self.spent // step > before // step:
@@ -77,6 +96,13 @@ class Meter:
         """What was spent so far."""
         of = "" if self.budget is None else f" of a budget of {self.budget:g}"
         return f"spent {self.spent:.4g}{of} on {self.requests:,} requests with {self.input_tokens:,} input tokens"
+
+    def outlook(self) -> str:
+        """What questions will cost, as far as is known by the first ones."""
+        tokens = (self.input_tokens + self.output_tokens) / max(self.requests, 1)
+        each = self.spent / max(self.requests, 1)
+        lasts = "" if self.budget is None or not each else f", and the budget lasts for about {self.budget / each:,.0f}"
+        return f"about {tokens:,.0f} tokens a question, {1e3 * each:.4g} for 1,000 of them{lasts}"
 
     def report(self) -> dict[str, Any]:
         """For the report of a run (JSON types)."""

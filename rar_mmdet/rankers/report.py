@@ -46,7 +46,7 @@ def report_table(report: Mapping[str, Any]) -> str:
     if cost := report.get("cost"):
         lines.append(
             f"cost: {cost['spent']:.4g} for {cost['requests']:,} requests, {cost['input_tokens']:,} input and "
-            f"{cost['output_tokens']:,} output tokens (of one process)"
+            f"{cost['output_tokens']:,} output tokens"
         )
     return "\n".join(lines)
 

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from torch import Tensor
+from torch.distributed import get_world_size, is_available, is_initialized
 
-from rar_mmdet.errors import ConfigError, MissingAssetError
+from rar_mmdet.errors import ConfigError, MissingAssetError, RankerError
 from rar_mmdet.files.opencv import cv2
 from rar_mmdet.rankers.asking import AskingRanker
 from rar_mmdet.rankers.asks import expect_count
@@ -186,13 +187,42 @@ class ServedRanker(AskingRanker):
                     raise MissingAssetError("; ".join(missing))
                 client = self.connect(os.environ.get(self.server.api_key_env or "", ""))
                 client.wait_until_up(waiting)
-                self.learn(client)
-                self._client = client
                 if self.meter is not None:
-                    logger.warning(
-                        "%s: photos leave this machine. First questions: %s", client.nodes[0].url, self.meter.told()
-                    )
+                    self.meter.share(get_world_size() if is_available() and is_initialized() else 1)
+                self.learn(client)
+                if self.meter is not None:
+                    self._tell_cost(client.nodes[0].url, self.meter)
+                self._client = client
             return self._client
+
+    @staticmethod
+    def _tell_cost(url: str, meter: Meter) -> None:
+        """What the first questions cost, before any crop is sent.
+
+        Raises:
+            RankerError: there is a budget, and the server does not say what it takes of it.
+        """
+        if meter.budget is not None and not meter.input_tokens:
+            raise RankerError(
+                f"{url} does not report the tokens of its answers (`usage`), so budget={meter.budget:g} cannot be "
+                "kept; leave the budget out, and look at the service's own account"
+            )
+        logger.warning("%s: photos leave this machine; %s. First questions: %s", url, meter.outlook(), meter.told())
+
+    def estimate(self, questions: int) -> str:
+        """What so many questions will cost, by what the first ones did; asks these if nothing was asked yet.
+
+        Raises:
+            ConfigError: the price is not known.
+        """
+        if self.meter is None:
+            raise ConfigError("a cost needs server=dict(price_per_million=...), the price of a million input tokens")
+        _ = self.client
+        requests = max(self.meter.requests, 1)
+        return (
+            f"at most {questions:,} questions to the ranker, {self.meter.input_tokens * questions / requests:,.0f} "
+            f"input tokens: about {self.meter.spent * questions / requests:.4g} at the prices of the config"
+        )
 
     def open_client(self, key: str, path: str, read: Any) -> Client[Any]:
         """A client for requests to a path; see `Client`."""

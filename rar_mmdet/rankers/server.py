@@ -276,8 +276,10 @@ class Client(Generic[_T]):
             if self._meter is None:
                 result = self._do(requests, call)
             elif self._meter.reserve(len(requests)):
-                result = self._do(requests, call)
-                self._meter.free(len(requests))
+                try:
+                    result = self._do(requests, call)
+                finally:
+                    self._meter.free(len(requests))
             else:
                 result = _BudgetSpentError()
         except Exception as error:  # noqa: BLE001 - see above
@@ -334,6 +336,7 @@ class Client(Generic[_T]):
 
         Raises:
             _FailedError: there is none.
+            _BudgetSpentError: another attempt might not fit.
         """
         attempt = redirects = 0
         failed: _Node | None = None
@@ -354,8 +357,9 @@ class Client(Generic[_T]):
                     attempt -= 1
                 if pause is None:
                     raise _FailedError(node, error) from None
-                if pause >= _LONG_PAUSE and time.monotonic() >= self._silent_until:
-                    self._silent_until = time.monotonic() + pause  # one line, not one per request
+                if only is None and self._meter is not None and not self._meter.fits():
+                    raise _BudgetSpentError from None
+                if self._is_news_of(pause):
                     logger.warning("%s; trying again in %.0f s", self._say("has no answer yet", error, node), pause)
                 if over.wait(pause):
                     raise _FailedError(node, error) from None
@@ -366,6 +370,14 @@ class Client(Generic[_T]):
             finally:
                 with self._lock:
                     node.in_flight -= 1
+
+    def _is_news_of(self, pause: float) -> bool:
+        """Whether a pause is worth a line: one for all requests that wait at a time."""
+        with self._lock:
+            if pause < _LONG_PAUSE or time.monotonic() < self._silent_until:
+                return False
+            self._silent_until = time.monotonic() + pause
+            return True
 
     def _has_died(self, node: _Node, error: Exception) -> bool:
         """Whether, as far as is known, a server is gone that others can stand in for; said once."""

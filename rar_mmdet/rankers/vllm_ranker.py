@@ -150,7 +150,7 @@ class VLLMRanker(TransformersRanker):
             for text in row
         ]
         wanted = sorted({token for ids in labels for token in ids})
-        # Without `logprobs`: beside given tokens vLLM takes no other number than theirs, and not more than max_logprobs.
+        # Without `logprobs`: beside given tokens vLLM takes no other number than theirs, and only up to max_logprobs.
         sampling = self.engine.sampling(temperature=0.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
         outputs = iter(self._run(prompts, sampling))
         rows = [[next(outputs).outputs[0].logprobs[0] for _ in row] for row in texts]

@@ -440,6 +440,34 @@ def test_a_server_ranks_a_sample(config, letter_server, tmp_path, monkeypatch):
     assert table.correct["mllm"]["1"][0].tolist() == [one.truth == 1 for one in records]
 
 
+def test_a_hosted_row_tells_its_cost_first_and_goes_on_with_more_money(
+    config, letter_server, tmp_path, monkeypatch, capsys
+):
+    """100 tokens a question: two of the probe, and what the budget leaves for photos."""
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-secret")
+    shipped = dict(read_config(ROOT / "configs" / "classification" / "flowers102_hosted.py")["ranker"])
+    text = config.read_text().split("ranker =")[0] + f"ranker = {shipped | {'base_url': letter_server.url}!r}\n"
+    config.write_text(text + "num_candidates = 3\n")
+    line = ["classify", str(config), "--out", str(tmp_path / "out")]
+    line += ["--rows", "knn+rar", "--shots", "1", "--seeds", "1"]
+    assert rar_mmdet([*line, "--limit", "9", "--budget", "2.6e-5"]) == 2  # 5e-6 a question
+    said = capsys.readouterr().err
+    assert "at most 9 questions to the ranker, 900 input tokens: about 4.5e-05 at the prices" in said
+    assert "spent 2.5e-05 of a budget of 2.6e-05 on 5 requests" in said
+    assert rar_mmdet([*line, "--limit", "9", "--budget", "1"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["ranker"]["cached"], summary["ranker"]["asked"]) == (3, 6)
+    assert summary["ranker"]["cost"]["requests"] == 2 + 6
+    capsys.readouterr()
+    assert rar_mmdet([*line, "--limit", "9"]) == 0
+    assert "questions to the ranker" not in capsys.readouterr().err  # all is on disk
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not [file for file in files if b"sk-secret" in file.read_bytes()]
+    assert rar_mmdet([*line, "--budget", "1", "--cfg-options", "ranker=None"]) == 2
+    assert "has no ranker that asks a server" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "classification").glob("*.py")), ids=lambda f: f.stem)
 def test_shipped_configs_ask_for_their_data_by_name(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

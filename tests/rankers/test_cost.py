@@ -63,6 +63,55 @@ def test_a_run_within_its_budget_is_whole_and_says_what_it_cost(serve, caplog):
     json.dumps(ranker.report())
 
 
+def test_a_crop_that_costs_more_than_the_first_questions_does_not_break_the_budget(serve):
+    """The probe has 10 tokens, a crop 1,000: who begins all crops by what the probe cost spends the budget twice."""
+    server = serve()
+    plain = server.completion
+    server.completion = lambda body, choices=1: {
+        **plain(body, choices), "usage": {"prompt_tokens": 10 if len(server.bodies) == 1 else 1000}
+    }  # fmt: skip
+    ranker = make_ranker(server.url, concurrency=16, price_per_million=1.0, budget=0.0052)
+    with pytest.raises(RankerError, match=r"the next request might not fit: spent 0.00501 of a budget of 0.0052 on 6"):
+        ranker.rank(crops(30), make_shortlist(30, 4, 8), NAMES)
+    assert len(server.bodies) == 1 + 5
+
+
+def test_answers_that_are_paid_for_and_no_use_count_too(serve, monkeypatch):
+    monkeypatch.setattr("rar_mmdet.rankers.server._FIRST_PAUSE", 0.01)
+    useless = {"choices": [], "usage": {"prompt_tokens": 1000}}
+    server = with_usage(serve(script=lambda number, body: ("raw", useless) if number else None), output=0)
+    ranker = make_ranker(server.url, price_per_million=1.0, budget=0.0055)
+    ranker.max_retries = 50
+    with pytest.raises(RankerError, match=r"might not fit: spent 0.005 of a budget of 0.0055 on 5"):
+        ranker.rank(crops(8), make_shortlist(8, 4, 8), NAMES)
+    assert len(server.bodies) == 5
+
+
+def test_a_budget_needs_a_server_that_counts(serve):
+    ranker = make_ranker(serve().url, price_per_million=1.0, budget=1.0)
+    with pytest.raises(RankerError, match=r"does not report the tokens of its answers .*budget=1 cannot be kept"):
+        ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+def test_what_questions_will_cost_is_told_before_they_are_asked(serve, caplog):
+    server = with_usage(serve(), tokens=500, output=0)
+    ranker = make_ranker(server.url, price_per_million=2.0, budget=5.0)
+    with caplog.at_level(logging.WARNING):
+        told = ranker.estimate(3000)
+    assert told == "at most 3,000 questions to the ranker, 1,500,000 input tokens: about 3 at the prices of the config"
+    assert "about 500 tokens a question, 1 for 1,000 of them, and the budget lasts for about 5,000" in caplog.text
+    assert len(server.bodies) == 1
+    with pytest.raises(ConfigError, match="a cost needs server=dict\\(price_per_million"):
+        make_ranker(server.url).estimate(1)
+
+
+def test_processes_share_a_budget():
+    meter = Meter(1.0, budget=6.0)
+    for processes in (3, 2):
+        meter.share(processes)
+        assert meter.budget == 6.0 / processes
+
+
 def test_without_a_price_nothing_is_counted(serve):
     ranker = make_ranker(with_usage(serve()).url)
     ranker.rank(crops(2), make_shortlist(2, 4, 8), NAMES)
