@@ -12,11 +12,15 @@ KEY = "sk-very-secret-0123456789"
 
 
 class Server:
-    """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion."""
+    """An OpenAI-compatible server in a thread. `script(n, body)` returns what to do with the n-th completion.
+
+    `bound` is a socket that has its address and does not listen yet: nobody else can take the address meanwhile.
+    """
 
     def __init__(
-        self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True, tokenizes=None, thinks=None
-    ):
+        self, script=None, log_probs=True, schema=True, refuse=None, models=(), obeys=True, tokenizes=None, thinks=None,
+        bound=None,
+    ):  # fmt: skip
         self.thinks = thinks  # the field, with its value, that keeps the model from thinking first; None: it never does
         self.tokenizes = tokenizes  # None: no /tokenize; 'lists': and lists the tokens asked for; 'ignores' them
         self.obeys = obeys  # whether a prescribed form of the reply is kept to; 'llama.cpp', ...: its own form alone
@@ -24,6 +28,7 @@ class Server:
         self.models = {"object": "list", "data": [{"id": model} for model in models]}
         self.paths = []
         self.bodies, self.headers, self.times, self.lock = [], [], [], threading.Lock()
+        self.closed = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,7 +73,11 @@ class Server:
             def handle_error(self, request, client_address):
                 pass  # broken pipes are what some tests are about
 
-        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.http = Quiet(bound.getsockname() if bound else ("127.0.0.1", 0), Handler, bind_and_activate=bound is None)
+        if bound is not None:
+            self.http.socket.close()
+            self.http.socket = bound
+            self.http.server_activate()
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -102,7 +111,7 @@ class Server:
         elif kind == "page":
             handler.reply(*value)
         elif kind == "hang":
-            time.sleep(value)
+            self.closed.wait()
         elif kind == "half":
             data = json.dumps(self.completion(body)).encode()
             handler.send_response(200)
@@ -168,5 +177,6 @@ class Server:
         }  # fmt: skip
 
     def close(self):
+        self.closed.set()
         self.http.shutdown()
         self.http.server_close()

