@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from loopback import Server
+from loopback import KEY, Server
 from PIL import Image
 
 from rar_mmdet.errors import ConfigError, RankerError
@@ -247,6 +247,7 @@ def test_a_reranker_is_asked_like_a_decision_server(kind):
     [
         pytest.param(lambda r, f: r[:-1], "5 names were sent, 4 are scored", id="fewer"),
         pytest.param(lambda r, f: [r[0], *r[:-1]], "5 are scored, or one of them twice", id="twice"),
+        pytest.param(lambda r, f: [{**r[0], "index": 7}, *r[1:]], "5 are scored, or one of them twice", id="unknown"),
         pytest.param(lambda r, f: [{**x, f: 7.5} for x in r], "score is 7.5, expected a number in", id="logits"),
         pytest.param(lambda r, f: [{**x, f: math.nan} for x in r], "score is nan, expected a number in", id="nan"),
         pytest.param(lambda r, f: [{"index": x["index"]} for x in r], "expected answers with probabilities", id="none"),
@@ -465,6 +466,28 @@ def test_a_key_that_is_wanted_is_said(start):
     server = start("sglang", script=lambda number, body: ("status", (401,)))
     with pytest.raises(RankerError, match=r"wants a key: .*server=dict\(api_key_env='MY_KEY'\)"):
         make_ranker(server.url, form="sglang").rank(crops(1), make_shortlist(1, 5, 100), NAMES)
+
+
+@pytest.mark.parametrize("form", EVERY_FORM)
+@pytest.mark.parametrize("status", [401, 413, 429])
+def test_the_key_is_sent_and_stands_in_no_line_of_the_log(start, monkeypatch, caplog, tmp_path, form, status):
+    """Of any logger, at any level; the server repeats the key in its refusal."""
+    monkeypatch.setenv("RAR_TEST_KEY", KEY)
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(wire, "_LONG_PAUSE", 0.0)
+    server = start(form, script=lambda number, body: ("status", (status,)) if number > 1 else None)
+    settings = {"form": form, "cache": tmp_path / "answers.sqlite", "server": {"api_key_env": "RAR_TEST_KEY"}}
+    ranker, raised = make_ranker(server.url, **settings), ""
+    with caplog.at_level(logging.DEBUG):
+        try:
+            ranker.rank(crops(2), make_shortlist(2, 5, 100), NAMES)
+        except RankerError as error:
+            raised = str(error)
+    assert bool(raised) is (status == 401)
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
+    assert "bad key <key>" in caplog.text + raised
+    assert KEY not in caplog.text + raised + json.dumps(ranker.report())
+    assert not [file for file in tmp_path.iterdir() if KEY.encode() in file.read_bytes()]
 
 
 def test_answers_are_kept_as_they_come(start, tmp_path):

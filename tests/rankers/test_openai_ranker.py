@@ -987,3 +987,108 @@ def test_a_server_that_refuses_the_tokens_asked_for_lists_its_own(serve):
     assert torch.allclose(ranking.log_probs, torch.log_softmax(0.3 * lengths_of(shortlist), 1), atol=1e-5)
     assert server.bodies[-1]["top_logprobs"] == 20
     assert "logprob_token_ids" not in server.bodies[-1]
+
+
+# Every server, in its own words, and what it may do wrong once it has answered well.
+
+
+def in_error(**fields):
+    return {"error": {"type": "invalid_request_error", "param": None, "code": 400, **fields}}
+
+
+NOT_FOUND = {"detail": "Not Found"}
+# What each takes beside the fields of all, its page of a route that is not there, and its form of a refusal.
+SERVERS = {
+    "vLLM": ({"tokenizes": "lists"}, NOT_FOUND, lambda said: in_error(message=said, type="BadRequestError")),
+    "SGLang": ({}, NOT_FOUND, lambda said: {"object": "error", "message": said, "type": "BadRequest", "code": 400}),
+    "LMDeploy": ({}, NOT_FOUND, lambda said: {"message": said, "type": "invalid_request_error", "object": "error"}),
+    "llama.cpp": ({}, in_error(message="File Not Found", code=404), lambda said: in_error(message=said)),
+    "Ollama": ({}, b"404 page not found", lambda said: {"error": said}),
+}
+every_server = pytest.mark.parametrize("kind", list(SERVERS))
+by_list_or_by_text = pytest.mark.parametrize("log_probs", [True, False], ids=["list", "text"])
+
+
+def started(serve, kind, log_probs=True, **settings):
+    """A server of a kind, a ranker that has put a question to it, and the status of its good answers."""
+    server = serve(log_probs=log_probs, obeys=kind, models=("m",), **SERVERS[kind][0])
+    ranker = make_ranker(server.url, **settings)
+    good = RankStatus.OK if log_probs else RankStatus.PARTIAL
+    assert ranker.rank(crops(1), make_shortlist(1, 4, 8), NAMES).status.tolist() == [good]
+    return server, ranker, good
+
+
+def once(action):
+    """Do this at the first question, and answer the others."""
+    left = [action]
+    return lambda number, body: left.pop() if left else None
+
+
+@every_server
+@by_list_or_by_text
+@pytest.mark.parametrize("action", [("status", (429,)), ("half", None)], ids=["429", "half"])
+def test_each_server_is_asked_again(serve, monkeypatch, kind, log_probs, action):
+    monkeypatch.setattr(wire, "_FIRST_PAUSE", 0.01)
+    server, ranker, good = started(serve, kind, log_probs)
+    before, server.script = len(server.bodies), once(action)
+    assert ranker.rank(crops(2, 1), make_shortlist(2, 4, 8), NAMES).status.tolist() == [good] * 2
+    assert len(server.bodies) == before + 3
+
+
+@every_server
+@by_list_or_by_text
+def test_each_server_may_find_a_picture_too_large(serve, caplog, kind, log_probs):
+    server, ranker, good = started(serve, kind, log_probs, server={"max_concurrency": 1})
+    server.script = once(("page", (413, SERVERS[kind][2]("the picture is too large"))))
+    with caplog.at_level(logging.WARNING):
+        ranking = ranker.rank(crops(3, 1), make_shortlist(3, 4, 8), NAMES)
+    assert ranking.status.tolist() == [RankStatus.FALLBACK, good, good]
+    assert "HTTP 413, the picture is too large" in caplog.text
+
+
+@every_server
+def test_each_server_says_that_a_route_is_not_there(serve, kind):
+    server = serve(script=lambda number, body: ("page", (404, SERVERS[kind][1])))
+    with pytest.raises(RankerError, match="HTTP 404, (?i:.*not found).* does not end in /v1"):
+        make_ranker(server.url.removesuffix("/v1")).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
+
+
+@every_server
+@by_list_or_by_text
+def test_each_server_may_name_what_was_not_offered(serve, caplog, kind, log_probs):
+    server, ranker, _ = started(serve, kind, log_probs)
+    server.script = lambda number, body: completion_listing(("X", -0.1), ("Y", -2.5))
+    with caplog.at_level(logging.WARNING):
+        ranking = ranker.rank(crops(2, 1), make_shortlist(2, 4, 8), NAMES)
+    assert (ranking.status == RankStatus.FALLBACK).all()
+    assert torch.equal(ranking.order, torch.arange(4).repeat(2, 1))
+    assert re.search("none of .*'X', 'Y'" if log_probs else "no candidate found in the reply 'X'", caplog.text)
+
+
+@every_server
+@pytest.mark.parametrize(
+    ("listed", "order", "status"),
+    [
+        pytest.param([("C", 3.0), ("A", 2.0), ("D", 1.0), ("B", 0.5)], [2, 0, 3, 1], RankStatus.OK, id="sum-above-1"),
+        pytest.param([("B", math.nan), ("D", -1.0), ("A", -2.0)], [3, 0, 1, 2], RankStatus.OK, id="one-NaN"),
+        pytest.param([("B", math.nan), ("C", math.nan)], [1, 0, 2, 3], RankStatus.PARTIAL, id="NaN-alone"),
+        pytest.param([("D", -0.5), ("B", -1.5)], [3, 1, 0, 2], RankStatus.OK, id="fewer"),
+    ],
+)
+def test_each_server_may_list_what_are_no_probabilities_of_all(serve, kind, listed, order, status):
+    """What is left of the list decides; without a number in it, the letter that was written."""
+    server, ranker, _ = started(serve, kind)
+    server.script = lambda number, body: completion_listing(*listed)
+    ranking = ranker.rank(crops(1, 1), make_shortlist(1, 4, 8), NAMES)
+    assert (ranking.order.tolist(), ranking.status.tolist()) == ([order], [status])
+    if status is RankStatus.OK:
+        assert torch.allclose(ranking.log_probs.logsumexp(1), torch.zeros(1), atol=1e-5)
+        assert ranking.log_probs.isfinite().all()
+        assert 0 <= float(ranking.label_mass) <= 1
+
+
+@every_server
+def test_one_of_two_of_each_server_is_wrong_about_its_model(serve, kind):
+    good, wrong = (serve(obeys=kind, models=(name,), **SERVERS[kind][0]) for name in ("m", "m-other"))
+    with pytest.raises(RankerError, match=rf"{wrong.url}, one of 2 servers, is wrong about its model.*serves m-other"):
+        make_ranker([good.url, wrong.url]).rank(crops(1), make_shortlist(1, 4, 8), NAMES)
