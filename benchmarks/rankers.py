@@ -3,6 +3,7 @@
     python benchmarks/rankers.py --json rankers.json         # speed, memory, server; all ratios from this one run
     python benchmarks/rankers.py --table                     # the demo tables of docs/rankers.md
     python benchmarks/rankers.py --none-of-these curve.png   # its table and figure of unknown regions
+    python benchmarks/rankers.py --draws 5                   # how much that varies with the classes that are hidden
 
 JSON keys:
 `likelihood_speedup`, `letter_speedup`: CPU seconds per crop, baseline over ours, the smaller of both models.
@@ -35,8 +36,8 @@ from typing import Any
 import torch
 
 from rar_mmdet.calibration import AnnotatedRegions, Scorer, find_regions
+from rar_mmdet.calibration.none_of_these import OpenSet, hide_categories, measure, recognise_open_set
 from rar_mmdet.calibration.none_of_these import draw as draw_risk
-from rar_mmdet.calibration.none_of_these import hide_categories, measure, recognise_open_set
 from rar_mmdet.calibration.ranker import labels_of
 from rar_mmdet.emission import TopPairs
 from rar_mmdet.fusion import LogLikFusion, NoneOfThese
@@ -472,44 +473,60 @@ OPEN_SET_WAYS: dict[str, tuple[Any, float, float]] = {
 }
 
 
-def print_open_set(figure: Path, cache: Path) -> dict[str, dict[str, Any]]:
+SPREAD_WAYS = ("likelihood, choose", "yesno")  # measured over several draws of the hidden classes
+
+
+class OpenWorld:
+    """The demo's annotated regions of two splits, to be recognised with half of their classes hidden."""
+
+    def __init__(self, cache: Path | None) -> None:
+        self.cache = cache
+        self.files = {split: ROOT / f"data/demo/annotations/lvis_demo_{split}.json" for split in ("calib", "test")}
+        self.regions, self.truth = {}, {}
+        for split, file in self.files.items():
+            annotations = load_annotation_file(file)
+            self.names = [category["name"] for category in annotations["categories"]]
+            self.regions[split] = find_regions(annotations, ROOT / "data/demo", None)
+            self.truth[split] = labels_of(self.regions[split], annotations["categories"])
+
+    def measure(
+        self, way: Any, fusion: Any, kept: list[int], background: list[str] | None = None
+    ) -> tuple[dict[str, Any], OpenSet]:
+        """Threshold from the calibration split, everything else on the test split; and the regions of that."""
+        shipped = RegionRecognizer.from_config(ROOT / "configs/demo/rar_demo_likelihood.py", str(self.files["test"]))
+        recognizer = RegionRecognizer(
+            cropper=shipped.cropper,
+            encoder=shipped.encoder,
+            memory=shipped.memory_source,
+            category_names=self.names,
+            ranker=make_ranker(ROOT / "demo/weights/ranker", way, cache=self.cache, batch_size=BATCH),
+            fusion=fusion,
+        )
+        recognizer.background = background
+        found = {
+            split: recognise_open_set(recognizer, self.regions[split], self.truth[split], kept) for split in self.files
+        }
+        threshold = threshold_for(OPEN_SET_PRECISION, found["calib"].scores, found["calib"].right)[0]
+        return {"min_score": threshold, **measure(found["test"], threshold)}, found["test"]
+
+
+def print_open_set(figure: Path, cache: Path | None) -> dict[str, dict[str, Any]]:
     """Half of the demo's classes hidden: a threshold for 95 % right names from the calibration split, on the test one.
 
     Each way with its evidence (`NoneOfThese`) and without, with no background names and with half of the hidden ones;
     the other half of the hidden classes is then unknown to names and background alike.
     """
-    files = {split: ROOT / f"data/demo/annotations/lvis_demo_{split}.json" for split in ("calib", "test")}
-    regions, truth, names = {}, {}, []
-    for split, file in files.items():
-        annotations = load_annotation_file(file)
-        names = [category["name"] for category in annotations["categories"]]
-        regions[split] = find_regions(annotations, ROOT / "data/demo", None)
-        truth[split] = labels_of(regions[split], annotations["categories"])
-    kept = hide_categories(len(names), HIDDEN_SHARE, 6)
-    hidden = [name for label, name in enumerate(names) if label not in set(kept)]
+    world = OpenWorld(cache)
+    kept = hide_categories(len(world.names), HIDDEN_SHARE, 6)
+    hidden = [name for label, name in enumerate(world.names) if label not in set(kept)]
     table: dict[str, dict[str, Any]] = {}
     curves = {}
     for told, background in (("", None), (", background", hidden[::2])):
         for name, (way, temperature, alpha) in OPEN_SET_WAYS.items():
             plain = LogLikFusion(alpha=alpha, temperature=temperature)
             for how, fusion in (("", NoneOfThese(plain)), (", without evidence", plain)):
-                recognizer = RegionRecognizer.from_config(
-                    ROOT / "configs/demo/rar_demo_likelihood.py", str(files["test"])
-                )
-                recognizer = RegionRecognizer(
-                    cropper=recognizer.cropper,
-                    encoder=recognizer.encoder,
-                    memory=recognizer.memory_source,
-                    category_names=names,
-                    ranker=make_ranker(ROOT / "demo/weights/ranker", way, cache=cache, batch_size=BATCH),
-                    fusion=fusion,
-                )
-                recognizer.background = background
-                found = {split: recognise_open_set(recognizer, regions[split], truth[split], kept) for split in files}
                 row = f"{name}{told}{how}"
-                threshold = threshold_for(OPEN_SET_PRECISION, found["calib"].scores, found["calib"].right)[0]
-                table[row] = {"min_score": threshold, **measure(found["test"], threshold)}
-                curves[row] = found["test"]
+                table[row], curves[row] = world.measure(way, fusion, kept, background)
                 print(f"{row:48s} {json.dumps(table[row])}", flush=True)
     shown = ("likelihood, choose, without evidence", "letter, one order", "yesno", "likelihood, choose")
     retrieval = curves["likelihood, choose"]
@@ -518,11 +535,28 @@ def print_open_set(figure: Path, cache: Path) -> dict[str, dict[str, Any]]:
     return table
 
 
+def print_open_set_spread(draws: int, cache: Path | None) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over draws of the hidden half, which the threshold is fitted on anew each time."""
+    world, table = OpenWorld(cache), {}
+    for name in SPREAD_WAYS:
+        way, temperature, alpha = OPEN_SET_WAYS[name]
+        fusion = NoneOfThese(LogLikFusion(alpha=alpha, temperature=temperature))
+        rows = [
+            world.measure(way, fusion, hide_categories(len(world.names), HIDDEN_SHARE, 6, seed))[0]
+            for seed in range(draws)
+        ]
+        columns = {key: torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in rows[0]}
+        table[name] = {key: [column.mean().item(), column.std().item()] for key, column in columns.items()}
+        print(f"{name:24s} {json.dumps(table[name])}", flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--table", action="store_true", help="the demo tables instead of the speeds")
     parser.add_argument("--none-of-these", type=Path, metavar="PNG", help="the table and figure of unknown regions")
+    parser.add_argument("--draws", type=int, help="of hidden classes: the spread of some rows of --none-of-these alone")
     parser.add_argument("--crops", type=int, default=64, help="crops per measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts")
     parser.add_argument("--num-images", type=int, help="--table: only the first so many images")
@@ -532,6 +566,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.table:
         result: dict[str, Any] = print_tables(args.num_images, args.cache)
+    elif args.draws:
+        result = print_open_set_spread(args.draws, args.cache)
     elif args.none_of_these:
         result = print_open_set(args.none_of_these, args.cache)
     else:
