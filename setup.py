@@ -45,6 +45,7 @@ setup(
         "faiss": [f"faiss-cpu{optional['faiss-cpu']}"],
         "train": [f"{name}{optional[name]}" for name in ("peft", "accelerate")],
         "web": [f"{name}{optional[name]}" for name in ("starlette", "uvicorn", "python-multipart")],
+        "supervision": [f"supervision{optional['supervision']}"],  # for Recognition.to_supervision()
         # In an environment of its own: its pins of torch and transformers exclude the host.
         "vllm": ["vllm>=0.20"],
         "docs": docs,

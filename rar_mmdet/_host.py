@@ -48,7 +48,7 @@ HOST = {
     "lvis": ">=0.5.3",
     "setuptools": ">=65,<82",
 }
-# What single parts need: the extras `faiss`, `train` and `web`.
+# What single parts need: the extras `faiss`, `train`, `web` and `supervision`.
 OPTIONAL = {
     "faiss-cpu": ">=1.8",
     "peft": ">=0.19,<0.22",
@@ -56,6 +56,7 @@ OPTIONAL = {
     "starlette": ">=0.49.1,<2",
     "uvicorn": ">=0.34,<1",
     "python-multipart": ">=0.0.18,<1",
+    "supervision": ">=0.25,<1",
 }
 # Looked at before MMDetection is used: those whose wrong version fails late and unclearly.
 CHECKED = ("torch", "mmengine", "mmcv", "mmdet", "transformers")

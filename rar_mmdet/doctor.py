@@ -29,7 +29,7 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 # Other packages that bring a module `mmcv` or `mmdet`.
 RIVALS = {"mmcv": ("mmcv-full", "mmcv-lite", "onedl-mmcv"), "mmdet": ("onedl-mmdetection",)}
 CORE_MODULES = ("numpy", "cv2", "torch", "torchvision", "numba", "pycocotools.mask", "transformers", "open_clip", "PIL")
-OPTIONAL_MODULES = ("faiss", "peft", "accelerate", "starlette", "uvicorn", "python_multipart")
+OPTIONAL_MODULES = ("faiss", "peft", "accelerate", "starlette", "uvicorn", "python_multipart", "supervision")
 HOST_MODULES = ("pkg_resources", "mmcv.ops", "mmdet")
 # Of what package a module that cannot be loaded is.
 PACKAGE_OF = {

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.boxes import boxes_to_array
-from rar_mmdet.errors import InvalidBoxError
+from rar_mmdet.errors import HostError, InvalidBoxError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -441,9 +441,15 @@ class Recognition:
         """The emitted detections as `supervision.Detections`, names in `data["class_name"]`.
 
         Raises:
-            ImportError: the package supervision is not installed (`pip install supervision`).
+            HostError: the package supervision is not installed.
         """
-        import supervision
+        try:
+            import supervision
+        except ImportError as error:
+            raise HostError(
+                f"to_supervision() needs the package supervision, which cannot be imported ({error}): pip install "
+                "supervision   (or take to_coco())"
+            ) from error
 
         labels = self.category_ids.cpu().numpy()
         return supervision.Detections(

@@ -13,8 +13,8 @@ VENV=${VENV:-.venv}
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_USER  # they would send packages, or look for them, elsewhere
 # Packages that ask for opencv-python: installed without their requirements, which requirements-dev.txt lists, so that
 # exactly one of OpenCV's builds is here. They share their files: removing one of two breaks the other. (tidecv's figures
-# ask for pandas and seaborn besides; no test makes one.)
-WITHOUT_REQUIREMENTS="mmengine mmdet lvis tidecv"
+# ask for pandas and seaborn besides; supervision's videos for av, which brings FFmpeg: no test makes one.)
+WITHOUT_REQUIREMENTS="mmengine mmdet lvis tidecv supervision"
 TOTAL=5
 
 say() { printf 'install: %s\n' "$*"; }
@@ -176,7 +176,7 @@ run pip install -q -c constraints.txt 'setuptools<82' wheel ninja
 run pip install -q -c constraints.txt -r requirements-dev.txt
 step 2 "OpenCV"
 install_opencv
-step 3 "MMEngine, MMDetection, lvis, tidecv"
+step 3 "MMEngine, MMDetection, lvis, tidecv, supervision"
 for name in $WITHOUT_REQUIREMENTS; do
   run pip install -q --no-deps "$name==$(pin "$name")"
 done
@@ -186,7 +186,7 @@ step 5 "rar_mmdet"
 run pip install -q --no-deps --no-build-isolation -e .
 
 # With a headless OpenCV those who ask for opencv-python by name stay unsatisfied; that alone is as it should be.
-left=$(pip check 2>/dev/null | grep -v -e 'requires opencv-python, which is not installed' -e '^tidecv ' -e '^No broken requirements' || true)
+left=$(pip check 2>/dev/null | grep -v -e 'requires opencv-python, which is not installed' -e '^tidecv ' -e '^supervision .* requires av,' -e '^No broken requirements' || true)
 [ -z "$left" ] || say "note, pip check says: $left"
 py -c 'import cv2, numba, torch, torchvision, mmcv.ops, mmdet, rar_mmdet.registry' 2>>"$LOG" ||
   die "not everything loads: $(tail -n 1 "$LOG"). $VENV/bin/rar-mmdet doctor tells what to do"

@@ -121,7 +121,8 @@ def test_exactly_one_opencv_can_come():
     alone = set(re.search(r'^WITHOUT_REQUIREMENTS="(.*)"$', script, re.MULTILINE).group(1).split()) | {"mmcv"}
     listed = with_all_requirements({normalised(name) for name in names_in("requirements-dev.txt")})
     assert not [name for name in listed if name.startswith("opencv")]
-    unused = {"tidecv": {"appdirs", "pandas", "seaborn"}}  # for its downloads and figures, which no test makes
+    # For downloads, figures and videos, which no test makes.
+    unused = {"tidecv": {"appdirs", "pandas", "seaborn"}, "supervision": {"av"}}
     for name in alone:
         needed = requirements_of(name) - {"opencv-python", "opencv-python-headless"} - unused.get(name, set())
         assert needed <= listed | alone, name

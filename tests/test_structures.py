@@ -1,5 +1,6 @@
 """The dataclasses between the stages check themselves."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from rar_mmdet.emission import BestPerRegion, TopPairs
-from rar_mmdet.errors import InvalidBoxError
+from rar_mmdet.errors import HostError, InvalidBoxError
 from rar_mmdet.fusion import PermuteFusion
 from rar_mmdet.structures import ImageRegions, Ranking, RankStatus, Recognition, RegionCrops, Shortlist
 from rar_mmdet.testing import make_boxes, make_image, make_shortlist
@@ -234,6 +235,11 @@ class TestRecognition:
             assert found.confidence[row] == pytest.approx(record["score"])
             assert found.class_id[row] == record["category_id"] - 1
             assert found.data["class_name"][row] == recognition.category_names[found.class_id[row]]
+
+    def test_without_supervision_it_says_what_to_type(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "supervision", None)
+        with pytest.raises(HostError, match="needs the package supervision, .*: pip install supervision"):
+            make_recognition(emission=BestPerRegion()).to_supervision()
 
     def test_it_prints_in_a_few_lines(self):
         lines = str(make_recognition(num_regions=40)).splitlines()

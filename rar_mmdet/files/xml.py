@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 
 from rar_mmdet.errors import AnnotationFileError
 
-__all__ = ["VOC_DATABASE", "CocoBuilder", "read_cvat", "read_voc", "turned_box"]
+__all__ = ["VOC_SOURCE", "CocoBuilder", "read_cvat", "read_voc", "turned_box"]
 
-VOC_DATABASE = "rar-mmdet"  # source/database of the files that are written here
-# These, and files of the VOC challenge itself, count pixels from 1 and include the last one; tools that copied the
-# format do not.
-_FROM_ONE = ("The VOC", VOC_DATABASE)
+# Files of the VOC challenge itself, and those written here, count pixels from 1 and include the last one; tools that
+# copied the format do not. The element source/database tells.
+VOC_SOURCE = "rar-mmdet label"
+_OFFICIAL = ("The VOC", VOC_SOURCE)
 
 
 class CocoBuilder:
@@ -76,7 +76,7 @@ class CocoBuilder:
 def read_voc(place: str | Path) -> dict[str, Any]:
     """The boxes of a folder of VOC files, or of one of them.
 
-    Files of the challenge itself (source/database "The VOC...") and those of `rar-mmdet label` count from 1: one is
+    Files of the challenge itself (source/database "The VOC...") and of `rar-mmdet label` count from 1: one is
     subtracted from xmin and ymin. All others are taken as they are written.
 
     Raises:
@@ -91,7 +91,7 @@ def read_voc(place: str | Path) -> dict[str, Any]:
         tree = parse(file)
         if tree.tag != "annotation":
             raise AnnotationFileError(f"{file} begins with <{tree.tag}>, expected <annotation> as in Pascal VOC")
-        shift = 1.0 if (tree.findtext("source/database") or "").startswith(_FROM_ONE) else 0.0
+        shift = float((tree.findtext("source/database") or "").startswith(_OFFICIAL))
         width, height = (int(_number(tree, f"size/{key}", file, 0.0)) for key in ("width", "height"))
         photo = PurePosixPath(tree.findtext("folder") or "") / (tree.findtext("filename") or f"{file.stem}.jpg")
         found.add_photo(photo.as_posix(), width, height)

@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 from PIL import Image
 
 from rar_mmdet.errors import ConfigError
 from rar_mmdet.files.images import read_image
-from rar_mmdet.files.xml import VOC_DATABASE
+from rar_mmdet.files.xml import VOC_SOURCE
 from rar_mmdet.labelling.outlines import Outline, area_of, one_line
 from rar_mmdet.labelling.photos import Label, LabelledPhoto
 
 __all__ = ["FORMATS", "Writer", "open_writers"]
 
 JPEG_QUALITY = 92
+UNREAD = (".gif", ".ppm")  # kinds of photos that readers of the YOLO and VOC layouts pass over
 
 
 class Writer(ABC):
@@ -96,10 +98,22 @@ class _Stems:
     def __call__(self, name: str) -> Path:
         """Path of the photo's name, changed where another photo has its stem."""
         path = Path(name)
-        if str(path.with_suffix("")) in self._taken:
+        while str(path.with_suffix("")) in self._taken:
             path = path.with_name(f"{path.stem}_{path.suffix[1:]}{path.suffix}")
         self._taken.add(str(path.with_suffix("")))
         return path
+
+
+def _place_photo(photo: LabelledPhoto, place: Path) -> None:
+    """The photo beside its labels: a link, or PNG where readers pass over its kind."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix.lower() in UNREAD:
+        Image.fromarray(read_image(photo.path)).save(place.with_suffix(".png"))
+        return
+    try:
+        place.symlink_to(photo.path.resolve())
+    except OSError:  # a disk without links
+        shutil.copyfile(photo.path, place)
 
 
 def _number(value: float) -> str:
@@ -179,14 +193,12 @@ class YoloWriter(Writer):
         (self._part / "data.yaml").write_text(text, encoding="utf-8")
 
     def add(self, photo: LabelledPhoto) -> None:
-        name = self._stems(photo.name)
-        image, text = self._part / "images" / name, (self._part / "labels" / name).with_suffix(".txt")
-        for file in (image, text):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            image.symlink_to(photo.path.resolve())
-        except OSError:  # a disk without links
-            shutil.copyfile(photo.path, image)
+        # Its reader finds the labels of a photo behind the last folder "images" of the path.
+        folders = ("images_" if part == "images" else part for part in Path(photo.name).parent.parts)
+        name = self._stems(str(Path(*folders, Path(photo.name).name)))
+        _place_photo(photo, self._part / "images" / name)
+        text = (self._part / "labels" / name).with_suffix(".txt")
+        text.parent.mkdir(parents=True, exist_ok=True)
         text.write_text("".join(f"{self._line(photo, label)}\n" for label in photo.labels), encoding="utf-8")
 
     def _line(self, photo: LabelledPhoto, label: Label) -> str:
@@ -200,31 +212,39 @@ class YoloWriter(Writer):
 
 
 class VocWriter(Writer):
-    """Pascal VOC: Annotations/NAME.xml for each photo. Its pixels count from 1 and a box holds its last ones."""
+    """Pascal VOC's layout: Annotations/NAME.xml for each photo, JPEGImages/ (links), the names in ImageSets/Main/.
+
+    Its boxes are the first and the last pixel, counted from 1, in whole numbers: many readers take no others.
+    """
 
     name, place = "voc", "voc"
 
     def _open(self) -> None:
-        (self._part / "Annotations").mkdir(parents=True)
+        for folder in ("Annotations", "ImageSets/Main"):
+            (self._part / folder).mkdir(parents=True)
+        self._names = self._text(self._part / "ImageSets" / "Main" / "trainval.txt")
         self._stems = _Stems()
 
     def add(self, photo: LabelledPhoto) -> None:
-        file = (self._part / "Annotations" / self._stems(photo.name)).with_suffix(".xml")
+        name = self._stems(photo.name)
+        _place_photo(photo, self._part / "JPEGImages" / name)
+        self._names.write(f"{name.with_suffix('').as_posix()}\n")
+        file = (self._part / "Annotations" / name).with_suffix(".xml")
         file.parent.mkdir(parents=True, exist_ok=True)
         objects = "".join(self._object(label) for label in photo.labels)
         folder = escape(str(Path(photo.name).parent.as_posix()))
         file.write_text(
             f"<annotation><folder>{folder}</folder><filename>{escape(Path(photo.name).name)}</filename>"
-            f"<source><database>{VOC_DATABASE}</database></source>"
+            f"<source><database>{VOC_SOURCE}</database></source>"
             f"<size><width>{photo.width}</width><height>{photo.height}</height><depth>3</depth></size>"
             f"<segmented>0</segmented>{objects}</annotation>\n",
             encoding="utf-8",
         )
 
     def _object(self, label: Label) -> str:
-        x1, y1, x2, y2 = label.box_xyxy
-        corners = ("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)
-        box = "".join(f"<{key}>{_number(value)}</{key}>" for key, value in corners)
+        x1, y1, x2, y2 = (int(value + 0.5) for value in label.box_xyxy)
+        corners = ("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", max(x2, x1 + 1)), ("ymax", max(y2, y1 + 1))
+        box = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
         return (
             f"<object><name>{escape(self.classes[label.class_id])}</name><pose>Unspecified</pose><truncated>0</truncated>"
             f"<difficult>0</difficult><score>{label.score:.4f}</score><bndbox>{box}</bndbox></object>"
@@ -276,7 +296,8 @@ class CvatWriter(Writer):
 class LabelStudioWriter(Writer):
     """Label Studio: tasks.json with pre-annotations in percent of the photo, and the label_config.xml they need.
 
-    Photos are found by Label Studio's local storage: `/data/local-files/?d=NAME` below its document root.
+    Photos are found by Label Studio's local storage: `/data/local-files/?d=NAME` below its document root, quoted as an
+    address.
     """
 
     name, place = "label-studio", "label_studio"
@@ -296,7 +317,7 @@ class LabelStudioWriter(Writer):
     def add(self, photo: LabelledPhoto) -> None:
         results = [self._result(photo, number, label) for number, label in enumerate(photo.labels)]
         prediction = {"model_version": "rar-mmdet", "result": results}
-        task = {"data": {"image": f"/data/local-files/?d={photo.name}"}, "predictions": [prediction]}
+        task = {"data": {"image": f"/data/local-files/?d={quote(photo.name)}"}, "predictions": [prediction]}
         self._stream.write((",\n" if self._count else "\n") + json.dumps(task, ensure_ascii=False))
         self._count += 1
 

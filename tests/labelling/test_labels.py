@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_every_format_is_read_back(photos, tmp_path):
         for one in tree.iter("object"):
             x1, y1, x2, y2 = (float(one.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
             found.append((name, one.findtext("name"), [x1 - 1, y1 - 1, x2, y2]))  # pixels count from 1
-    check(found, expected)
+    check(found, expected, atol=0.5)  # and are whole
 
     found = []
     for image in ElementTree.parse(out / "cvat.xml").iter("image"):
@@ -109,7 +110,7 @@ def test_every_format_is_read_back(photos, tmp_path):
             value, scale = result["value"], (result["original_width"] / 100, result["original_height"] / 100)
             x, y = value["x"] * scale[0], value["y"] * scale[1]
             box = [x, y, x + value["width"] * scale[0], y + value["height"] * scale[1]]
-            found.append((task["data"]["image"].split("?d=")[1], value["rectanglelabels"][0], box))
+            found.append((unquote(task["data"]["image"].split("?d=")[1]), value["rectanglelabels"][0], box))
     check(found, expected)
     labels = ElementTree.parse(out / "label_studio" / "label_config.xml").iter("Label")
     assert [label.get("value") for label in labels] == list(run.labeller.words.classes)
@@ -129,22 +130,20 @@ def test_what_is_written_is_read_as_the_same_boxes(photos, tmp_path, form):
     file = read_box_file(place / "tasks.json" if form == "label-studio" else place, split="train")
     found = []
     for row, (written, boxes) in enumerate(zip(file.photos, file.boxes, strict=True)):
-        linked = Path(
-            os.path.realpath(place / written)
-        )  # YOLO has links to the photos, of other names where stems are equal
+        linked = Path(os.path.realpath(place / written))  # links, of other names where stems are equal
         name = linked.relative_to(photos.resolve()).as_posix() if form == "yolo" else written
         assert form == "yolo" or file.row_of(f"elsewhere/{name}") == row
         found += [(name, label, box) for label, box in zip(boxes.labels, boxes.boxes_xyxy.tolist(), strict=True)]
-    check(found, labels_of(run))
+    check(found, labels_of(run), atol=0.51 if form == "voc" else 0.011)  # VOC has whole pixels
 
 
-def check(found, expected):
+def check(found, expected, atol=0.011):
     def key(label):
         return label[0], label[1], round(label[2][0])
 
     found, expected = sorted(found, key=key), sorted(expected, key=key)
     assert [label[:2] for label in found] == [label[:2] for label in expected]
-    np.testing.assert_allclose([box for *_, box in found], [box for *_, box in expected], atol=0.011)
+    np.testing.assert_allclose([box for *_, box in found], [box for *_, box in expected], atol=atol)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(photos, tmp_path, monkeypatch):
