@@ -63,7 +63,7 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    part = file.with_name("run.json.part")
+    part = file.with_name(f"run.json.{os.getpid()}.part")  # several processes may begin one run
     part.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     os.replace(part, file)
 

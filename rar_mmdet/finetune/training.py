@@ -116,6 +116,7 @@ def train_ranker(
         data_collator=BatchMaker(loaded, schedule.packed),
         callbacks=[looks.callback()],
     )
+    _name_layers(trainer.accelerator.state, model)
     state = last_state(Path(settings.output_dir))
     if state is not None:
         logger.info("goes on from %s", state)
@@ -126,12 +127,21 @@ def train_ranker(
         torch.serialization.add_safe_globals(known)
     folder = out / "adapter"
     trainer.save_model(str(folder))
+    checks = (looks.take(trainer.model), looks.take(trainer.model, is_blank=True)) if len(looked) else None
     if not trainer.is_world_process_zero():
         return {}
     for name in ("training_args.bin", "README.md"):  # a pickle, and a card with nothing on it
         (folder / name).unlink(missing_ok=True)
     Adapter(folder).name_base(ranker.checkpoint)
-    return _finish(recipe, out, trainer, looks, len(rows))
+    return _finish(recipe, out, trainer, checks, len(rows), tell)
+
+
+def _name_layers(state: Any, model: Any) -> None:
+    """Tell FSDP which layers to split by: accelerate takes all names of a family, and refuses one the model has not."""
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
+        known = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(known.intersection(model._no_split_modules))
 
 
 def last_state(folder: Path) -> Path | None:
@@ -173,7 +183,7 @@ def training_arguments(schedule: Schedule, out: Path, device: str | None) -> Any
     new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     key = "activation_checkpointing" if new else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {key: True, f"{key}_kwargs": {"use_reentrant": False}} if is_checkpointed else {}
-    return TrainingArguments(
+    settings = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=schedule.epochs,
         max_steps=schedule.steps or -1,
@@ -197,6 +207,9 @@ def training_arguments(schedule: Schedule, out: Path, device: str | None) -> Any
         use_cpu=on_cpu,
         **checkpointing,
     )
+    if settings.n_gpu > 1:  # Trainer would copy the model to each at every step; launchers start a process for each
+        settings._n_gpu = 1
+    return settings
 
 
 def trainer_class() -> Any:
@@ -217,7 +230,8 @@ def trainer_class() -> Any:
             rest_frozen(wrapped)
             dtype = wrapped.get_base_model().dtype
             batch = {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
-            return answer_loss(model, batch, num_items_in_batch)
+            # The number is of the tokens of all processes, over whose gradients a mean is taken.
+            return answer_loss(model, batch, num_items_in_batch) * self.accelerator.num_processes
 
     return RankingTrainer
 
@@ -229,13 +243,17 @@ class _Looks:
         self.ranker, self.every = recipe.ranker, recipe.schedule.look_every
         self.questions, self.tell = questions, tell
 
-    def take(self, is_blank: bool = False) -> Look:
-        """One look at the weights as they are."""
-        model = self.ranker.loaded.model
+    def take(self, model: Any, is_blank: bool = False) -> Look:
+        """One look at the weights as they are; all processes take it, for each may hold a part of them.
+
+        Args:
+            model: as Trainer has it; the ranker's is within.
+            is_blank: see `look_at`.
+        """
         was_training = model.training
         model.eval()  # nothing is dropped, and activations are not computed twice
         try:
-            return look_at(self.ranker, self.questions, is_blank=is_blank)
+            return _as_forward(model, lambda: look_at(self.ranker, self.questions, is_blank=is_blank))
         finally:
             model.train(was_training)
 
@@ -245,27 +263,50 @@ class _Looks:
         looks = self
 
         class Looking(TrainerCallback):
-            def _look(self, state: Any) -> None:
+            def _look(self, state: Any, model: Any) -> None:
                 if looks.every and len(looks.questions):
-                    found = looks.take()
+                    found = looks.take(model)
                     state.log_history.append({"step": state.global_step, "rank_one": found.rank_one})
                     if state.is_world_process_zero:
                         said = f"{100 * found.rank_one:.1f} % (chance {100 * found.chance:.1f} %)"
                         looks.tell(f"step {state.global_step}: rank-1 on {found.number} held-out questions {said}")
 
-            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
                 if state.global_step == 0:
-                    self._look(state)
+                    self._look(state, model)
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
                 if looks.every and state.global_step % looks.every == 0 and state.global_step < state.max_steps:
-                    self._look(state)
+                    self._look(state, model)
 
         return Looking()
 
 
-def _finish(recipe: TrainingRecipe, out: Path, trainer: Any, looks: _Looks, learned: int) -> dict[str, Any]:
-    """Curves, the two checks, summary.json."""
+def _as_forward(model: Any, call: Callable[[], Look]) -> Look:
+    """Call what uses parts of a model; where FSDP has split it, within its hooks of the whole model's forward."""
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    is_split = isinstance(model, FSDPModule)
+    if not is_split:
+        return call()
+    for part in model.modules():  # what is gathered for the first time in inference mode can never learn
+        if isinstance(part, FSDPModule):
+            part.unshard()
+            part.reshard()
+    model.look = call
+    register_fsdp_forward_method(model, "look")
+    return model.look()
+
+
+def _finish(
+    recipe: TrainingRecipe,
+    out: Path,
+    trainer: Any,
+    checks: tuple[Look, Look] | None,
+    learned: int,
+    tell: Callable[[str], object],
+) -> dict[str, Any]:
+    """Curves, the two checks (with photos, without), summary.json."""
     history = trainer.state.log_history
     with open(out / "log.jsonl", "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(entry) + "\n" for entry in history)
@@ -278,11 +319,11 @@ def _finish(recipe: TrainingRecipe, out: Path, trainer: Any, looks: _Looks, lear
         "adapter": asdict(recipe.adapter),
         "schedule": asdict(recipe.schedule),
     }
-    if len(looks.questions):
-        seen, blank = looks.take(), looks.take(is_blank=True)
+    if checks is not None:
+        seen, blank = checks
         history.append({"step": trainer.state.global_step, "rank_one": seen.rank_one})
         summary |= {"seen": seen.summary(), "blank": blank.summary()}
-        looks.tell(describe_checks(seen, blank))
+        tell(describe_checks(seen, blank))
     draw_curves(history, out / "curves.png")
     (out / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary

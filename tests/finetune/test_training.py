@@ -20,7 +20,7 @@ from rar_mmdet.finetune.checks import Look, describe_checks, look_at
 from rar_mmdet.finetune.merge_command import merge_adapter
 from rar_mmdet.finetune.rows import TaughtQuestions, hold_out, read_rows
 from rar_mmdet.finetune.settings import LoraSettings, Schedule, recipe_of_training
-from rar_mmdet.finetune.training import last_state, lora_targets, rest_frozen, with_lora
+from rar_mmdet.finetune.training import last_state, lora_targets, rest_frozen, training_arguments, with_lora
 from rar_mmdet.rankers import TransformersRanker
 from rar_mmdet.rankers.asks import Generate
 from rar_mmdet.rankers.questions import Answer, Question
@@ -107,6 +107,47 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tiny, records, tmp_pat
     assert wanted.keys() == found.keys()
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["processes", "fsdp"])
+def test_two_processes_equal_one_of_twice_the_batch(tiny, records, tmp_path, way):
+    """By accelerate's launcher; `fsdp` with the file that is shipped."""
+    config = write_config(tmp_path, records, tiny("llava"), steps=3, look_every=2)
+    whole, halves = (["--cfg-options", "adapter.dropout=0", f"schedule.batch_size={size}"] for size in (4, 2))
+    assert train(config, tmp_path / "one", *whole) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    if way == "fsdp":
+        launch += ["--config_file", str(ROOT / "configs" / "finetune" / "accelerate" / "fsdp.yaml")]
+        launch += [str(Path(__file__).with_name("fsdp_on_cpu.py"))]
+    else:
+        launch += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "-m", "rar_mmdet.cli"]
+    found = subprocess.run(
+        [*launch, "finetune", "train", str(config), "--out", str(tmp_path / "two"), "--device", "cpu", *halves],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PET_STANDALONE": "1"},  # a free port is torch's to find
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    one, two = (load_file(tmp_path / out / "adapter" / "adapter_model.safetensors") for out in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
+    (log_one, summary_one), (log_two, summary_two) = (
+        ([json.loads(line) for line in (out / "log.jsonl").open()], json.loads((out / "summary.json").read_text()))
+        for out in (tmp_path / "one", tmp_path / "two")
+    )
+    for key in ("loss", "grad_norm", "rank_one"):
+        assert [e[key] for e in log_two if key in e] == pytest.approx([e[key] for e in log_one if key in e], rel=1e-4)
+    same = ("seen", "blank", "steps", "trained_parameters")
+    assert [summary_two[key] for key in same] == [summary_one[key] for key in same]
+
+
+def test_a_process_trains_on_one_gpu(tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 4)))
+    assert training_arguments(Schedule(), tmp_path, "cpu").n_gpu <= 1
 
 
 def test_a_state_that_was_being_written_is_passed_over(tmp_path):
