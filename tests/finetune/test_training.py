@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,21 +84,30 @@ def test_one_step_lowers_the_loss_of_its_batch(tiny, records):
     assert answer_loss(model, batch) < before
 
 
+DIES_AT_THE_FOURTH_STEP = """
+import os, signal, sys
+from transformers import Trainer
+from rar_mmdet.cli import main
+step, left = Trainer.training_step, iter(range(3))
+def dying(*args, **kwargs):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*args, **kwargs)
+Trainer.training_step = dying
+main(sys.argv[1:])
+"""
+
+
 def test_killed_and_resumed_equals_uninterrupted(trained, tiny, records, tmp_path):
     config, out = write_config(tmp_path, records, tiny("llava")), tmp_path / "out"
-    command = [sys.executable, "-m", "rar_mmdet.cli", "finetune", "train", str(config), "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    words = ["finetune", "train", str(config), "--out", str(out), "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    died = subprocess.run(
+        [sys.executable, "-c", DIES_AT_THE_FOURTH_STEP, *words], env=env, capture_output=True, text=True, check=False
     )
-    limit = time.monotonic() + 120
-    while last_state(out / "checkpoints") is None and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last_state(out / "checkpoints") is not None
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    assert last_state(out / "checkpoints").name == "checkpoint-2"
+    assert not (out / "adapter").exists()
     torch.serialization.add_safe_globals([np.ndarray])  # as the MMDetection part does for its checkpoints
     assert train(config, out) == 0
     assert np.ndarray in torch.serialization.get_safe_globals()
@@ -169,6 +177,26 @@ def scores_of(ranker):
     return torch.tensor(answers[0].scores)
 
 
+def as_served(base, adapter):
+    """The base with an adapter as vLLM reads its folder: settings and weights by their names, W + alpha / r * B A."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    # What vLLM refuses (vllm/lora/peft_helper.py) is not there.
+    assert settings["peft_type"] == "LORA"
+    assert settings["bias"] == "none"
+    assert not any(settings.get(key) for key in ("modules_to_save", "use_dora", "use_rslora", "rank_pattern"))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    ranker = TransformersRanker(model=base, image_size=28)
+    modules = dict(ranker.loaded.model.named_modules())
+    names = {key.removesuffix(".lora_A.weight") for key in weights if key.endswith(".lora_A.weight")}
+    assert len(weights) == 2 * len(names)
+    for name in names:
+        down, up = (weights[f"{name}.lora_{part}.weight"] for part in "AB")
+        assert down.shape[0] == up.shape[1] == settings["r"]
+        weight = modules[name.removeprefix("base_model.model.")].weight
+        weight.data += settings["lora_alpha"] / settings["r"] * up @ down
+    return ranker
+
+
 def test_adapter_merged_and_as_servers_load_it_are_one_model(trained, tiny, tmp_path):
     from peft import PeftModel
 
@@ -177,12 +205,11 @@ def test_adapter_merged_and_as_servers_load_it_are_one_model(trained, tiny, tmp_
     on_top = TransformersRanker(model=base, image_size=28, adapter=adapter)
     merge_adapter(base, adapter, tmp_path / "merged")
     merged = TransformersRanker(model=tmp_path / "merged", image_size=28)
-    # What PEFT and servers do with the folder, without us: the layers stay beside the weights.
-    served = TransformersRanker(model=base, image_size=28)
-    PeftModel.from_pretrained(served.loaded.model, str(adapter)).eval()
+    beside = TransformersRanker(model=base, image_size=28)  # PEFT without us: the layers stay beside the weights
+    PeftModel.from_pretrained(beside.loaded.model, str(adapter)).eval()
     assert (scores_of(on_top) - scores_of(plain)).abs().max() > 1e-2
-    torch.testing.assert_close(scores_of(merged), scores_of(on_top), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scores_of(served), scores_of(on_top), atol=1e-4, rtol=0)
+    for other in (merged, beside, as_served(base, adapter)):
+        torch.testing.assert_close(scores_of(other), scores_of(on_top), atol=1e-4, rtol=0)
     assert on_top.identity()["adapter"]["id"] == "adapter"
     assert "adapter" not in plain.identity()
 

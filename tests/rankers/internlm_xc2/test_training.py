@@ -5,16 +5,17 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
-from rar_mmdet.finetune.batches import BatchMaker, answer_loss
+from rar_mmdet.finetune.batches import IGNORED, BatchMaker, answer_loss
 from rar_mmdet.finetune.rows import TaughtQuestion
 from rar_mmdet.finetune.settings import LoraSettings
 from rar_mmdet.finetune.training import with_lora
 from rar_mmdet.rankers import TransformersRanker
-from rar_mmdet.rankers.asks import Letter, YesNo
+from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
 from rar_mmdet.rankers.internlm_xc2.conversion import convert
 from rar_mmdet.rankers.questions import Question
 
 NAMES = ("quick brown fox", "lazy dog", "zebra")
+WAYS = [Generate(), Letter(), YesNo(), Likelihood()]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,23 @@ def test_its_loss_is_the_cross_entropy_of_the_next_token(golden_folder, golden):
     )
 
 
-@pytest.mark.parametrize("ask", [Letter(), YesNo()], ids=lambda ask: ask.name)
+@pytest.mark.parametrize("ask", WAYS, ids=lambda ask: ask.name)
+def test_labels_are_the_answers_and_nothing_else(ranker, ask):
+    loaded, one = ranker.loaded, taught(ask, ranker.crop_size)
+    batch, end = BatchMaker(loaded, is_packed=False)([one]), loaded.dialogue.end_ids
+    assert len(batch["labels"]) == len(one.texts)
+    for row, labels, answer in zip(batch["input_ids"], batch["labels"], one.answers, strict=True):
+        learned = labels[labels != IGNORED].tolist()
+        assert learned[len(learned) - len(end) :] == end
+        assert loaded.dialogue.tokenizer.decode(learned[: len(learned) - len(end)]).strip() == answer
+        assert row.tolist()[-len(learned) :] == learned
+
+
+@pytest.mark.parametrize("ask", WAYS, ids=lambda ask: ask.name)
 def test_texts_that_share_a_row_have_the_loss_of_a_row_each(ranker, ask):
     loaded, one = ranker.loaded, taught(ask, ranker.crop_size)
     packed, each = (loaded.placed(BatchMaker(loaded, is_packed)([one])) for is_packed in (True, False))
-    assert (len(packed["input_ids"]), len(each["input_ids"])) == (1, 3)
+    assert (len(packed["input_ids"]), len(each["input_ids"])) == (1, len(one.texts))
     assert answer_loss(loaded.model, packed).item() == pytest.approx(answer_loss(loaded.model, each).item(), abs=1e-5)
 
 
