@@ -219,6 +219,11 @@ def trainer_class() -> Any:
     class RankingTrainer(Trainer):
         loss_is_scaled_for_ga = True  # by the tokens of all batches of a step
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # Those tokens are counted where this holds; of Qwen's models, whose own loss takes no count, it does not.
+            self.model_accepts_loss_kwargs = True
+
         def compute_loss(
             self,
             model: Any,

@@ -117,10 +117,35 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tiny, records, tmp_pat
         torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["processes", "fsdp"])
-def test_two_processes_equal_one_of_twice_the_batch(tiny, records, tmp_path, way):
+def expect_same_run(one, two):
+    """Of two folders: adapters, logs and looks."""
+    adapters = [load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, two)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, wanted in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], wanted, atol=1e-5, rtol=1e-5)
+    logs = [[json.loads(line) for line in (out / "log.jsonl").open()] for out in (one, two)]
+    for key in ("loss", "grad_norm", "rank_one"):
+        wanted, found = ([entry[key] for entry in log if key in entry] for log in logs)
+        assert found == pytest.approx(wanted, rel=1e-4)
+    wanted, found = (json.loads((out / "summary.json").read_text()) for out in (one, two))
+    for key in ("seen", "blank", "steps", "trained_parameters"):
+        assert found[key] == wanted[key]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_accumulated_batches_equal_one(tiny, records, tmp_path, family):
+    """Their answers are of different lengths, so that a mean of means would be another loss."""
+    config = write_config(tmp_path, records, tiny(family), steps=3)
+    for out, size, accumulation in (("one", 4, 1), ("two", 1, 4)):
+        sizes = [f"schedule.batch_size={size}", f"schedule.accumulation={accumulation}"]
+        assert train(config, tmp_path / out, "--cfg-options", "adapter.dropout=0", *sizes) == 0
+    expect_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("way", "family"), [("processes", "qwen2_5_vl"), ("fsdp", "llava")])
+def test_two_processes_equal_one_of_twice_the_batch(tiny, records, tmp_path, way, family):
     """By accelerate's launcher; `fsdp` with the file that is shipped."""
-    config = write_config(tmp_path, records, tiny("llava"), steps=3, look_every=2)
+    config = write_config(tmp_path, records, tiny(family), steps=3, look_every=2)
     whole, halves = (["--cfg-options", "adapter.dropout=0", f"schedule.batch_size={size}"] for size in (4, 2))
     assert train(config, tmp_path / "one", *whole) == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
@@ -137,18 +162,7 @@ def test_two_processes_equal_one_of_twice_the_batch(tiny, records, tmp_path, way
         check=False,
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    one, two = (load_file(tmp_path / out / "adapter" / "adapter_model.safetensors") for out in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
-    (log_one, summary_one), (log_two, summary_two) = (
-        ([json.loads(line) for line in (out / "log.jsonl").open()], json.loads((out / "summary.json").read_text()))
-        for out in (tmp_path / "one", tmp_path / "two")
-    )
-    for key in ("loss", "grad_norm", "rank_one"):
-        assert [e[key] for e in log_two if key in e] == pytest.approx([e[key] for e in log_one if key in e], rel=1e-4)
-    same = ("seen", "blank", "steps", "trained_parameters")
-    assert [summary_two[key] for key in same] == [summary_one[key] for key in same]
+    expect_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_process_trains_on_one_gpu(tmp_path, monkeypatch):
