@@ -142,7 +142,7 @@ class SystemOneImagesForm(SystemOneForm):
 
 
 class RerankForm(Form):
-    """`/rerank` of vLLM and SGLang with a multimodal reranker (Qwen3-VL-Reranker): p(yes) of photo and each name.
+    """`/rerank` of vLLM with a multimodal reranker (Qwen3-VL-Reranker): p(yes) of photo and each name.
 
     The probabilities are the odds, shared out: the posterior when exactly one name is right and the answers are
     independent, as of `YesNo`. The label mass is 1 - prod(1 - p), that any of them is.
@@ -163,6 +163,22 @@ class RerankForm(Form):
         return _shared_out(reply["results"], "relevance_score", groups[0])
 
 
+class SGLangRerankForm(RerankForm):
+    """`/rerank` of SGLang with the same models: the parts of the query are a list, and so is the answer."""
+
+    name = "sglang-rerank"
+
+    @staticmethod
+    def request(text: str, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """See `Form`; there is one group."""
+        return {"query": _photo_and(text)["content"], "documents": list(groups[0]), "return_documents": False}
+
+    @staticmethod
+    def answers(reply: Any, groups: Sequence[Sequence[str]]) -> list[tuple[Any, Any]]:
+        """See `Form`."""
+        return _shared_out(reply, "score", groups[0])
+
+
 class ScoreForm(RerankForm):
     """`/score` of vLLM: the same of a cross-encoder's pairs, for servers that have no `/rerank`."""
 
@@ -180,7 +196,10 @@ class ScoreForm(RerankForm):
         return _shared_out(reply["data"], "score", groups[0])
 
 
-FORMS: tuple[type[Form], ...] = (SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm, RerankForm, ScoreForm)
+FORMS: tuple[type[Form], ...] = (
+    *(SGLangForm, OpenAIForm, SystemOneForm, SystemOneImagesForm),
+    *(RerankForm, SGLangRerankForm, ScoreForm),
+)
 
 
 def _photo_and(text: str) -> dict[str, Any]:

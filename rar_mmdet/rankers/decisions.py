@@ -115,7 +115,8 @@ class DecisionRanker(ServedRanker):
     Args:
         base_url, model, limits, cache, image_size, jpeg_quality, timeout, max_retries, server: see `ServedRanker`.
         ask: a `Decide`, the default, or 'decide'.
-        form: 'sglang', 'openai', 'systemone', 'systemone-images', 'rerank' or 'score'; `None`: found out.
+        form: 'sglang', 'openai', 'systemone', 'systemone-images', 'rerank', 'sglang-rerank' or 'score'; `None`: found
+            out.
         max_options: options in one question; `None`: the form's own limit (26, OpenAI 255). More are asked in rounds.
         extra_body: more fields of every request.
     """

@@ -25,7 +25,7 @@ from rar_mmdet.testing import make_shortlist
 
 NAMES = [f"{word} {number}" for word in ("cat", "polar bear", "red car", "bow, long", "nest") for number in range(20)]
 FORMS = ["sglang", "openai", "systemone", "systemone-images"]
-EVERY_FORM = [*FORMS, "rerank", "score"]
+EVERY_FORM = [*FORMS, "rerank", "sglang-rerank", "score"]
 PATHS = {"sglang": "/decisions", "openai": "/decisions", "systemone": "/systemone", "systemone-images": "/systemone"}
 
 
@@ -39,29 +39,51 @@ def weight(name, picture):
 class RerankServer(Server):
     """A multimodal reranker: p(yes) of a photo and each name by itself."""
 
-    spoil, path, query, documents, results, score = None, "/rerank", "query", "documents", "results", "relevance_score"
+    form, spoil, path = "rerank", None, "/rerank"
+    query, documents, results, score = "query", "documents", "results", "relevance_score"
 
     def act(self, handler, body, action):
-        if handler.path != f"/v1{self.path}":
-            handler.reply(404, {"detail": "Not Found"})
-        else:
-            super().act(handler, body, action)
+        try:
+            if handler.path != f"/v1{self.path}":
+                handler.reply(404, {"detail": "Not Found"})
+            else:
+                super().act(handler, body, action)
+        except (KeyError, TypeError) as error:
+            handler.reply(422, {"detail": [{"loc": ["body"], "msg": f"Field required: {error!r}"}]})
+
+    def parts(self, body):
+        return body[self.query]["content"]
+
+    def answer(self, results):
+        return {"model": "m", self.results: results}
 
     def completion(self, body, choices=1):
-        url = body[self.query]["content"][0]["image_url"]["url"]
+        url = self.parts(body)[0]["image_url"]["url"]
         picture = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
         odds = [weight(name, picture) / 50 for name in body[self.documents]]
         results = [{"index": i, self.score: value / (1 + value)} for i, value in enumerate(odds)]
         results.sort(key=lambda result: -result[self.score])  # as servers do
         if self.spoil and len(self.bodies) > 2:
             results = self.spoil(results)
-        return {"model": "m", self.results: results}
+        return self.answer(results)
+
+
+class SGLangRerankServer(RerankServer):
+    """SGLang's route of that name: lists without fields around them."""
+
+    form, score = "sglang-rerank", "score"
+
+    def parts(self, body):
+        return [part for part in body["query"] if part["type"] == "image_url"]
+
+    def answer(self, results):
+        return results
 
 
 class ScoreServer(RerankServer):
     """vLLM's older route for the same."""
 
-    path, query, documents, results, score = "/score", "text_1", "text_2", "data", "score"
+    form, path, query, documents, results, score = "score", "/score", "text_1", "text_2", "data", "score"
 
 
 class DecisionServer(Server):
@@ -128,12 +150,15 @@ class DecisionServer(Server):
         return {"model": "m", "answers": named}
 
 
+RERANKERS = (RerankServer, SGLangRerankServer, ScoreServer)
+
+
 @pytest.fixture
 def start():
     servers = []
 
     def begin(form, **settings):
-        kinds = {"rerank": RerankServer, "score": ScoreServer}
+        kinds = {kind.form: kind for kind in RERANKERS}
         servers.append(kinds[form](**settings) if form in kinds else DecisionServer(form, **settings))
         return servers[-1]
 
@@ -225,7 +250,7 @@ def test_names_that_repeat_or_differ_in_case_are_offered_once_each(start):
     assert alike.order.tolist() == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("kind", [RerankServer, ScoreServer])
+@pytest.mark.parametrize("kind", RERANKERS)
 def test_a_reranker_is_asked_like_a_decision_server(kind):
     server, pixels, shortlist = kind(), crops(4), make_shortlist(4, 60, 100)
     try:
@@ -253,13 +278,12 @@ def test_a_reranker_is_asked_like_a_decision_server(kind):
         pytest.param(lambda r, f: [{"index": x["index"]} for x in r], "expected answers with probabilities", id="none"),
     ],
 )
-@pytest.mark.parametrize("kind", [RerankServer, ScoreServer])
+@pytest.mark.parametrize("kind", RERANKERS)
 def test_rerankers_whose_scores_are_none(start, caplog, kind, spoil, message):
-    form = kind.path.strip("/")
-    server = start(form)
+    server = start(kind.form)
     server.spoil = lambda results: spoil(results, kind.score)
     with caplog.at_level(logging.WARNING):
-        ranking = make_ranker(server.url, form=form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
+        ranking = make_ranker(server.url, form=kind.form).rank(crops(1), make_shortlist(1, 5, 100), NAMES)
     assert (ranking.status == RankStatus.FALLBACK).all()
     assert message in caplog.text
 
