@@ -95,7 +95,9 @@ class Connections:
         idle = self._idle.setdefault(origin, [])
         connection = _still_open(idle) or self._connect(origin)
         connection.timeout = timeout or self._timeout
+        was_kept = connection.sock is not None
         cut: OSError | None = None
+        answer: HTTPResponse | None = None
         try:
             if connection.sock is not None:
                 connection.sock.settimeout(connection.timeout)
@@ -110,6 +112,9 @@ class Connections:
             raise BrokenError(f"no answer within {connection.timeout:g} s") from error
         except (OSError, HTTPException, UnicodeError, ValueError) as error:
             connection.close()
+            if was_kept and answer is None and isinstance(error, ConnectionError):
+                # The server ended an idle connection at the moment of the request (RFC 9112, 9.3.1).
+                return self.ask(path, body, timeout)
             raise BrokenError(str(cut or error) or type(error).__name__) from error
         if not answer.will_close:
             idle.append(connection)
