@@ -254,7 +254,7 @@ class RegionRecognizer:
         """
         device = self.load()
         with torch.autocast(device.type, enabled=False):
-            good = [self._good_regions(regions, index) for index, regions in enumerate(batch)]
+            good = self._cut_once([self._good_regions(regions, index) for index, regions in enumerate(batch)])
             # Deep enough for a whole shortlist of names, wherever the background names stand.
             found = self.memory.search(self._encode(good), self.shortlist_depth + len(self.background_names))
             shortlist = Shortlist(found.category_ids.cpu(), found.probs.cpu().float())
@@ -342,6 +342,25 @@ class RegionRecognizer:
                     f"Give CropRegions and the recognizer the same {name}=dict(...)"
                 )
 
+    def _cut_once(self, batch: list[ImageRegions]) -> list[ImageRegions]:
+        """The regions with their crops, where encoder and ranker look at the same ones and they are few enough."""
+        cropper = self.ranker_cropper
+        if (
+            cropper is None
+            or cropper != self.cropper
+            or isinstance(self.encoder, RegionEncoder)
+            or sum(map(len, batch)) > self.region_batch
+        ):
+            return batch
+
+        def cut(regions: ImageRegions) -> ImageRegions:
+            if regions.crops is not None or not len(regions):
+                return regions
+            crops = crop_regions(cropper, regions)
+            return replace(regions, crops=RegionCrops(crops, crops))
+
+        return [cut(regions) for regions in batch]
+
     def _chunks(self, cropper: RegionCropper, regions: ImageRegions, ready: Tensor | None) -> Iterator[Tensor]:
         """Crops of all regions of an image, `region_batch` at a time."""
         for start in range(0, len(regions), self.region_batch):
@@ -421,8 +440,11 @@ class RegionRecognizer:
                 if keeps_mass
                 else torch.ones(len(regions), dtype=torch.bool)
             )
-            ready = None if regions.crops is None or regions.crops.ranker is None else regions.crops.ranker[wanted]
-            crops += [chunk.cpu() for chunk in self._chunks(cropper, replace(regions, crops=None)[wanted], ready)]
+            ready = None if regions.crops is None else regions.crops.ranker
+            if not wanted.all():
+                regions = replace(regions, crops=None)[wanted]
+                ready = None if ready is None else ready[wanted]
+            crops += [chunk.cpu() for chunk in self._chunks(cropper, regions, ready)]
             asked.append(wanted)
         mask = torch.cat(asked)
         if not mask.all():

@@ -5,7 +5,6 @@ A record names its candidates, so that a file of records can be read without the
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from rar_mmdet.structures import RankStatus, Recognition
 __all__ = ["NEVER", "RegionRecord", "describe_regions", "read_records", "write_records"]
 
 NEVER = 1 << 30  # place of a truth that is not among what was kept of the shortlist
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 KEPT_COLUMNS = 20  # of the shortlist: enough for recall@20, light enough for a million regions
 
 
@@ -70,8 +70,7 @@ class RegionRecord:
 
     def to_json(self) -> str:
         """One line; fields that are `None` are left out."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return json.dumps({k: v for k, v in fields.items() if v is not None}, ensure_ascii=False, allow_nan=False)
+        return _ENCODER.encode({name: value for name, value in vars(self).items() if value is not None})
 
     @staticmethod
     def from_json(line: str) -> RegionRecord:
@@ -90,8 +89,8 @@ class RegionRecord:
 
 def _numbers(values: torch.Tensor) -> list[Any]:
     """Nested lists of numbers, floats at the 7 digits that a float32 has."""
-    nested = values.tolist()
-    return [[float(f"{value:.7g}") for value in row] for row in nested]
+    line = " ".join(["%.7g"] * values.shape[1])
+    return [[float(number) for number in (line % tuple(row)).split()] for row in values.tolist()]
 
 
 def _known(values: torch.Tensor | None, count: int) -> list[float | None]:
@@ -124,6 +123,7 @@ def describe_regions(
     ids, probs = best.category_ids.tolist(), _numbers(best.probs)
     fused = _numbers(recognition.fused[:, :columns])
     boxes = [[round(v, 3) for v in box] for box in recognition.boxes_xyxy.tolist()]
+    box_scores, order = recognition.box_scores.tolist(), ranking.order.tolist()
     log_probs = None if ranking.log_probs is None else _numbers(ranking.log_probs)
     mass, presence = _known(ranking.label_mass, len(recognition)), _known(ranking.presence, len(recognition))
     preferred = None if ranking.preferred is None else ranking.preferred.tolist()
@@ -138,13 +138,13 @@ def describe_regions(
                 image=image,
                 region=region,
                 box_xyxy=tuple(boxes[region]),
-                box_score=round(float(recognition.box_scores[region]), 6),
+                box_score=round(box_scores[region], 6),
                 category_ids=tuple(ids[region]),
-                names=tuple(names[i] for i in ids[region]),
+                names=tuple(map(names.__getitem__, ids[region])),
                 probs=tuple(probs[region]),
                 fused=tuple(fused[region]),
                 status=RankStatus(status).name.lower(),
-                order=tuple(ranking.order[region].tolist()) if asked else (),
+                order=tuple(order[region]) if asked else (),
                 log_probs=tuple(log_probs[region]) if log_probs and scored[region] else None,
                 label_mass=mass[region],
                 presence=presence[region],

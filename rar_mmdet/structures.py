@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, overload
@@ -208,9 +209,10 @@ def _as_scores(values: Any, where: str) -> Tensor:
         scores = torch.as_tensor(values, dtype=torch.float32).detach().reshape(-1).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidBoxError(f"{where}box_scores must be (R,) numbers, got {_shortened(values)}: {error}") from error
-    odd = ~((scores >= -_SCORE_SLACK) & (scores <= 1 + _SCORE_SLACK))
-    if odd.any():
-        row = int(odd.nonzero()[0])
+    numbers = scores.numpy()
+    good = (numbers >= -_SCORE_SLACK) & (numbers <= 1 + _SCORE_SLACK)
+    if not good.all():
+        row = int(good.argmin())
         raise InvalidBoxError(
             f"{where}box_scores[{row}] is {float(scores[row])}; expected confidences in [0, 1] (of logits: sigmoid)"
         )
@@ -274,17 +276,11 @@ class ImageRegions:
     def __getitem__(self, regions: Tensor | slice) -> ImageRegions:
         """The given regions of the same image (a slice, an index tensor or a boolean mask)."""
 
-        def rows(values: Any) -> Any:
-            return None if values is None else values[regions]
-
-        return replace(
-            self,
-            boxes_xyxy=self.boxes_xyxy[regions],
-            box_scores=rows(self.box_scores),
-            masks=rows(self.masks),
-            crops=rows(self.crops),
-            class_scores=rows(self.class_scores),
-        )
+        part = copy(self)  # rows of what was checked are not checked again
+        for name in ("boxes_xyxy", "box_scores", "masks", "crops", "class_scores"):
+            values = getattr(self, name)
+            object.__setattr__(part, name, None if values is None else values[regions])
+        return part
 
     @property
     def image_hw(self) -> tuple[int, int] | None:

@@ -94,6 +94,22 @@ def test_crops_made_ahead_give_the_same():
     assert_same(a, b)
 
 
+def test_what_encoder_and_ranker_both_look_at_is_cut_once(monkeypatch):
+    cut, crop = [], RegionCropper.crop
+    monkeypatch.setattr(RegionCropper, "crop", lambda self, *args, **kw: cut.append(self) or crop(self, *args, **kw))
+    batch = [ImageRegions(make_image(seed=seed), make_boxes(4, seed=seed)) for seed in (1, 2)]
+    found = {}
+    for name, side, region_batch in (("once", 32, 8), ("many regions", 32, 7), ("other crops", 24, 8)):
+        cut.clear()
+        recognizer = make_recognizer(ranker=FakeRanker(crop_size=side))
+        recognizer.region_batch = region_batch
+        found[name] = recognizer.recognize(batch), len(cut)
+    assert [calls for _, calls in found.values()] == [2, 4, 4]
+    for a, b in zip(found["once"][0], found["many regions"][0], strict=True):
+        assert torch.equal(a.fused, b.fused)
+    assert batch[0].crops is None
+
+
 def made_with(cropper, image, boxes, ranker_cropper=None):
     ranker = ranker_cropper and ranker_cropper.crop(image, boxes)
     return RegionCrops(cropper.crop(image, boxes), ranker, cropper, ranker_cropper)

@@ -9,11 +9,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rar_mmdet.detectors import Detected, Detector, class_scores
@@ -171,9 +173,9 @@ def _with_outlines(records: list[RegionRecord], found: Detected, image_hw: tuple
     return told
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PhotoState:
-    """A photo that is done."""
+    """A photo that is done; a run holds them all."""
 
     id: int
     name: str
@@ -304,13 +306,11 @@ class LabelRun:
         return counts
 
     def _recognize(self, names: Sequence[str]) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
-        good: list[tuple[str, Any]] = []
-        errors: dict[str, str] = {}
-        for name in names:
-            try:
-                good.append((name, read_image(self.photos / name)))
-            except ImageReadError as error:
-                errors[name] = str(error)
+        # OpenCV decodes without Python's lock: as many photos at once as PyTorch has threads.
+        with ThreadPoolExecutor(min(len(names), torch.get_num_threads())) as pool:
+            read = list(zip(names, pool.map(self._read, names), strict=True))
+        errors = {name: pixels for name, pixels in read if isinstance(pixels, str)}
+        good = [(name, pixels) for name, pixels in read if not isinstance(pixels, str)]
         found: dict[str, list[RegionRecord]] = {}
         try:
             found = dict(zip((n for n, _ in good), self.labeller.recognize(good), strict=True)) if good else {}
@@ -327,6 +327,13 @@ class LabelRun:
             number = len(self.done) + 1
             outlines = sum(record.outline is not None for record in records)
             yield PhotoState(number, name, width, height, len(records), 0, errors.get(name), outlines), records
+
+    def _read(self, name: str) -> NDArray[np.uint8] | str:
+        """Pixels of a photo, or why there are none."""
+        try:
+            return read_image(self.photos / name)
+        except ImageReadError as error:
+            return str(error)
 
     def regions(self) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
         """Every photo that could be read, with its records, in the order they were done."""

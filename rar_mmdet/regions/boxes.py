@@ -43,6 +43,9 @@ def find_invalid_boxes(boxes_xyxy: Boxes, image_hw: tuple[int, int]) -> dict[int
     boxes = boxes_to_array(boxes_xyxy)
     height, width = image_hw
     x1, y1, x2, y2 = boxes.T
+    good = (x1 < x2) & (y1 < y2) & (x2 > 0) & (y2 > 0) & (x1 < width) & (y1 < height)
+    if good.all() and np.isfinite(boxes).all() and not are_normalised(boxes, image_hw):
+        return {}  # of every photo but the odd one
     finite = np.asarray(np.isfinite(boxes).all(axis=1))
     inverted = (x2 < x1) | (y2 < y1)
     empty = (x2 == x1) | (y2 == y1)
