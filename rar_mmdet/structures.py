@@ -116,16 +116,14 @@ class Ranking:
 
     def __getitem__(self, regions: Tensor | slice) -> Ranking:
         """The rows of the given regions (a slice, an index tensor or a boolean mask)."""
-        rows = torch.arange(len(self))[regions].tolist()
-        return Ranking(
-            self.order[regions],
-            None if self.log_probs is None else self.log_probs[regions],
-            self.status[regions],
-            None if self.replies is None else tuple(self.replies[row] for row in rows),
-            None if self.label_mass is None else self.label_mass[regions],
-            None if self.presence is None else self.presence[regions],
-            None if self.preferred is None else self.preferred[regions],
-        )
+        part = copy(self)  # rows of what was checked are not checked again
+        for name in ("order", "log_probs", "status", "label_mass", "presence", "preferred"):
+            values = getattr(self, name)
+            object.__setattr__(part, name, None if values is None else values[regions])
+        if self.replies is not None:
+            rows = torch.arange(len(self))[regions].tolist()
+            object.__setattr__(part, "replies", tuple(self.replies[row] for row in rows))
+        return part
 
     @property
     def has_log_probs(self) -> Tensor:
