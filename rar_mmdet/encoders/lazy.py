@@ -174,6 +174,46 @@ class CheckpointEncoder(LazyEncoder[Model]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.checkpoint.model!r}, precision={self.precision!r})"
 
+    def _none_of(self, *choices: Sequence[str]) -> list[str]:
+        """A line for each choice of files of which the folder has none."""
+        folder = self.checkpoint.folder
+        return [
+            f"encoder {self.checkpoint.model!r}: no {names[0]} in {folder}; get the complete model folder"
+            for names in choices
+            if folder.is_dir() and not any((folder / name).is_file() for name in names)
+        ]
+
+    def _pretrained(self, auto: Any, what: str, **kwargs: Any) -> Any:
+        """What an Auto class of transformers reads in the folder, without remote code.
+
+        Raises:
+            EncoderLoadError: it cannot be read.
+        """
+        from safetensors import SafetensorError
+
+        folder = self.checkpoint.folder
+        try:
+            return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+        except SafetensorError as error:
+            raise EncoderLoadError(f"a weight file in {folder} is damaged: {error}. Download it again") from error
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
+            raise EncoderLoadError(f"{folder} could not be loaded as {what}: {error}") from error
+
+    def _auto_model(self, config: Any, dtype: torch.dtype) -> Any:
+        """The `AutoModel` of a config of transformers, complete.
+
+        Raises:
+            EncoderLoadError: the files are damaged, incomplete or of another model.
+        """
+        from transformers import AutoModel
+
+        model, loaded = self._pretrained(
+            AutoModel, config.model_type, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        # Transformers fills what the file lacks with random numbers and only warns.
+        self._check_weights(model, sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]])))
+        return model
+
     def _check_weights(self, model: torch.nn.Module, absent: Sequence[str]) -> None:
         """Refuse a model that a file has filled in part, or with numbers of no use.
 

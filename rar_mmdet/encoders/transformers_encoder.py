@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rar_mmdet.encoders.lazy import CheckpointEncoder, check_crops, check_tokenizer
-from rar_mmdet.encoders.weights import VOCABULARIES
+from rar_mmdet.encoders.weights import PROCESSORS, VOCABULARIES
 from rar_mmdet.errors import ConfigError, EncoderLoadError
 
 __all__ = ["IMAGE_ONLY_TEMPERATURE", "TransformersEncoder"]
@@ -73,16 +73,9 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
 
     def missing_assets(self) -> list[str]:
         """What must be fetched before this encoder can load: what, where it is looked for, how to get it. Cheap."""
-        missing, folder = self.checkpoint.missing(), self.checkpoint.folder
-        if not folder.is_dir():
-            return missing
-        what = f"encoder {self.checkpoint.model!r}"
-        if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-            missing.append(f"{what}: no preprocessor_config.json in {folder}; get the complete model folder")
         has_texts = FAMILIES.get(self.checkpoint.config.get("model_type", "")) is not None
-        if has_texts and not any((folder / name).is_file() for name in VOCABULARIES):
-            missing.append(f"{what}: no tokenizer (tokenizer.json) in {folder}; get the complete model folder")
-        return missing
+        wanted = (PROCESSORS, VOCABULARIES) if has_texts else (PROCESSORS,)
+        return [*self.checkpoint.missing(), *self._none_of(*wanted)]
 
     @property
     def config(self) -> Any:
@@ -99,7 +92,7 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         if family not in FAMILIES:
             other = {
                 "fgclip2": "; FGCLIP2Encoder loads it",
-                "qwen3_vl": "; Qwen3-VL-Embedding is read by a chat template of its own, which is not there",
+                "qwen3_vl": "; Qwen3VLEmbeddingEncoder loads it",
             }.get(str(family), "")
             raise EncoderLoadError(
                 f"{self.checkpoint.folder} holds a model of type {family!r}{other}. TransformersEncoder knows "
@@ -234,39 +227,19 @@ class TransformersEncoder(CheckpointEncoder[_Parts]):
         self._expect_assets()
         with self._lock:
             if self._processor is None:
-                folder = self.checkpoint.folder
-                try:
-                    self._processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-                except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-                    raise EncoderLoadError(f"{folder}: its image processor cannot be built: {error}") from error
+                self._processor = self._pretrained(AutoImageProcessor, "an image processor")
             return self._processor
 
     def _read(self, device: torch.device, dtype: torch.dtype) -> _Parts:
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        config, folder = self.config, self.checkpoint.folder
-        try:
-            model, loaded = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if self.has_texts else None
-        except SafetensorError as error:
-            raise EncoderLoadError(f"a weight file in {folder} is damaged: {error}. Download it again") from error
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
-            raise EncoderLoadError(f"{folder} could not be loaded as {config.model_type}: {error}") from error
-        # Transformers fills what the file lacks with random numbers and only warns.
-        absent = sorted(map(str, loaded["missing_keys"])) + sorted(map(str, loaded["mismatched_keys"]))
-        self._check_weights(model, absent)
+        config = self.config
+        model = self._auto_model(config, dtype)
+        tokenizer = self._pretrained(AutoTokenizer, config.model_type) if self.has_texts else None
         if tokenizer is not None:
             # TIPSv2's texts have no end token: they are averaged.
             ends = config.model_type != "tipsv2"
-            check_tokenizer(tokenizer, config.text_config.vocab_size, str(folder), ends)
+            check_tokenizer(tokenizer, config.text_config.vocab_size, str(self.checkpoint.folder), ends)
         return _Parts(model.to(device).eval().requires_grad_(False), tokenizer)
 
 

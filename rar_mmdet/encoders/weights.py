@@ -25,7 +25,8 @@ __all__ = ["WeightsSource", "check_weights_fit", "fetch", "locate", "root_loggin
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 CONFIG = "open_clip_config.json"
 TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
-# A tokenizer is there if one of these is: the files of transformers that hold its vocabulary.
+# An image processor, and a tokenizer, are there if one of these files of transformers is.
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",

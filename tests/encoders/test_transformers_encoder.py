@@ -228,7 +228,7 @@ class TestRefusals:
         ("family", "hint"),
         [
             ("fgclip2", "FGCLIP2Encoder loads it"),
-            ("qwen3_vl", "chat template of its own"),
+            ("qwen3_vl", "Qwen3VLEmbeddingEncoder loads it"),
             ("llava", "OpenClipEncoder"),
         ],
     )
