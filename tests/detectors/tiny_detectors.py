@@ -261,15 +261,18 @@ def _processor(kind: str) -> object:
     return made
 
 
-def write_detector(folder: Path, kind: str, seed: int = 0) -> Path:
-    """A folder with config, weights, processor and, where it reads texts, tokenizer of a model of that kind."""
+def write_detector(folder: Path, kind: str, seed: int = 0, **changes: object) -> Path:
+    """A folder with config, weights, processor and, where it reads texts, tokenizer of a model of that kind.
+
+    `changes` of the config's settings are not for SAM 3.
+    """
     torch.manual_seed(seed)
     if kind == "sam3":
         model = _sam3()
         Sam3ImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
     else:
         config_class, model_class = _classes(kind)
-        model = model_class(config_class(**_settings(kind)))
+        model = model_class(config_class(**{**_settings(kind), **changes}))
         _processor(kind).save_pretrained(folder)
     if kind == "dab-detr":
         for weight in model.model.decoder.parameters():  # as it is born all its scores are equal
