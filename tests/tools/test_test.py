@@ -288,6 +288,32 @@ class TestServers:
         assert min(len(lasting.bodies), len(dying.bodies)) > 4
         assert len(list(Path("two").glob("ranker_answers.*.sqlite"))) == 1  # one machine, one file of answers
 
+    def test_a_hosted_one_tells_its_cost_keeps_a_budget_and_loses_nothing(
+        self, tool, boxes_config, serve, monkeypatch, capfd, caplog
+    ):
+        """0.001 a question, of which the first is no crop's; the key stands in no file and no line."""
+        monkeypatch.setenv("RAR_TEST_KEY", "sk-very-secret")
+        server = serve()
+        plain = server.completion
+        server.completion = lambda body, choices=1: {**plain(body, choices), "usage": {"prompt_tokens": 1000}}
+        config = Config.fromfile(asking_servers(boxes_config, server.url))
+        config.model.recognizer.ranker.server = {"api_key_env": "RAR_TEST_KEY", "price_per_million": 1.0}
+        config.dump(str(boxes_config))
+        assert run(tool, boxes_config, "--work-dir", "look", "--check") == 0
+        assert re.search(r"cost: about 0\.0\d for 0\.0\d million input tokens", capfd.readouterr().out)
+        assert run(tool, boxes_config, "--work-dir", "out", "--budget", "0.0065") == 2
+        assert "spent 0.006 of a budget of 0.0065 on 6 requests" in capfd.readouterr().err
+        assert "photos leave this machine; about 1,000 tokens a question" in caplog.text
+        assert "the budget lasts for about 6." in caplog.text
+        assert run(tool, boxes_config, "--work-dir", "out", "--budget", "1") == 0
+        found = summary("out")["report"]["ranker"]
+        assert (found["cached"], found["cost"]["requests"]) == (5, 1 + found["asked"])
+        files = [file for folder in ("look", "out") for file in Path(folder).rglob("*") if file.is_file()]
+        assert any(file.suffix == ".log" for file in files)
+        assert not [file for file in files if b"sk-very-secret" in file.read_bytes()]
+        said = capfd.readouterr()
+        assert "sk-very-secret" not in said.out + said.err + caplog.text
+
     def test_the_script_for_slurm(self, tool, boxes_config, serve, tmp_path):
         """The script itself; in place of a cluster and of vLLM, commands that start two nodes here, and a server."""
         server = serve()
