@@ -79,7 +79,7 @@ def load(name: str, runs: dict[str, str], photos: str | None = None) -> Any:
     dataset = fo.Dataset(name, persistent=True)
     samples: dict[str, Any] = {}
     for run, records in runs.items():
-        prefix = re.sub(r"\W", "_", run) + "_"
+        prefix = re.sub(r"\W", "_", run).strip("_") + "_"  # a field may not begin with one
         for photo, regions in regions_by_photo(records, photos).items():
             if not Path(photo).is_file():
                 continue
