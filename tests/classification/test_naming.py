@@ -567,6 +567,12 @@ def test_from_photos_to_table_1_without_the_test_part(config, tmp_path, monkeypa
     assert "another file holds 'wordnet' of draw 1" in capsys.readouterr().err
     assert rar_mmdet([*run, "--rows", "all", "--cfg-options", "num_candidates=3"]) == 2
     assert "other settings (num_candidates)" in capsys.readouterr().err
+    # Rows of retrieval alone want no weights of a ranker.
+    other = ["--cfg-options", "ranker.type=TransformersRanker", f"ranker.model={tmp_path / 'none'}"]
+    alone = ["classify", str(config), "--names", *files, "--out", str(tmp_path / "alone"), *other]
+    assert rar_mmdet([*alone, "--rows", "ours"]) == 0
+    assert rar_mmdet([*alone, "--rows", "ours+rar"]) == 2
+    assert "ranker model" in capsys.readouterr().err
 
 
 def test_runs_that_are_none(tmp_path, capsys):

@@ -52,16 +52,15 @@ def classify_names(
     voter = _encoder(settings.voter, "names.voter")
     finer_encoder = _encoder(settings.finer_encoder, "names.finer_encoder")
     encoders = [one for one in (recipe.encoder, voter, finer_encoder) if one is not None]
-    missing = [line for encoder in encoders for line in encoder.missing_assets()]
-    missing += recipe.ranker.missing_assets() if ranked and recipe.ranker is not None else []
+    parts = [*encoders, *([recipe.ranker] if ranked and recipe.ranker is not None else [])]
+    missing = [line for part in parts for line in part.missing_assets()]
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sentences = None if settings.sentence_encoder == OWN_TEXTS else SentenceEncoder(settings.sentence_encoder)
     missing += [] if sentences is None else [f"{line} (for sACC)" for line in sentences.missing_assets()]
     if missing:
         raise MissingAssetError("; ".join(missing))
-    for part in (*encoders, recipe.ranker):
-        if part is not None:
-            part.load(device)
+    for part in parts:
+        part.load(device)
     cache_dir = default_cache_dir().parent / "photos"
     run = NamesRun(recipe, out, cache_dir=cache_dir, voter=voter, finer_encoder=finer_encoder, limit=args.limit)
     nouns = settings.read_nouns()
