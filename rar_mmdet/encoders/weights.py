@@ -211,8 +211,7 @@ def _with_text_side(source: WeightsSource, cache_dir: str | None) -> WeightsSour
         found = [path for name in VOCABULARIES if (path := _cached(repo, name, cache_dir)) is not None]
         tokenizer = found[0].parent if found else None
         if tokenizer is None:
-            wanted = " ".join(f"'*{suffix}'" for suffix in TOKENIZER_SUFFIXES)
-            how = _download(repo, f"--include {wanted}")
+            how = _download(repo, *(f"--include '*{suffix}'" for suffix in TOKENIZER_SUFFIXES))
             missing.append(f"{source.label}: its tokenizer, {repo}: looked for in {_cache(cache_dir)}\n  {how}")
     repo = source.text_config.get("hf_model_name")
     if repo:

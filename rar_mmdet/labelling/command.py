@@ -115,15 +115,26 @@ def build_labeller(args: argparse.Namespace, words: WordList) -> tuple[Labeller,
     for part, told in (content.get("parts") or {}).items():
         print(f"{part:<10} {told}")
     recognizer = recognizer_of(config, list(words.phrases))
-    detector, source = _boxes(args, content.get("detector"))
-    missing = detector.missing_assets() if isinstance(detector, TransformersDetector) else []
-    missing += recognizer.encoder.missing_assets()
+    missing = recognizer.encoder.missing_assets()
     missing += [] if recognizer.ranker is None else recognizer.ranker.missing_assets()
+    try:
+        detector, source = _boxes(args, content.get("detector"))
+    except RarError as error:
+        if not missing:
+            raise
+        raise MissingAssetError(_all_of([str(error), *missing])) from error
+    if isinstance(detector, TransformersDetector):
+        missing = detector.missing_assets() + missing
     if missing:
-        raise MissingAssetError("fetch what is not there, then give the command again:\n  " + "\n  ".join(missing))
+        raise MissingAssetError(_all_of(missing))
     if args.device:
         recognizer.to(args.device)
     return Labeller(recognizer, words, detector, args.min_score), {"config": str(config.resolve()), "boxes": source}
+
+
+def _all_of(missing: Sequence[str]) -> str:
+    """One message for everything that is missing, so that nobody meets one after the other."""
+    return "see to what is not there, then give the command again:\n  " + "\n  ".join(missing)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import re
+import shlex
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub.cli.hf import app as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, write_model
@@ -231,6 +233,23 @@ def test_a_model_of_the_hub_loads_from_the_cache_alone(folders: dict[str, Path],
     (line,) = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path / "hub")).missing_assets()
     assert line.startswith("weights in")
     assert "hf download org/name" in line
+
+
+def test_what_is_to_be_typed_fetches_every_file_of_a_tokenizer(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line as `hf` itself reads it: a pattern without its own --include would be a file to it."""
+    folder = with_text_config(folders["plain"], tmp_path / "folder", hf_tokenizer_name="org/words")
+    into_hub_cache(tmp_path / "hub", "org/name", folder, *MODEL)
+    (line,) = OpenClipEncoder(model="hf-hub:org/name", cache_dir=str(tmp_path / "hub")).missing_assets()
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(
+        "huggingface_hub.cli.download.snapshot_download", lambda **given: asked.update(given) or "there"
+    )
+    command = re.search(r"hf (download .*?)   \(", line).group(1)
+    hf(args=shlex.split(command), standalone_mode=False)
+    assert asked["repo_id"] == "org/words"
+    assert asked["allow_patterns"] == ["*.json", "*.txt", "*.model"]
 
 
 @pytest.mark.usefixtures("_no_network")

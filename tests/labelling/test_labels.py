@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -382,6 +383,33 @@ def test_a_detector_finds_the_boxes(tmp_path, capsys):
     assert "say where boxes come from: --detector MODEL, --boxes FILE, or --whole" in capsys.readouterr().err
     assert rar_mmdet([*line, "--detector", "iSEE-Laboratory/llmdet_tiny"]) == 2
     assert "hf download iSEE-Laboratory/llmdet_tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([], "say where boxes come from: --detector MODEL, --boxes FILE, or --whole"),
+        (["--boxes", "nowhere.json"], "box file nowhere.json does not exist"),
+        (["--detector", "nobody/nothing"], "hf download nobody/nothing"),
+    ],
+)
+def test_all_that_is_missing_is_listed_at_once(boxes, told, tmp_path, capsys, monkeypatch):
+    """Boxes, the encoder's weights, the ranker's: with what to type for each."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    photos = ROOT / "demo" / "photos"
+    line = [
+        "label",
+        str(photos),
+        "--words",
+        str(photos / "words.txt"),
+        "--config",
+        str(ROOT / "configs/rar_lvis_qwen.py"),
+    ]
+    assert rar_mmdet([*line, *boxes]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"error: see to what is not there, then give the command again:\n  ", message)
+    for part in (told, "hf download timm/vit_base_patch16_clip_224.openai", "hf download Qwen/Qwen2.5-VL-7B-Instruct"):
+        assert part in message
 
 
 def test_python_in_five_lines():

@@ -1,6 +1,7 @@
 """Corrections teach: exemplars of classes whose words say nothing, scores to trust; and other photos gain."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -247,7 +248,10 @@ def test_qualities_say_what_they_take_and_what_to_fetch(quality, models, worlds,
     told = capsys.readouterr()
     assert [row.split()[0] for row in told.out.splitlines()] == ["detector", "encoder", "ranker"]
     assert told.out.count("B, Apache-2.0") == len(models)
-    assert "fetch what is not there, then give the command again" in told.err
+    assert "see to what is not there, then give the command again" in told.err
+    page = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text(encoding="utf-8")
     for model in models:
         assert model in told.err
+    for repository in re.findall(r"hf download ([^\s`]+)", told.err):
+        assert f"\nhf download {repository}" in page  # the page says what to type, too
     assert not (tmp_path / "out").exists()
