@@ -1,4 +1,4 @@
-"""Examples as the files that trainers read: LLaVA's, OpenAI's messages (ms-swift, LLaMA-Factory, TRL), XComposer's."""
+"""Examples as the files of trainers: LLaVA's, OpenAI's messages (ms-swift, LLaMA-Factory), TRL's, XComposer's."""
 
 from __future__ import annotations
 
@@ -89,6 +89,18 @@ def _messages(turn: Turn) -> dict[str, Any]:
     }
 
 
+def _trl(turn: Turn) -> dict[str, Any]:
+    """The place of the photo is a part of its own: TRL would read `<image>` as text, and add the photo's once more."""
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+        ],
+        "images": [turn.photo],
+        **turn.box,
+    }
+
+
 def _xcomposer(turn: Turn) -> dict[str, Any]:
     return {
         "id": turn.id,
@@ -105,6 +117,7 @@ def _xcomposer(turn: Turn) -> dict[str, Any]:
 EXPORTS: dict[str, tuple[str, bool, Callable[[Turn], dict[str, Any]]]] = {
     "llava": ("llava.json", True, _llava),
     "messages": ("messages.jsonl", False, _messages),
+    "trl": ("trl.jsonl", False, _trl),
     "xcomposer": ("xcomposer.json", True, _xcomposer),
 }
 

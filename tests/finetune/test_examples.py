@@ -20,7 +20,7 @@ from rar_mmdet.finetune.examples import (
     paper_examples,
     released_examples,
 )
-from rar_mmdet.finetune.exports import NONE_NAME, turns_of
+from rar_mmdet.finetune.exports import NONE_NAME, ExportWriter, turns_of
 from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
 from rar_mmdet.testing import make_image
 
@@ -222,6 +222,53 @@ def test_an_answer_of_one_name_is_the_right_one_whatever_is_most_similar():
     assert answers["generate"] == ["['name 8', 'name 5', 'name 3']"]
     assert (answers["letter"], answers["likelihood"]) == (["B"], ["name 5"])
     assert answers["yesno"] == ["no", "yes", "no"]
+
+
+def read_llava(entry):
+    (human, gpt), place = entry["conversations"], "<image>\n"
+    assert (human["from"], gpt["from"]) == ("human", "gpt")
+    assert human["value"].count("<image>") == 1
+    return entry["image"], human["value"].removeprefix(place), gpt["value"]
+
+
+def read_messages(entry):
+    (user, assistant), (photo,) = entry["messages"], entry["images"]
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    assert user["content"].count("<image>") == len(entry["images"])  # as ms-swift and LLaMA-Factory check
+    return photo, user["content"].removeprefix("<image>"), assistant["content"]
+
+
+def read_trl(entry):
+    (user, assistant), (photo,) = entry["messages"], entry["images"]
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    image, text = user["content"]
+    assert (image, text["type"]) == ({"type": "image"}, "text")
+    assert "<image>" not in text["text"]
+    (answer,) = assistant["content"]
+    return photo, text["text"], answer["text"]
+
+
+def read_xcomposer(entry):
+    (user, assistant), (photo,) = entry["conversations"], entry["image"]
+    assert (user["from"], assistant["from"]) == ("user", "assistant")
+    return photo, user["value"].removeprefix("<ImageHere>"), assistant["value"]
+
+
+@pytest.mark.parametrize("ask", [Generate(), YesNo()], ids=lambda a: a.name)
+@pytest.mark.parametrize("read", [read_llava, read_messages, read_trl, read_xcomposer], ids=lambda f: f.__name__[5:])
+def test_what_is_written_can_be_read_again(tmp_path, read, ask):
+    names = ["oak, old", 'the "red" fox', "Ästling 狐", "d'Artagnan\\", "owl"]
+    examples = [
+        module.RankingExample(0, (3, 0, 4), 1, (1, 0, 2), (0.1, 0.5, 0.9)),
+        module.RankingExample(1, (2, NONE_OF_THESE, 1), 0, (0, 2, 1), (0.9, 0.0, 0.2)),
+    ]
+    turns = [t for n, e in enumerate(examples) for t in turns_of(e, n, f"fotos/ä {n}.jpg", names, ask)]
+    with ExportWriter(read.__name__.removeprefix("read_"), tmp_path) as export:
+        for turn in turns:
+            export.add(turn)
+    text = export.path.read_text(encoding="utf-8")
+    entries = json.loads(text) if export.path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    assert [read(entry) for entry in entries] == [(turn.photo, turn.text, turn.answer) for turn in turns]
 
 
 @pytest.fixture
