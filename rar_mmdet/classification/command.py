@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
         _limit_cost(config, args)
     recipe = recipe_of(config, out)
     if args.names:
-        names_table, told = classify_names(args, config, recipe, out, _plain_text(config.get("ranker")))
+        names_table, told = classify_names(args, config, recipe, out, _plain_text(config.get("ranker"), recipe.ranker))
         print(f"{told}\n\nwritten to {out}: table.txt, summary.json, records/")
         return names_table
     rows, ranked = _rows([row for row in args.rows if row not in (UNAIDED, RELEASED)], recipe)
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> Table | NamesTable:
             "encoder": recipe.encoder.fingerprint,
             "vision_encoder": None if recipe.vision_encoder is None else recipe.vision_encoder.fingerprint,
             "cropper": repr(recipe.cropper),
-            "ranker": _plain_text(config.get("ranker")),
+            "ranker": _plain_text(config.get("ranker"), recipe.ranker),
             "ranker_cropper": repr(recipe.ranker_cropper),
             "fusion": repr(recipe.fusion),
             "num_candidates": recipe.num_candidates,
@@ -263,13 +263,19 @@ def _limit_cost(config: dict[str, Any], args: argparse.Namespace) -> None:
     config["ranker"] = {**ranker, "server": {**(ranker.get("server") or {}), "budget": args.budget}}
 
 
-def _plain_text(settings: Any) -> str | None:
-    """A ranker's settings as text, without those that shape no answer: where answers are kept, prices and patience."""
+def _plain_text(settings: Any, ranker: Any) -> str | None:
+    """A ranker's settings as text, without those that shape no answer: where answers are kept, prices and patience.
+
+    An adapter counts by its content: it may be taught anew in the same folder.
+    """
     if settings is None:
         return None
     shaping = {key: value for key, value in settings.items() if key not in SHAPING_NOTHING}
     if revision := (settings.get("server") or {}).get("revision"):
         shaping["revision"] = revision
+    adapter = getattr(ranker, "adapter", None)
+    if adapter is not None and not adapter.missing():
+        shaping["adapter"] = adapter.identity()
     return json.dumps(shaping, sort_keys=True, default=str)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from rar_mmdet.classification.command import _plain_text
 from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.errors import ConfigError, DatasetError, MissingAssetError, RankerLoadError
 from rar_mmdet.finetune.checks import Look, describe_checks, look_at
@@ -276,6 +277,17 @@ def test_an_adapter_that_does_not_fit_is_refused(trained, tiny, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 2, "base_model_name_or_path": None}))
     with pytest.raises(RankerLoadError, match="does not fit the model"):
         _ = TransformersRanker(model=tiny("llava"), adapter=tmp_path).loaded
+
+
+def test_a_table_of_another_adapter_in_the_same_folder_is_another(trained, tiny, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((trained / "adapter" / name).read_bytes())
+    settings = {"model": str(tiny("llava")), "adapter": str(tmp_path), "cache": "answers.sqlite"}
+    before = _plain_text(settings, TransformersRanker(**settings))
+    assert before == _plain_text({**settings, "cache": "elsewhere"}, TransformersRanker(**settings))
+    weights = {name: weight + 1 for name, weight in load_file(tmp_path / "adapter_model.safetensors").items()}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    assert _plain_text(settings, TransformersRanker(**settings)) != before
 
 
 def test_a_folder_without_an_adapter_is_named(tiny, tmp_path):
