@@ -46,11 +46,18 @@ class Meter:
     def reserve(self, requests: int) -> bool:
         """Whether so many requests may begin: each may cost what the dearest so far did.
 
-        The first ones about a crop go alone, and others wait for them: before that it is not known what one costs.
+        The first ones about a crop go alone, and others wait for them: before that it is not known what one costs. What
+        would fit but for others on the way waits until these have ended: till then what is paid for counts twice.
         """
+        if self.budget is None:
+            return True
         with self._changed:
-            while self.budget is not None and self.probing and self._reserved:
-                self._changed.wait()
+            self._changed.wait_for(
+                lambda: (
+                    not self._reserved
+                    or (not self.probing and (self._fit(requests) or not self._fit(requests - self._reserved)))
+                )
+            )
             if not self._fit(requests):
                 return False
             self._reserved += requests
@@ -62,11 +69,14 @@ class Meter:
             return self._fit(0)
 
     def _fit(self, more: int) -> bool:
+        """Whether the budget has room for what is reserved and so many requests more."""
         each = self._dearest * (_PROBE_MARGIN if self.probing else 1.0)
         return self.budget is None or self.spent + (self._reserved + more) * each <= self.budget
 
     def free(self, requests: int) -> None:
         """So many requests that were reserved have ended."""
+        if self.budget is None:
+            return
         with self._changed:
             self._reserved -= requests
             self._changed.notify_all()

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -103,6 +104,20 @@ def test_what_questions_will_cost_is_told_before_they_are_asked(serve, caplog):
     assert len(server.bodies) == 1
     with pytest.raises(ConfigError, match="a cost needs server=dict\\(price_per_million"):
         make_ranker(server.url).estimate(1)
+
+
+def test_what_would_fit_waits_for_what_is_on_the_way():
+    """A request that was paid for and has not ended counts twice: it refuses no other one by that."""
+    meter, tokens = Meter(1.0, budget=0.0025), json.dumps({"usage": {"prompt_tokens": 1000}})
+    assert meter.reserve(1)
+    meter.settle(tokens)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(meter.reserve, 1)
+        assert not second.done()
+        meter.free(1)
+        assert second.result(timeout=300)
+    meter.settle(tokens)
+    assert not meter.reserve(1)  # 0.002 is spent
 
 
 def test_processes_share_a_budget():
