@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from rar_mmdet.classification import read_folders
 from rar_mmdet.cli import main as rar_mmdet
 from rar_mmdet.errors import FewShotError
+from rar_mmdet.files import read_image
 from rar_mmdet.finetune import examples as module
 from rar_mmdet.finetune.examples import (
     NONE_OF_THESE,
@@ -21,7 +23,12 @@ from rar_mmdet.finetune.examples import (
     released_examples,
 )
 from rar_mmdet.finetune.exports import NONE_NAME, ExportWriter, turns_of
+from rar_mmdet.rankers import TransformersRanker
 from rar_mmdet.rankers.asks import Generate, Letter, Likelihood, YesNo
+from rar_mmdet.rankers.prompts import clean_candidate
+from rar_mmdet.rankers.questions import Question
+from rar_mmdet.records import read_records
+from rar_mmdet.regions import RegionCropper
 from rar_mmdet.testing import make_image
 
 ROOT = Path(__file__).parents[2]
@@ -318,6 +325,38 @@ def test_the_command(config, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert rar_mmdet([*line, "--cfg-options", "dataset.root=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_classifier_is_taught_on_few_shots_and_read_over_all_names(config, tiny, tmp_path, monkeypatch):
+    """The baseline from its photos to its row of the table."""
+    monkeypatch.setenv("RAR_MMDET_CACHE", str(tmp_path / "cache"))
+    line = ["finetune", "data", str(config), "--out", str(tmp_path / "data"), "--device", "cpu"]
+    assert rar_mmdet([*line, "--mode", "names", "--shots", "2", "--ask", "likelihood", "--prompt", "name"]) == 0
+    ranker = {"type": "TransformersRanker", "model": str(tiny("llava")), "image_size": 28}
+    ranker["ask"] = {"type": "Likelihood", "prompt": "name"}
+    schedule = {"batch_size": 4, "steps": 4, "learning_rate": 1e-2, "look_rows": 0, "look_every": 0, "workers": 0}
+    training = tmp_path / "training.py"
+    records = str(tmp_path / "data" / "records.jsonl")
+    training.write_text(f"ranker = {ranker!r}\nrecords = {records!r}\nschedule = {schedule!r}\n")
+    assert rar_mmdet(["finetune", "train", str(training), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    ranker["adapter"] = str(tmp_path / "run" / "adapter")
+    config.write_text(f"{config.read_text()}ranker = {ranker!r}\nranker_cropper = dict(window='pad')\n")
+    out = tmp_path / "table"
+    line = ["classify", str(config), "--rows", "mllm", "--shots", "2", "--seeds", "1", "--out", str(out)]
+    assert rar_mmdet([*line, "--device", "cpu"]) == 0
+    taught = TransformersRanker(**{key: value for key, value in ranker.items() if key != "type"})
+    crop = RegionCropper(window="pad").with_size(taught.crop_size)
+    records = list(read_records(out / "records" / "mllm.jsonl"))
+    dataset = read_folders(str(tmp_path / "photos"))
+    assert len(records) == len(dataset.test) == 4
+    right = []
+    for photo in dataset.test:
+        question = Question(
+            crop.crop(read_image(photo.path), [(0, 0, 64, 48)])[0], tuple(map(clean_candidate, dataset.display_names))
+        )
+        (answers,) = taught.answer([question])
+        right.append(int(np.argmax(answers[0].scores[0])) == photo.label)
+    assert json.loads((out / "summary.json").read_text())["rows"]["mllm"]["2"] == pytest.approx(np.mean(right))
 
 
 def test_a_set_without_a_train_part(config, tmp_path, capsys):
