@@ -129,6 +129,7 @@ class Adapter:
         try:
             config = peft.PeftConfig.from_pretrained(str(self.folder))
             config.inference_mode = True
+            config.base_model_name_or_path = None  # PEFT warns of the same base in another folder; see check_base
             wrapped = peft.get_peft_model(model, config)
             result: Any = set_peft_model_state_dict(wrapped, load_file(self.folder / WEIGHTS))
         except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:

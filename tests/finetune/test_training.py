@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,14 @@ def scores_at(ranker, side):
     crop = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (answers,) = ranker.answer([Question(crop, ("cat", "red car"))])
     return torch.tensor(answers[0].scores)
+
+
+def test_the_same_base_in_another_folder_is_taken_without_a_word(trained, tiny, tmp_path, recwarn):
+    shutil.copytree(tiny("llava"), tmp_path / "moved")
+    wanted = scores_of(TransformersRanker(model=tiny("llava"), image_size=28, adapter=trained / "adapter"))
+    found = scores_of(TransformersRanker(model=tmp_path / "moved", image_size=28, adapter=trained / "adapter"))
+    torch.testing.assert_close(found, wanted)
+    assert not [str(one.message) for one in recwarn if "base_model_name_or_path" in str(one.message)]
 
 
 def test_a_wrong_base_is_refused_by_name(trained, tiny):
