@@ -36,7 +36,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     strict = ["-q", "-W", "--keep-going", "-d", str(out / "trees")]
     command = [sys.executable, "-m", "sphinx", *strict, "docs", str(out / "html")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{done.stderr[-3000:]}\nA page without a place in docs/index.md? Add it there."
     return out / "html"
 
