@@ -392,6 +392,7 @@ def test_odd_runs_have_a_page(records, tmp_path):
     assert not empty
     assert ("there is nothing to count" in page) == all(one.truth is None for one in records)
     assert ("at random" in page) == bool(records)
+    assert ('<div class="soft">ranked</div>' in page) == any(one.has_opinion for one in records)
     if records and records[0].file:
         assert "1 photos could not be read" in page
 
