@@ -88,7 +88,7 @@ fetch_mmcv_source() {
   printf '\nfetching the source of mmcv %s (an error of its setup.py is expected on Python 3.13)\n' "$MMCV" >>"$LOG"
   TMPDIR=$PWD/$aside/tmp pip download -q --no-clean --no-deps --no-build-isolation --no-binary mmcv \
     -d "$aside/files" "mmcv==$MMCV" >>"$LOG" 2>&1 || true
-  setup=$(find "$aside/tmp" -maxdepth 3 -path '*/mmcv*/setup.py' | head -n 1)
+  setup=$(find "$aside/tmp" -maxdepth 3 -path '*/mmcv*/setup.py' -print -quit)
   [ -n "$setup" ] || { tail -n 20 "$LOG" >&2; die "pip could not fetch the source of mmcv $MMCV; see $LOG"; }
   py scripts/installing.py mend-mmcv "$setup" >>"$LOG" 2>&1 || die "the setup.py of mmcv $MMCV is not as expected; see $LOG"
   mv "$(dirname "$setup")" "$source"

@@ -28,6 +28,6 @@ until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do # it listens once the
 done
 
 export NNODES=$SLURM_NNODES NODE_RANK=$SLURM_NODEID PORT=${MASTER_PORT:-29500}
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # whole: `| head -n 1` may kill scontrol, and so this script
+export MASTER_ADDR=${hosts%%$'\n'*}
 bash "$(dirname "$0")/dist_test.sh" "$config" "$checkpoint" "${PROCESSES:-1}" "$@"

@@ -1,9 +1,10 @@
 """A process ends when another one of its run has failed, though nothing wakes it."""
 
 import os
-import socket
 import subprocess
 import sys
+
+from ports import free_port
 
 from rar_mmdet.engine.peers import EXIT_PEER_FAILED
 
@@ -19,17 +20,14 @@ with PeerWatch():
             with PeerWatch():
                 raise RuntimeError("no more photos")
         except RuntimeError:
-            time.sleep(120)  # alive, so that the store and the sockets of the others stay as they are
+            time.sleep(600)  # alive, so that the store and the sockets of the others stay as they are
             sys.exit(2)
     time.sleep(600)  # as in a collective that nobody else will join
 """
 
 
 def test_a_failure_is_heard_of():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PEER, "0"], env=shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True
@@ -37,7 +35,7 @@ def test_a_failure_is_heard_of():
         for rank in range(2)
     ]
     try:
-        _, said = processes[1].communicate(timeout=240)  # the machine may be busy
+        _, said = processes[1].communicate(timeout=600)  # the machine may be busy
         assert processes[1].returncode == EXIT_PEER_FAILED
         assert "process 0 failed, so this one ends too: RuntimeError: no more photos" in said
     finally:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
+from ports import free_port
 
 from rar_mmdet.detectors import TransformersDetector
 from rar_mmdet.detectors.selection import RegionSelection
@@ -97,10 +97,7 @@ def test_a_flip_and_meaningless_names(config):
 
 def test_two_processes_give_what_one_gives(config):
     assert main([str(config), "--work-dir", "one"]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHON": sys.executable, "PORT": free_port(), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     command = ["bash", str(ROOT / "tools" / "dist_test.sh"), str(config), "none", "2", "--work-dir", "two"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

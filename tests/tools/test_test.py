@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
+from ports import closed_port, free_port
 
 from rar_mmdet.engine.command import load_config, parse_args
 from rar_mmdet.engine.settings import keep_answers
@@ -206,10 +206,7 @@ class TestTwoProcesses:
 
     @staticmethod
     def run(*argv):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        environment = os.environ | {"PYTHON": sys.executable, "PORT": port, "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHON": sys.executable, "PORT": free_port(), "OMP_NUM_THREADS": "1"}
         command = ["bash", str(ROOT / "tools" / "dist_test.sh"), *(str(a) for a in argv)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
@@ -325,19 +322,16 @@ class TestServers:
             "srun": 'while [ "$1" != bash ]; do echo "$1" >>srun.txt; shift; done\n'
             "export SLURM_NNODES=2 SLURM_JOB_NODELIST=here\n"
             'SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@" && wait $!',
-            "scontrol": "echo 127.0.0.1; echo other",
+            "scontrol": "echo 127.0.0.1; sleep 0.5; echo other",  # as it writes a long list
             "vllm": 'echo "$@" >>vllm.txt; exec sleep 3600',  # the server listens already
         }
         for name, body in stand_ins.items():
             (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
             (commands / name).chmod(0o755)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
         environment = os.environ | {
             "PATH": f"{commands}:{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "NODES": "2",
             "SRUN_ARGS": "--gres=gpu:1 --time=1:00:00", "PORT": server.url.rpartition(":")[2].removesuffix("/v1"),
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
         }  # fmt: skip
         script = [str(ROOT / "tools" / "slurm_test.sh"), str(config), "none", "m", "--work-dir", "two"]
         done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
@@ -353,12 +347,11 @@ class TestServers:
     def test_a_server_that_does_not_start_ends_its_node(self, tmp_path):
         (tmp_path / "vllm").write_text("#!/usr/bin/env bash\nexit 3\n")
         (tmp_path / "vllm").chmod(0o755)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": port}
         script = [str(ROOT / "tools" / "slurm_test.sh"), "--on-node", "config.py", "none", "m"]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
+        with closed_port() as closed:
+            port = str(closed.getsockname()[1])
+            environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PORT": port}
+            done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 1
         assert f"vllm serve m ended before it listened on port {port}" in done.stderr
 
