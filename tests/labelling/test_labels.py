@@ -186,12 +186,22 @@ def test_sigkill_in_the_middle(tmp_path):
     folder.mkdir()
     for number in range(400):
         Image.fromarray(make_image(40, 40, seed=number % 7)).save(folder / f"{number:03d}.png")
-    script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from labelling_worlds import labeller\n"
-        f"from rar_mmdet.labelling import LabelRun; LabelRun(labeller(), {str(folder)!r}, sys.argv[1]).run()"
-    )
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from labelling_worlds import ThreeBoxes, labeller
+from rar_mmdet.labelling import LabelRun
+
+class Stops(ThreeBoxes):
+    def detect(self, images, paths=None):
+        if len(self.calls) >= 300:
+            time.sleep(600)  # not at its end, however late the kill comes
+        return super().detect(images, paths)
+
+LabelRun(labeller(Stops()), {str(folder)!r}, sys.argv[1]).run()
+"""
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    done, end = tmp_path / "killed" / "photos.jsonl", time.monotonic() + 120
+    done, end = tmp_path / "killed" / "photos.jsonl", time.monotonic() + 600
     while not (done.is_file() and done.read_bytes().count(b"\n") >= 16) and time.monotonic() < end:
         time.sleep(0.01)
     child.kill()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -140,14 +139,16 @@ def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path, change: dict
         load_memory(tmp_path / "m")
 
 
-def test_a_reader_waits_for_a_writer(tmp_path: Path) -> None:
-    """The folder is away for a moment, many times as long as an exchange takes."""
+def test_a_reader_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is away when it looks, and back after its first pause."""
     memory = saved(tmp_path / "m")
     (tmp_path / "m").rename(tmp_path / ".m.old")
     assert torch.equal(load_memory(tmp_path / "m").entries.vectors, memory.entries.vectors)
     (tmp_path / ".m.old").rename(tmp_path / "away")
-    threading.Timer(0.015, lambda: (tmp_path / "away").rename(tmp_path / "m")).start()
+    pauses = []
+    monkeypatch.setattr(store.time, "sleep", lambda _: pauses.append(1) or (tmp_path / "away").rename(tmp_path / "m"))
     assert torch.equal(load_memory(tmp_path / "m").entries.vectors, memory.entries.vectors)
+    assert len(pauses) == 1
 
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_three_processes_save_and_load_one_folder(tmp_path: Path) -> None:
     """Whoever reads gets one writer's memory as a whole, and nobody fails."""
     command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path / "m")]
     workers = [subprocess.Popen([*command, str(mark)], stderr=subprocess.PIPE, text=True) for mark in range(3)]
-    errors = [worker.communicate(timeout=240)[1] for worker in workers]
+    errors = [worker.communicate(timeout=600)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0], errors
     load_memory(tmp_path / "m")
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(("tmp", "old"))]

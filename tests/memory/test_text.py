@@ -135,7 +135,7 @@ print(encoder.num_texts, len(indexes))
 def test_several_processes_build_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(tmp_path)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [[int(number) for number in worker.communicate(timeout=120)[0].split()] for worker in workers]
+    told = [[int(number) for number in worker.communicate(timeout=600)[0].split()] for worker in workers]
     assert sorted(texts for texts, _ in told) == [0, 0, 2100]
     assert sorted(indexes for _, indexes in told) == [0, 0, 1]
 
