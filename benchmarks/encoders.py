@@ -5,12 +5,15 @@
 Random weights: the figures are of time and memory, not of quality.
 
 `region_speedup`: seconds for the boxes of one photo by crops (cropping included) over those by one forward pass of the
-same tower, both in this process; the aim is at least 20. `region_mib_more_boxes`: by how much the peak of resident
-memory rises when a photo has all the boxes instead of one, in a process of its own.
+same tower, both in this process; the aim is at least 20. `region_mib_one_box`: what a photo with one box needs beyond
+the loaded encoder, at its peak; `region_mib_more_boxes`: how much more it is with all the boxes. Each in a process of
+its own.
 
 `text_speedup`: seconds for names in CLIP's 80 templates by open_clip, in the order of the file, batches without
-the columns that are padding throughout, over those of `encode_texts`; the aim is at least 2.
+the columns that are padding throughout, over those of `encode_texts`, median of three rounds; the aim is at least 2.
 `text_speedup_over_full_length`: the same with batches at the tower's full length, which is how open_clip comes.
+`fgclip2_load_over_weights`: by how much the peak of resident memory rises while FG-CLIP 2 loads and each of its numbers
+is read once, over the size of its file; a second copy of the weights would make it 2. Base sizes, a smaller vocabulary.
 `text_columns_*`: tokens that go through the tower, counted: at full length, in batches of the file's order without
 their padding, of each text alone without any padding, and by `encode_texts`.
 """
@@ -20,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -40,6 +42,7 @@ from rar_mmdet.regions import RegionCropper
 from rar_mmdet.testing import make_boxes, make_image
 
 HEIGHT, WIDTH = 480, 640
+ROUNDS = 3  # of the texts
 LVIS_NAMES = Path(__file__).resolve().parents[1] / "rar_mmdet" / "files" / "lvis_v1_names.json"
 
 
@@ -77,28 +80,62 @@ def speed(args: argparse.Namespace, weights: str) -> dict[str, float]:
     return {"seconds_crops": by_crop, "seconds_regions": by_region, "region_speedup": by_crop / by_region}
 
 
-def _peak_rise(model: str, weights: str, dense_size: int | None, num_boxes: int, answer: Any) -> None:
+def _rise(call: Callable[[], Any]) -> float:
+    """MiB by which the peak of resident memory exceeds what this process has now (Linux: proc(5), clear_refs)."""
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew; `ru_maxrss` would have the parent's
+    before = status("VmRSS")
+    call()
+    return status("VmHWM") - before
+
+
+def _rise_of_boxes(answer: Any, model: str, weights: str, dense_size: int | None, num_boxes: int) -> None:
+    """MiB that the boxes of a photo need while they are encoded."""
     encoder = OpenClipRegionEncoder(model=model, pretrained=weights, dense_size=dense_size, device="cpu").load()
     image = make_image(HEIGHT, WIDTH)
     encoder.encode_regions(image, make_boxes(1, HEIGHT, WIDTH))  # what is set up once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    encoder.encode_regions(image, make_boxes(num_boxes, HEIGHT, WIDTH))
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put(_rise(lambda: encoder.encode_regions(image, make_boxes(num_boxes, HEIGHT, WIDTH))))
 
 
-def memory(args: argparse.Namespace, weights: str, num_boxes: int) -> float:
-    """MiB by which the peak rises over a photo with one box."""
+def _rise_of_loading(answer: Any, folder: str) -> None:
+    """MiB that loading needs, each number being read once."""
+    from rar_mmdet.encoders.fgclip2 import Fgclip2Model
+
+    def load() -> None:
+        model = Fgclip2Model.from_pretrained(folder, use_safetensors=True)
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+    answer.put(_rise(load))
+
+
+def in_a_process(target: Callable[..., None], *args: Any) -> float:
+    """The answer of a function, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
-    process = context.Process(target=_peak_rise, args=(args.model, weights, args.dense_size, num_boxes, answer))
+    process = context.Process(target=target, args=(answer, *args))
     process.start()
     rise: float = answer.get()
     process.join()
     return rise
 
 
+def load_memory(folder: Path) -> dict[str, float]:
+    """FG-CLIP 2 of random weights: the size of its file, and the peak while it loads."""
+    from rar_mmdet.encoders.fgclip2 import Fgclip2Config, Fgclip2Model
+
+    torch.manual_seed(0)
+    Fgclip2Model(Fgclip2Config(text_config={"vocab_size": 32000})).save_pretrained(folder)
+    weights = (folder / "model.safetensors").stat().st_size / 2**20
+    rise = in_a_process(_rise_of_loading, str(folder))
+    return {"fgclip2_weights_mib": weights, "fgclip2_load_over_weights": rise / weights}
+
+
 def text_speed(args: argparse.Namespace, weights: str) -> dict[str, float]:
-    """Seconds of each way for the same texts; the three give the same vectors to rounding."""
+    """Seconds of each way for the same texts, the three in turn; they give the same vectors to rounding."""
     names = [name.replace("_", " ") for name in read_vocabulary(LVIS_NAMES)][:: args.name_step]
     texts = [template.replace("{}", name) for name in names for template in CLIP80]
     encoder = OpenClipEncoder(model=args.model, pretrained=weights).load()
@@ -115,13 +152,15 @@ def text_speed(args: argparse.Namespace, weights: str) -> dict[str, float]:
             torch.func.functional_call(model, shorter, kwargs={"text": tokens[:, :length]})
 
     encoder.encode_texts(texts[:64])
-    ours = seconds(lambda: encoder.encode_texts(texts), 1)
-    trimmed = seconds(lambda: by_open_clip(texts, True), 1)
-    some = texts[: 8 * encoder.batch_size]  # at full length each text costs as much
-    full = seconds(lambda: by_open_clip(some, False), 1) * len(texts) / len(some)
+    some = texts[: encoder.batch_size]  # at full length each text costs as much
+    ways = (lambda: encoder.encode_texts(texts), lambda: by_open_clip(texts, True), lambda: by_open_clip(some, False))
+    # In turn, so that what else the machine does falls on all of them.
+    rounds = [[seconds(way, 1) for way in ways] for _ in range(ROUNDS)]
+    ours, trimmed, full = (statistics.median(times) for times in zip(*rounds, strict=True))
+    full *= len(texts) / len(some)
     print(f"{len(texts)} texts: {ours:.1f} s; open_clip in file order {trimmed:.1f} s, at full length {full:.1f} s")
     return {
-        "text_speedup": trimmed / ours,
+        "text_speedup": statistics.median(trimmed / ours for ours, trimmed, _ in rounds),
         "text_speedup_over_full_length": full / ours,
         **text_columns(encoder, tokenizer(texts)),
     }
@@ -160,7 +199,11 @@ def main() -> None:
         weights = write_weights(args.model, Path(folder))
         figures = speed(args, weights)
         figures |= text_speed(args, weights)
-        figures["region_mib_more_boxes"] = memory(args, weights, args.boxes)
+        one, many = (
+            in_a_process(_rise_of_boxes, args.model, weights, args.dense_size, boxes) for boxes in (1, args.boxes)
+        )
+        figures |= {"region_mib_one_box": one, "region_mib_more_boxes": many - one}
+        figures |= load_memory(Path(folder) / "fgclip2")
     for name, value in figures.items():
         print(f"{name:24}{value:10.3f}")
     if args.json:
