@@ -290,8 +290,8 @@ class LabelRun:
             open(self.out / PHOTOS, "a", encoding="utf-8") as photos,
             tqdm(total=len(left), desc="label", unit="photo", disable=None) as bar,
         ):
-            for start in range(0, len(left), PHOTOS_AT_ONCE):
-                for state, found in self._recognize(left[start : start + PHOTOS_AT_ONCE]):
+            for some in self._read_ahead(left):
+                for state, found in self._recognize(some):
                     records.writelines(record.to_json() + "\n" for record in found)
                     records.flush()
                     whole = dataclasses.replace(state, end=records.tell())
@@ -305,10 +305,26 @@ class LabelRun:
                     bar.update()
         return counts
 
-    def _recognize(self, names: Sequence[str]) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
-        # OpenCV decodes without Python's lock: as many photos at once as PyTorch has threads.
-        with ThreadPoolExecutor(min(len(names), torch.get_num_threads())) as pool:
-            read = list(zip(names, pool.map(self._read, names), strict=True))
+    def _read_ahead(self, names: Sequence[str]) -> Iterator[list[tuple[str, NDArray[np.uint8] | str]]]:
+        """Names of some photos with their pixels, or why there are none; the next are read while these are recognised.
+
+        OpenCV decodes without Python's lock. Twice `PHOTOS_AT_ONCE` are in memory.
+        """
+
+        def begin(start: int) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
+            some = names[start : start + PHOTOS_AT_ONCE]
+            return zip(some, pool.map(self._read, some), strict=True)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            coming = begin(0)
+            for end in range(PHOTOS_AT_ONCE, len(names) + PHOTOS_AT_ONCE, PHOTOS_AT_ONCE):
+                read = list(coming)
+                coming = begin(end)
+                yield read
+
+    def _recognize(
+        self, read: Sequence[tuple[str, NDArray[np.uint8] | str]]
+    ) -> Iterator[tuple[PhotoState, list[RegionRecord]]]:
         errors = {name: pixels for name, pixels in read if isinstance(pixels, str)}
         good = [(name, pixels) for name, pixels in read if not isinstance(pixels, str)]
         found: dict[str, list[RegionRecord]] = {}
@@ -321,7 +337,7 @@ class LabelRun:
                 except (InvalidBoxError, ImageReadError, AnnotationFileError) as error:
                     errors[name] = str(error)
         sizes = {name: pixels.shape[:2] for name, pixels in good}
-        for name in names:
+        for name, _ in read:
             height, width = sizes.get(name, (0, 0))
             records = found.get(name, [])
             number = len(self.done) + 1
