@@ -21,6 +21,8 @@ from rar_mmdet.files.vocabulary import read_vocabulary
 
 __all__ = ["TransformersDetector"]
 
+MASKS_AT_ONCE = 16  # drawn at the photo's size together
+
 
 class _Parts(NamedTuple):
     model: Any
@@ -297,6 +299,9 @@ class TransformersDetector(LazyEncoder[_Parts]):
 def _with_whole_masks(found: Detected, image_hw: tuple[int, int]) -> Detected:
     """The masks of the boxes that were kept, (R, H, W) bool, from logits over the frame."""
     assert found.masks is not None
-    logits = found.masks.float()[None]
-    masks = torch.nn.functional.interpolate(logits, size=image_hw, mode="bilinear", align_corners=False)[0] > 0
+    masks = torch.zeros(len(found), *image_hw, dtype=torch.bool)
+    for start in range(0, len(found), MASKS_AT_ONCE):  # as floats they take four times the memory
+        part = found.masks[None, start : start + MASKS_AT_ONCE].float()
+        whole = torch.nn.functional.interpolate(part, size=image_hw, mode="bilinear", align_corners=False)[0]
+        masks[start : start + MASKS_AT_ONCE] = whole > 0
     return replace(found, masks=masks)

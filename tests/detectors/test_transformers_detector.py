@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from transformers import AutoModelForObjectDetection, OmDetTurboProcessor, RTDetrImageProcessor
 from transformers.utils import ModelOutput
 
-from rar_mmdet.detectors import Detected, TransformersDetector, merge_boxes
+from rar_mmdet.detectors import Detected, TransformersDetector, merge_boxes, transformers_detector
 from rar_mmdet.detectors.base import class_scores
 from rar_mmdet.detectors.families import FAMILIES
 from rar_mmdet.errors import (
@@ -153,6 +153,16 @@ def test_sam_3_gives_a_mask_of_the_photo_for_each_box(folders):
     assert found.masks.dtype == torch.bool
     # Two concepts, one pass each: no box has both names, and all names are scores of their own pass.
     assert len(found.name_ids) == len(found)
+
+
+def test_masks_are_drawn_in_parts_as_at_once(folders, monkeypatch):
+    found_by, photo = detector(folders, "sam3", names=["cat", "dog"], chunk_size=None), photos((60, 90))
+    whole = found_by.detect(photo)[0]
+    assert 2 < len(whole) < transformers_detector.MASKS_AT_ONCE
+    assert 0 < whole.masks.float().mean() < 1
+    monkeypatch.setattr(transformers_detector, "MASKS_AT_ONCE", 2)
+    assert torch.equal(found_by.detect(photo)[0].masks, whole.masks)
+    assert detector(folders, "sam3", chunk_size=None, score_threshold=1.0).detect(photo)[0].masks.shape == (0, 60, 90)
 
 
 def test_an_orientation_is_applied_first(folders, tmp_path):
