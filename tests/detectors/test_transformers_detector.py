@@ -180,6 +180,13 @@ def test_a_prompt_is_one_pass(folders):
     assert len(found_by.detect(photos((60, 90)))[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_photo_of_nothing_has_no_boxes(folders, kind):
+    nothing, other = detector(folders, kind, score_threshold=1.0).detect(photos((60, 90), (90, 60)))
+    assert len(nothing) == len(other) == len(nothing.name_ids) == 0
+    assert nothing.labels == []
+
+
 def test_no_photo_no_box_and_copies(folders):
     found_by = detector(folders, "rt_detr", score_threshold=1.0)
     assert found_by.detect([]) == []
