@@ -136,9 +136,10 @@ def test_labels_to_save_are_those_above_the_thresholds(form, tmp_path, monkeypat
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             files = [file for file in archive.namelist() if not file.endswith("/")]
             assert archive.testzip() is None
-            assert len(files) == {"yolo": 3, "voc": 1, "label-studio": 2, "crops": 2}[form]
-            if form == "yolo":  # the photo itself, not a link to what is gone
-                assert archive.read("yolo/images/a.png") == data
+            assert len(files) == {"yolo": 3, "voc": 3, "label-studio": 2, "crops": 2}[form]
+            if form in ("yolo", "voc"):  # the photo itself, not a link to what is gone
+                folder = {"yolo": "images", "voc": "JPEGImages"}[form]
+                assert archive.read(f"{form}/{folder}/a.png") == data
     assert name.split(".")[0] == FORMATS[form].place.split(".")[0]
 
 
