@@ -182,7 +182,9 @@ def test_a_prompt_is_one_pass(folders):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_photo_of_nothing_has_no_boxes(folders, kind):
-    nothing, other = detector(folders, kind, score_threshold=1.0).detect(photos((60, 90), (90, 60)))
+    # Some random models are as sure as can be: their boxes are too small.
+    few = detector(folders, kind, score_threshold=1.0, min_size=1000)
+    nothing, other = few.detect(photos((60, 90), (90, 60)))
     assert len(nothing) == len(other) == len(nothing.name_ids) == 0
     assert nothing.labels == []
 
