@@ -32,6 +32,7 @@ __all__ = ["MANIFEST", "SCHEMA_VERSION", "load_memory", "save_memory"]
 FORMAT, SCHEMA_VERSION = "rar_mmdet memory", 1
 MANIFEST, VECTORS = "manifest.json", "vectors.safetensors"
 WAIT_FOR_WRITER_S = 10.0  # how long a reader that meets a writer tries again; exchanging a folder takes milliseconds
+LEAST_TRIES = 20  # whatever the time: one may take minutes, with many vectors, a slow disk or a busy machine; ours
 QUIET_TRIES = 3  # after so many failures with no writer in sight a memory is missing or damaged
 
 
@@ -139,8 +140,9 @@ def load_memory(
 
 def _read_while_others_write(folder: Path, verify: bool) -> StoredMemory:
     """Read the folder; again where a writer may have exchanged it meanwhile. Needs no right to write."""
-    give_up, quiet = time.monotonic() + WAIT_FOR_WRITER_S, 0
+    give_up, quiet, tried = time.monotonic() + WAIT_FOR_WRITER_S, 0, 0
     while True:
+        tried += 1
         before = _state_of(folder)
         try:
             with _pinned(folder if folder.exists() else _backup_of(folder)) as pinned:
@@ -148,7 +150,7 @@ def _read_while_others_write(folder: Path, verify: bool) -> StoredMemory:
         except (MissingAssetError, MemoryMismatchError):
             # Clocks of disks are coarse and numbers of folders are used again: looking the same once proves little.
             quiet = quiet + 1 if _state_of(folder) == before else 0
-            if quiet == QUIET_TRIES or time.monotonic() > give_up:
+            if quiet == QUIET_TRIES or (tried >= LEAST_TRIES and time.monotonic() > give_up):
                 raise
         except OSError as error:
             raise MemoryMismatchError(f"{folder} cannot be read: {error.strerror or error}") from error

@@ -151,6 +151,26 @@ def test_a_reader_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(pauses) == 1
 
 
+def test_a_reader_that_needs_longer_than_it_may_wait_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer exchanges the folder under a first try that takes long."""
+    saved(tmp_path / "m")
+    read, tries = store._read, []
+
+    def slow(*args: object) -> object:
+        tries.append(1)
+        if len(tries) == 1:
+            saved(tmp_path / "m")
+            raise MemoryMismatchError("a file is gone")
+        return read(*args)
+
+    monkeypatch.setattr(store, "WAIT_FOR_WRITER_S", -1.0)
+    monkeypatch.setattr(store, "_read", slow)
+    load_memory(tmp_path / "m")
+    assert len(tries) == 2
+
+
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     saved(tmp_path / "m")
     (tmp_path / "m" / "manifest.json").unlink()
