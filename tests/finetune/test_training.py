@@ -158,7 +158,8 @@ def test_two_processes_equal_one_of_twice_the_batch(tiny, records, tmp_path, way
         launch += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "-m", "rar_mmdet.cli"]
     found = subprocess.run(
         [*launch, "finetune", "train", str(config), "--out", str(tmp_path / "two"), "--device", "cpu", *halves],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PET_STANDALONE": "1"},  # a free port is torch's to find
+        # A free port is torch's to find; the machine's own name need not be known.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PET_STANDALONE": "1", "PET_LOCAL_ADDR": "127.0.0.1"},
         capture_output=True,
         text=True,
         check=False,
