@@ -2,8 +2,9 @@
 
     python benchmarks/labelling.py [--json FILE] [--labels 1000000] [--photos 1000]
 
-- `own_share`: the part of a run over demo photos that is neither the encoder's nor the ranker's forward pass: reading,
-  decoding, cutting, search, records, writing COCO. Every photo is another file; the demo's models.
+- `own_share`: the part of a run over demo photos in which neither the encoder's nor the ranker's forward pass goes on:
+  waiting for photos (the next are read while models work), cutting, search, records, writing COCO. Every photo is
+  another file; the demo's models. On a busy machine the models' threads wait for one another: a smaller share.
 - `writer_s`, `writer_mib`: the slowest format and the most memory over the process's, for --labels labels, ten a photo.
   `crops` is no label file and is left out.
 - `page_mb`, `page_s`: a review page of 5,000 boxes, and how long it takes until a browser has drawn its first picture
