@@ -33,6 +33,7 @@ from rar_mmdet.files.names import shown
 from rar_mmdet.files.shipped import shipped
 from rar_mmdet.labelling.corrections import corrections_of_boxes, is_corrections, read_corrections
 from rar_mmdet.labelling.labeller import Labeller, LabelRun, WholePhoto
+from rar_mmdet.labelling.photos import told
 from rar_mmdet.labelling.review import write_review
 from rar_mmdet.labelling.words import WordList, read_words
 from rar_mmdet.labelling.writers import FORMATS
@@ -112,8 +113,8 @@ def build_labeller(args: argparse.Namespace, words: WordList) -> tuple[Labeller,
     if not config.is_file():
         raise MissingAssetError(f"--config {config}: there is no such file")
     content = read_config(config)
-    for part, told in (content.get("parts") or {}).items():
-        print(f"{part:<10} {told}")
+    for part, size in (content.get("parts") or {}).items():
+        print(f"{part:<10} {size}")
     recognizer = recognizer_of(config, list(words.phrases))
     missing = recognizer.encoder.missing_assets()
     missing += [] if recognizer.ranker is None else recognizer.ranker.missing_assets()
@@ -228,7 +229,7 @@ def _tell(labels: LabelRun, counts: Counter[str], written: Counter[str]) -> None
     if unreadable:
         print(f"{len(unreadable)} photos left out; the first: {unreadable[0].error}")
     if labels.passed_over:
-        print("passed over: " + ", ".join(f"{count} {kind}" for kind, count in labels.passed_over.items()) + " files")
+        print(f"passed over: {told(labels.passed_over)}")
     detector = labels.labeller.detector
     if isinstance(detector, AnnotationDetector):
         without = [name for name in labels.names if detector.file.row_of(name) is None]

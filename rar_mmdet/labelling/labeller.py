@@ -435,6 +435,8 @@ class LabelRun:
                     for writer in writers:
                         writer.add(photo)
                     bar.update()
+            for writer in writers:
+                writer.close()
             return [writer.finish() for writer in writers], counts
         except BaseException:
             for writer in writers:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rar_mmdet.errors import ImageReadError, MissingAssetError
 from rar_mmdet.labelling.outlines import Outline
 
-__all__ = ["Label", "LabelledPhoto", "find_photos"]
+__all__ = ["Label", "LabelledPhoto", "find_photos", "told"]
 
 # What Pillow reads without plugins and people keep photos in.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+HEIC = (".avif", ".heic", ".heif")
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 VIDEO = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
@@ -40,11 +41,11 @@ class LabelledPhoto:
     labels: tuple[Label, ...]
 
 
-def find_photos(folder: str | Path) -> tuple[list[str], dict[str, int]]:
-    """Paths of the photos below a folder, relative to it and sorted; and how many other files of which kind.
+def find_photos(folder: str | Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Paths of the photos below a folder, relative to it and sorted; and the other files by their kind.
 
     Hidden files and folders are passed over. Links to folders are followed, each folder once, so that links in a
-    circle end.
+    circle end. A photo whose name is no UTF-8 is another file: no format of labels could name it.
 
     Raises:
         MissingAssetError: there is no such folder.
@@ -53,20 +54,32 @@ def find_photos(folder: str | Path) -> tuple[list[str], dict[str, int]]:
     root = Path(folder)
     if not root.is_dir():
         raise MissingAssetError(f"photos: there is no folder {str(root)!r}; give the folder your photos lie in")
-    found, others = [], {"raw": 0, "video": 0, "other": 0}
+    found: list[str] = []
+    others: dict[str, list[str]] = {}
     for file in _files(root):
-        suffix = file.suffix.lower()
-        if suffix in SUFFIXES:
-            found.append(file.relative_to(root).as_posix())
+        name = file.relative_to(root).as_posix()
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        if (kind := _kind(file.suffix.lower())) is None and shown == name:
+            found.append(name)
         else:
-            others["raw" if suffix in RAW else "video" if suffix in VIDEO else "other"] += 1
+            others.setdefault(kind or "photo with a name that is no UTF-8", []).append(shown)
     if not found:
-        there = ", ".join(f"{count} {kind}" for kind, count in others.items() if count) or "nothing"
         raise ImageReadError(
-            f"photos: {str(root)!r} holds no photo ({there}); expected files that end in {', '.join(SUFFIXES)}. RAW "
-            "photos and videos must be developed or cut into photos first"
+            f"photos: {str(root)!r} holds no photo ({told(others) or 'nothing'}); expected files that end in "
+            f"{', '.join(SUFFIXES)}. Develop RAW photos, save HEIC as JPEG and cut videos into photos first"
         )
-    return sorted(found), {kind: count for kind, count in others.items() if count}
+    return sorted(found), others
+
+
+def told(others: Mapping[str, Sequence[str]]) -> str:
+    """How many files of which kind, with the first of each."""
+    return ", ".join(f"{len(names)} {kind} ({names[0]})" for kind, names in sorted(others.items()))
+
+
+def _kind(suffix: str) -> str | None:
+    """What a file is that is no photo; `None` for a photo."""
+    kinds = {"RAW": RAW, "HEIC": HEIC, "video": VIDEO}
+    return None if suffix in SUFFIXES else next((kind for kind, known in kinds.items() if suffix in known), "other")
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -80,6 +80,8 @@ class WordList:
         said = [counted(len(self.classes), "class", "classes"), counted(len(self.phrases) - never, "phrase")]
         if len(self.phrases) == 1 and "," in self.phrases[0]:  # in a longer list it is a name such as "boxer, brown"
             said[-1] += f" ({self.phrases[0]!r}: a comma parts no words, write one a line)"
+        elif len(self.phrases) == 1:
+            said[-1] += " (nothing competes with it, so every box gets it: add what else is there, '! thing' unwritten)"
         if above:
             said.append(f"{above} of the classes above others")
         if never:
@@ -108,6 +110,7 @@ class _Builder:
     shown: dict[str, str] = field(default_factory=dict)  # how a class was first written
     phrases: list[tuple[str, str | None]] = field(default_factory=list)  # (phrase, its class; None: never written)
     exemplars: list[tuple[str, Path]] = field(default_factory=list)  # (class, folder)
+    places: dict[str, str] = field(default_factory=dict)  # phrase, as it is compared -> where it stands
 
     def add_class(self, name: str, parent: str | None, where: str) -> str:
         key = cleaned(name).casefold()
@@ -129,8 +132,16 @@ class _Builder:
         for phrase in names:
             if not cleaned(phrase):
                 raise VocabularyError(f"{where}: a synonym of {names[0]!r} is empty")
-            self.phrases.append((" ".join(phrase.split()), key))
+            self._add_phrase(phrase, key, where)
         return key
+
+    def _add_phrase(self, phrase: str, key: str | None, where: str) -> None:
+        read = cleaned(phrase).casefold()
+        if read in self.places:
+            first = self.places[read].removeprefix(f"{self.origin}, ")
+            raise VocabularyError(f"{where}: {phrase!r} is there twice, first in {first}; each word may be given once")
+        self.places[read] = where
+        self.phrases.append((" ".join(phrase.split()), key))
 
     def add_exemplars(self, key: str, folder: str, where: str) -> None:
         """A folder of photos of a class."""
@@ -147,7 +158,7 @@ class _Builder:
         for phrase in names:
             if not cleaned(phrase):
                 raise VocabularyError(f"{where}: a word that is never written is empty")
-            self.phrases.append((" ".join(phrase.split()), None))
+            self._add_phrase(phrase, None, where)
 
     def build(self) -> WordList:
         # A class above others that was not listed by itself is no phrase: it is only what is said when unsure.

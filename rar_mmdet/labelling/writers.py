@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -48,7 +48,7 @@ class Writer(ABC):
         self.classes, self.outlines = tuple(classes), outlines
         self.target = folder / self.place
         self._part = folder / f".{self.place}.part"
-        self._files = ExitStack()
+        self._files, self._is_closed = ExitStack(), False
         folder.mkdir(parents=True, exist_ok=True)
         _remove(self._part)
         self._open()
@@ -68,17 +68,24 @@ class Writer(ABC):
         """A file that stays open until the end."""
         return self._files.enter_context(open(path, mode, encoding="utf-8"))
 
+    def close(self) -> None:
+        """Write what is left; a full disk shows itself here at the latest, and nothing was moved yet."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+            self._files.close()
+
     def finish(self) -> Path:
         """Move the labels into their place; the place."""
-        self._end()
-        self._files.close()
+        self.close()
         _remove(self.target)
         os.replace(self._part, self.target)
         return self.target
 
     def drop(self) -> None:
         """Give up: nothing of this run stays, what was there before does."""
-        self._files.close()
+        with suppress(OSError):  # on a full disk there is no room for what waits to be written either
+            self._files.close()
         _remove(self._part)
 
 
