@@ -19,6 +19,7 @@ stopped, or killed, goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 from collections import Counter
@@ -40,6 +41,7 @@ from rar_mmdet.labelling.writers import FORMATS
 
 __all__ = ["add_model_options", "build_labeller", "main"]
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 QUALITIES = ("fast", "good", "best")
 UNSURE = "unsure.json"
 
@@ -173,7 +175,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"learned    {labels.labeller.learned.describe()}", flush=True)
     places, written = labels.write(args.formats)
     unsure = args.keep_unsure or args.out / UNSURE
-    _write_unsure(labels, unsure)
+    part = unsure.with_name(f"{unsure.name}.part")
+    try:
+        _write_unsure(labels, part)
+        os.replace(part, unsure)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     page = args.out / "review.html"
     reviewed = write_review(labels, page, args.review)
     _tell(labels, counts, written)
@@ -201,10 +209,9 @@ def _boxes(args: argparse.Namespace, preset: dict[str, Any] | None) -> tuple[Det
 
 def _write_unsure(labels: LabelRun, file: Path) -> None:
     """Regions without a label, with their best classes: one list, a region a line."""
-    part = file.with_name(f"{file.name}.part")
     corrected = labels.corrections()
     classes = labels.labeller.words.classes
-    with open(part, "w", encoding="utf-8") as stream:
+    with open(file, "w", encoding="utf-8") as stream:
         stream.write("[")
         comma = "\n"
         for state, decided in labels.decided():
@@ -215,7 +222,6 @@ def _write_unsure(labels: LabelRun, file: Path) -> None:
                     stream.write(comma + json.dumps(entry, ensure_ascii=False))
                     comma = ",\n"
         stream.write("\n]\n")
-    os.replace(part, file)
 
 
 def _tell(labels: LabelRun, counts: Counter[str], written: Counter[str]) -> None:
@@ -247,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except OSError as error:  # a full disk, a folder that may not be written
         raise RecordFileError(
-            f"{error.filename or args.out}: {error.strerror}; nothing is half-written. Make room, then give the same "
-            "command again: it goes on where it was"
+            f"{error.filename or args.out}: {error.strerror}; nothing is half-written. "
+            f"{'Make room' if error.errno in NO_ROOM else 'See to that'}, then give the same command again: it goes on "
+            "where it was"
         ) from error
     return 0

@@ -89,6 +89,7 @@ def write_review(run: LabelRun, file: Path, most: int = 5000, title: str = "") -
         part.write_text(page, encoding="utf-8")
         os.replace(part, file)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise RecordFileError(f"the review page {file} cannot be written: {error.strerror}") from error
     return len(items)
 

@@ -380,7 +380,14 @@ def test_ctrl_c_and_a_full_disk_say_how_to_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(LabelRun, "run", full)
     assert rar_mmdet([*line, str(tmp_path / "a")]) == 2
     told = capsys.readouterr().err
+    assert not list((tmp_path / "a").glob("*.part"))
     assert "records.jsonl: No space left on device; nothing is half-written. Make room, then give the same" in told
+    monkeypatch.undo()
+    missing = tmp_path / "nowhere" / "unsure.json"
+    assert rar_mmdet([*line, str(tmp_path / "a"), "--keep-unsure", str(missing)]) == 2
+    assert (
+        "No such file or directory; nothing is half-written. See to that, then give the same" in capsys.readouterr().err
+    )
 
 
 def test_a_photo_of_20000_pixels(tmp_path):
