@@ -188,7 +188,7 @@ def served(app):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(300)
         listener.close()
 
 
@@ -207,7 +207,7 @@ def post(address, fields, headers=()):
     request = urllib.request.Request(address, body + b"--" + edge + b"--\r\n", dict(headers))
     request.add_header("Content-Type", f"multipart/form-data; boundary={edge.decode()}")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -225,7 +225,7 @@ def test_two_users_at_once_get_their_own_answers():
             with self.lock:
                 self.inside += 1
                 self.most = max(self.most, self.inside)
-            self.barrier.wait(30)
+            self.barrier.wait(300)
             with self.lock:
                 self.inside -= 1
             return super().detect(images, paths)
@@ -373,7 +373,7 @@ def test_the_command_serves_until_it_is_stopped():
             assert said[0] == "loading models ...\n"
             address = said[1].split()[1]
             assert address.startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(address, timeout=30) as page:
+            with urllib.request.urlopen(address, timeout=300) as page:
                 policy = page.headers["Content-Security-Policy"]
                 assert "default-src 'none'" in policy
                 assert "connect-src 'self'" in policy
@@ -386,10 +386,10 @@ def test_the_command_serves_until_it_is_stopped():
             assert [89, 17, 129, 87] in [[round(value) for value in box["box"]] for box in boxes]
             assert post(f"{address}labels", {**fields, "photo": ("other.jpg", fields["photo"][1])})[0] == 200
             with pytest.raises(urllib.error.HTTPError, match="405"):
-                urllib.request.urlopen(f"{address}labels", timeout=30)
+                urllib.request.urlopen(f"{address}labels", timeout=300)
         finally:
             server.send_signal(signal.SIGINT)
-            _, error = server.communicate(timeout=30)
+            _, error = server.communicate(timeout=300)
     assert server.returncode == 130
     assert error.splitlines()[-1] == "stopped"
 
