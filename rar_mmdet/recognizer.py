@@ -344,10 +344,8 @@ class RegionRecognizer:
 
     def _cut_once(self, batch: list[ImageRegions]) -> list[ImageRegions]:
         """The regions with their crops, where encoder and ranker look at the same ones and they are few enough."""
-        cropper = self.ranker_cropper
         if (
-            cropper is None
-            or cropper != self.cropper
+            self.ranker_cropper != self.cropper  # also where no ranker is
             or isinstance(self.encoder, RegionEncoder)
             or sum(map(len, batch)) > self.region_batch
         ):
@@ -356,7 +354,7 @@ class RegionRecognizer:
         def cut(regions: ImageRegions) -> ImageRegions:
             if regions.crops is not None or not len(regions):
                 return regions
-            crops = crop_regions(cropper, regions)
+            crops = crop_regions(self.cropper, regions)
             return replace(regions, crops=RegionCrops(crops, crops))
 
         return [cut(regions) for regions in batch]

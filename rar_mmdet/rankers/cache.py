@@ -323,12 +323,16 @@ def read_answers(file: Path, batch: int = 1000) -> Iterator[dict[str, str | None
 
 def _source(file: Path, folder: Path) -> _Source:
     """The file, or a copy of it in `folder` with the WAL of a machine at work or killed: WALs are not shared."""
-    wal = Path(f"{file}-wal")
-    if not wal.is_file() or wal.stat().st_size == 0:
+    wal, copy = Path(f"{file}-wal"), folder / file.name
+    try:
+        has_wal = wal.stat().st_size > 0
+        if has_wal:
+            shutil.copyfile(wal, f"{copy}-wal")  # first: what moves from it into the file meanwhile is then in both
+    except FileNotFoundError:  # there is none, or its machine has just moved it into the file and left
+        has_wal = False
+    if not has_wal:
         file.stat()
         return _Source(file, is_copy=False)
-    copy = folder / file.name
-    shutil.copyfile(wal, f"{copy}-wal")  # first: what moves from it into the file meanwhile is then in both
     shutil.copyfile(file, copy)
     return _Source(copy, is_copy=True)
 

@@ -1,8 +1,10 @@
+import gc
 import logging
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -236,6 +238,27 @@ def test_every_machine_writes_its_own_file_and_reads_all(tmp_path, on_machine, g
     names = sorted(file.name for file in tmp_path.glob("*.sqlite"))
     assert names == ["answers.node-1.sqlite", "answers.node-2.sqlite", "answers.node-3.sqlite"]
     assert answers.get(kept) == {name: name for name in kept}
+
+
+def test_a_machine_that_leaves_while_its_file_is_looked_at(tmp_path, on_machine, monkeypatch):
+    """The last connection that closes moves the WAL into the file and removes it."""
+    on_machine("node-1")
+    open_answers(tmp_path).put({"a": "by node-1"})
+    gc.collect()
+    at_work = sqlite3.connect(tmp_path / "answers.node-1.sqlite")
+    at_work.execute("INSERT INTO answers VALUES ('other', 'sum', 'text')")
+    at_work.commit()
+    assert (tmp_path / "answers.node-1.sqlite-wal").stat().st_size > 0
+    copy = shutil.copyfile
+
+    def copy_too_late(source, target):
+        at_work.close()
+        return copy(source, target)
+
+    monkeypatch.setattr("rar_mmdet.rankers.cache.shutil.copyfile", copy_too_late)
+    on_machine("node-2")
+    assert open_answers(tmp_path).get(["a"]) == {"a": "by node-1"}
+    assert not (tmp_path / "answers.node-1.sqlite-wal").exists()
 
 
 def test_files_of_a_path(tmp_path, on_machine):
