@@ -39,7 +39,11 @@ def test_tools_are_commands(tool, command, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(path), run_name="__main__")
     assert stop.value.code == 0
-    assert f"usage: rar-mmdet {command}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"usage: rar-mmdet {command}" in said
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(path))["main"](["--help"])
+    assert capsys.readouterr().out == said
 
 
 def test_help_names_all_commands(capsys):

@@ -1,8 +1,16 @@
 """Fit a ranker's temperature and weight, and when not to ask. The same as `rar-mmdet calibrate ranker`."""
 
+from __future__ import annotations
+
 import sys
 
-from rar_mmdet.cli import main
+from rar_mmdet import cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main(["calibrate", "ranker", *(sys.argv[1:] if argv is None else argv)])
+
 
 if __name__ == "__main__":
-    sys.exit(main(["calibrate", "ranker", *sys.argv[1:]]))
+    sys.exit(main())
