@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageRegions", "RankStatus", "Ranking", "Recognition", "RegionCrops", "Shortlist"]
 
+_Checked = TypeVar("_Checked", "Ranking", "ImageRegions")
 _SHOWN = 10  # regions that `str(recognition)` spells out
 
 
@@ -70,6 +71,15 @@ class Shortlist:
     def __getitem__(self, regions: Tensor | slice) -> Shortlist:
         """The rows of the given regions (a slice, an index tensor or a boolean mask)."""
         return Shortlist(self.category_ids[regions], self.probs[regions])
+
+
+def _rows_of(whole: _Checked, names: Sequence[str], regions: Tensor | slice) -> _Checked:
+    """A copy of a frozen dataclass with rows of the named fields; rows of what was checked are not checked again."""
+    part = copy(whole)
+    for name in names:
+        values = getattr(whole, name)
+        object.__setattr__(part, name, None if values is None else values[regions])
+    return part
 
 
 @dataclass(frozen=True)
@@ -116,10 +126,7 @@ class Ranking:
 
     def __getitem__(self, regions: Tensor | slice) -> Ranking:
         """The rows of the given regions (a slice, an index tensor or a boolean mask)."""
-        part = copy(self)  # rows of what was checked are not checked again
-        for name in ("order", "log_probs", "status", "label_mass", "presence", "preferred"):
-            values = getattr(self, name)
-            object.__setattr__(part, name, None if values is None else values[regions])
+        part = _rows_of(self, ("order", "log_probs", "status", "label_mass", "presence", "preferred"), regions)
         if self.replies is not None:
             rows = torch.arange(len(self))[regions].tolist()
             object.__setattr__(part, "replies", tuple(self.replies[row] for row in rows))
@@ -273,12 +280,7 @@ class ImageRegions:
 
     def __getitem__(self, regions: Tensor | slice) -> ImageRegions:
         """The given regions of the same image (a slice, an index tensor or a boolean mask)."""
-
-        part = copy(self)  # rows of what was checked are not checked again
-        for name in ("boxes_xyxy", "box_scores", "masks", "crops", "class_scores"):
-            values = getattr(self, name)
-            object.__setattr__(part, name, None if values is None else values[regions])
-        return part
+        return _rows_of(self, ("boxes_xyxy", "box_scores", "masks", "crops", "class_scores"), regions)
 
     @property
     def image_hw(self) -> tuple[int, int] | None:

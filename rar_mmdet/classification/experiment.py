@@ -98,7 +98,7 @@ class FewShotRun:
             for row in rows:
                 if row not in TEXT_ALONE:
                     found[row][number] = [
-                        self._cell(row, row in ranked, draw, f"{number}-{draw.seed or 0}") for draw in draws
+                        self._cell(row, row in ranked, draw, _draw_name(number, draw)) for draw in draws
                     ]
         return found
 
@@ -112,10 +112,9 @@ class FewShotRun:
             further: names of files that are no cell of the table.
         """
         files = [self._file(name) for name in further]
+        draws = [_draw_name(number, draw) for number in shots for draw in self._draws(number, seeds)]
         for row in ranked:
-            draws = [(number, draw.seed) for number in shots for draw in self._draws(number, seeds)]
-            names = ["none"] if row in TEXT_ALONE else [f"{number}-{seed or 0}" for number, seed in draws]
-            files += [self._file(f"{row}{RANKED}-{name}") for name in names]
+            files += [self._cell_file(row, True, name) for name in (["none"] if row in TEXT_ALONE else draws)]
         return len(self.test) * sum(not file.is_file() for file in files)
 
     def offered(self, counts: Sequence[int]) -> dict[int, Places]:
@@ -163,7 +162,7 @@ class FewShotRun:
         for number in shots:
             files = []
             for draw in self._draws(number, seeds):
-                files.append(self._file(f"{RELEASED}-{number}-{draw.seed or 0}"))
+                files.append(self._file(f"{RELEASED}-{_draw_name(number, draw)}"))
                 if not files[-1].is_file():
                     labels = torch.tensor([example.label for example in draw.examples])
                     queries, exemplars = self._photos(self.test), self._photos(draw.examples)
@@ -173,6 +172,9 @@ class FewShotRun:
 
     def _file(self, name: str) -> Path:
         return self.out / "records" / f"{name}.jsonl"
+
+    def _cell_file(self, row: str, is_ranked: bool, name: str) -> Path:
+        return self._file(f"{row}{RANKED if is_ranked else ''}-{name}")
 
     def _draws(self, shots: str, seeds: Sequence[int]) -> list[Draw]:
         dataset = self.recipe.dataset
@@ -186,7 +188,7 @@ class FewShotRun:
         return [read_draw(file, dataset, shots=int(shots), seed=seed) for file, seed in zip(files, seeds, strict=True)]
 
     def _cell(self, row: str, is_ranked: bool, draw: Draw | None, name: str) -> Places:
-        file = self._file(f"{row}{RANKED if is_ranked else ''}-{name}")
+        file = self._cell_file(row, is_ranked, name)
         if not file.is_file():
             depth = min(max(KEPT_COLUMNS, self.recipe.num_candidates), self.recipe.dataset.num_classes)
             try:
@@ -231,6 +233,11 @@ class FewShotRun:
         labels = [example.label for example in self.test]
         names = self.recipe.dataset.display_names
         self._recorder.write(file, shortlist, names, truth=labels, is_ranked=is_ranked, num_candidates=num_candidates)
+
+
+def _draw_name(number: str, draw: Draw) -> str:
+    """How files name a draw of so many shots."""
+    return f"{number}-{draw.seed or 0}"
 
 
 def _with_truth(found: Shortlist, truth: Tensor, count: int) -> Shortlist:

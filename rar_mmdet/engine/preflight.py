@@ -161,16 +161,14 @@ def missing_assets(config: Config) -> list[str]:
     if dataset is not None:
         lines += _missing_of_dataset(dataset)
     model = config.get("model", {})
-    detector, source = (
-        model.get("module", model).get("detector"),
-        None,
-    )  # a wrapper for test-time augmentation has a module
+    detector = model.get("module", model).get("detector")  # a wrapper for test-time augmentation has a module
+    source = None
     if isinstance(detector, Mapping) and detector.get("type", "").removeprefix(_SCOPE) == "TransformersDetector":
         source = build_component(detector, "model.detector")
     checkpoint = config.get("load_from")
     if checkpoint and _is_local(checkpoint) and not os.path.isfile(checkpoint):
         lines.append(f"checkpoint: {checkpoint} (looked for in {os.getcwd()}){_BY_HUB_ID if source else ''}")
-    recognizers = list(find_recognizers(config.get("model", {})))
+    recognizers = list(find_recognizers(model))
     for where, recognizer in recognizers:
         lines += _missing_vocabulary(recognizer, where)
     if lines:  # what encoder and ranker miss they explain themselves

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_qwen3_vl import TINY_QWEN3_ROPE, TINY_QWEN3_VISION
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
@@ -55,17 +56,7 @@ def folder(tmp_path_factory):
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     torch.manual_seed(0)
     config = Qwen3VLConfig(
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "patch_size": 16,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-            "initializer_range": 0.3,
-        },
+        vision_config={**TINY_QWEN3_VISION},
         text_config={
             "vocab_size": len(vocab),
             "hidden_size": 32,
@@ -75,7 +66,7 @@ def folder(tmp_path_factory):
             "num_key_value_heads": 2,
             "head_dim": 8,
             "initializer_range": 0.3,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+            "rope_parameters": {**TINY_QWEN3_ROPE},
         },
         tie_word_embeddings=True,
         **dict(zip(names, (1, 2, 3, 4), strict=True)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_qwen3_vl import TINY_QWEN3_ROPE, TINY_QWEN3_VISION
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
@@ -208,21 +209,11 @@ class _Builders:
         from transformers import Qwen2VLImageProcessor, Qwen3VLVideoProcessor
 
         config = Qwen3VLConfig(
-            vision_config={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_heads": 2,
-                "out_hidden_size": 32,
-                "patch_size": 16,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0],
-                "initializer_range": 0.3,
-            },
+            vision_config={**TINY_QWEN3_VISION},
             text_config={
                 **text,
                 "head_dim": 8,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+                "rope_parameters": {**TINY_QWEN3_ROPE},
             },
             **_qwen_tokens(tokenizer),
         )
